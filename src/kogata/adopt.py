@@ -1,0 +1,66 @@
+"""Adoption: a user's model and task become a job, after everything that could go wrong later has been looked at now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from kogata import surgery
+from kogata.calibrate import Probe
+from kogata.errors import DataError
+from kogata.forms import Role
+from kogata.job import Job, Site, Task
+from kogata.method import Method, Only, WeightMethod
+
+
+def adopt(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
+    """The first job of a run; the model itself is never changed.
+
+    Raises DataError when the model has no weights, or weights that are NaN, infinite or complex, or when the calibration data
+    is empty or gives a loss that is not finite.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_complex():
+            raise DataError(f"model: {name} of shape {tuple(tensor.shape)} is complex; only real weights can be compressed.")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise DataError(
+                f"model: {name} of shape {tuple(tensor.shape)} holds {count} NaN or infinite values; every weight must be "
+                "finite. Load another checkpoint or train again."
+            )
+    if not surgery.sites(model):
+        raise DataError(f"model: {type(model).__name__} has no weight that can be compressed.")
+    job = Job(model=model, reference=model, task=task, seed=seed)
+    Probe(job)
+    return job
+
+
+def check(method: Method, job: Job) -> None:
+    """Raise NotApplicable or UsageError where the chain is illegal or a glob matches nothing, before anything is trained."""
+    method.check(roles(job), job)
+
+
+def roles(job: Job) -> dict[Site, frozenset[Role]]:
+    """What the leaves of each site are before the first step."""
+    return {
+        site: frozenset(leaf.role for _, leaf in surgery.form_at(job.model, site).leaves())
+        for site in surgery.sites(job.model)
+    }
+
+
+def plan(method: Method, job: Job) -> list[tuple[str, list[str] | None]]:
+    """Each step's title and the names of the weights it will try; None where it works on the model as a whole."""
+    held: Mapping[Site, frozenset[Role]] = roles(job)
+    lines: list[tuple[str, list[str] | None]] = []
+    for step in method.steps():
+        inner, within, sites = step, job, None
+        while isinstance(inner, Only):
+            inner, within = inner.method, within.within(inner.where)
+        if isinstance(inner, WeightMethod):
+            chosen = surgery.selected(within)
+            sites = [s.name for s in chosen if s.kind in inner.ABOUT.layers and held[s] & inner.ACCEPTS]
+        lines.append((step.title(), sites))
+        held = step.check(held, job)
+    return lines

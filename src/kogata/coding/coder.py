@@ -1,0 +1,101 @@
+"""What a coder is, and how the smallest of several is chosen."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
+from kogata.errors import FileFormatError
+
+
+class Coder(ABC):
+    """One way to write a plane as bytes. Coders hold no state: the same plane gives the same bytes, always."""
+
+    name: ClassVar[str]
+    tag: ClassVar[int]  # the byte that names this coder in a file: never reused, never changed
+    required_gain: ClassVar[float] = 0.0  # the share of the bytes it must save over the best coder before it
+
+    @abstractmethod
+    def accepts(self, spec: PlaneSpec) -> bool:
+        """Whether planes of this spec can be coded at all."""
+
+    @abstractmethod
+    def encode(self, plane: Plane) -> bytes | None:
+        """The plane as bytes, or None where this coder knows that another one does better."""
+
+    @abstractmethod
+    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+        """The array of ``spec`` again. Raises FileFormatError on malformed bytes."""
+
+
+def encode_smallest(plane: Plane, coders: tuple[Coder, ...]) -> tuple[Coder, bytes]:
+    """The coder that needs the fewest bytes, and those bytes behind its tag. The earlier coder wins a tie."""
+    best: tuple[Coder, bytes] | None = None
+    for coder in coders:
+        body = coder.encode(plane) if coder.accepts(plane.spec) else None
+        if body is not None and (best is None or len(body) + 1 < len(best[1]) * (1 - coder.required_gain)):
+            best = coder, bytes([coder.tag]) + body
+    if best is None:
+        names = ", ".join(coder.name for coder in coders)
+        raise ValueError(f"None of the coders ({names}) can code a plane of {plane.spec}.")
+    return best
+
+
+def decode_tagged(data: bytes, spec: PlaneSpec, coders: tuple[Coder, ...]) -> NDArray[Any]:
+    """Reverse ``encode_smallest``. Raises FileFormatError on malformed bytes."""
+    coder = next((coder for coder in coders if data and coder.tag == data[0] and coder.accepts(spec)), None)
+    if coder is None:
+        found = f"coder {data[0]}" if data else "no bytes"
+        raise FileFormatError(
+            f"A {spec.kind} plane of shape {spec.shape} has {found}, which this version cannot decode; "
+            "the file is damaged or newer than this program."
+        )
+    return coder.decode(data[1:], spec)
+
+
+def damaged(coder: Coder, spec: PlaneSpec, why: str) -> FileFormatError:
+    """The error for bytes that ``coder`` cannot have written."""
+    return FileFormatError(
+        f"A {spec.kind} plane of shape {spec.shape} coded as {coder.name} is damaged: {why}. Get the file again."
+    )
+
+
+def as_symbols(plane: Plane) -> tuple[NDArray[np.uint16], int]:
+    """A mask or symbol plane as a flat array of uint16 and the size of its alphabet, which is 2 for a mask."""
+    return plane.array.ravel().astype(np.uint16), alphabet_of(plane.spec)
+
+
+def alphabet_of(spec: PlaneSpec) -> int:
+    """Number of symbols of a mask or symbol plane."""
+    return 2 if spec.kind is PlaneKind.MASK else spec.alphabet
+
+
+def from_symbols(symbols: NDArray[Any], spec: PlaneSpec) -> NDArray[Any]:
+    """Reverse ``as_symbols``."""
+    return symbols.astype(spec.array_dtype, copy=False).reshape(spec.shape)
+
+
+def byte_array(data: bytes) -> NDArray[np.uint8]:
+    """Bytes as a writable array: the kernels take one type for what they read and what they write."""
+    return np.frombuffer(bytearray(data), np.uint8)
+
+
+def write_varint(value: int) -> bytes:
+    """LEB128: seven bits a byte, least significant first, the top bit set on all but the last byte."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at ``at`` (below 2**63) and where the next byte lies. Raises FileFormatError if it does not end."""
+    value = 0
+    for shift, byte in enumerate(data[at : at + 9]):
+        value |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return value, at + shift + 1
+    raise FileFormatError("A number in a coded plane does not end; the file is damaged or truncated.")

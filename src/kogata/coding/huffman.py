@@ -1,0 +1,126 @@
+"""Canonical Huffman codes (Huffman, 1952), at most 16 bits long, with optimal lengths by package-merge.
+
+Larmore and Hirschberg, "A fast algorithm for optimal length-limited Huffman codes", 1990: a coin of denomination 2**-l
+for every symbol and length l; buying n - 1 units of value at the least total weight tells how long each code must be.
+"""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kogata.coding.adaptive import Adaptive
+from kogata.coding.coder import (
+    Coder,
+    alphabet_of,
+    as_symbols,
+    byte_array,
+    damaged,
+    from_symbols,
+    read_varint,
+    write_varint,
+)
+from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
+
+MAX_LENGTH = 16
+LENGTHS_ALPHABET = MAX_LENGTH + 1
+
+
+class Huffman(Coder):
+    """Symbols and masks. Stores the code length of every symbol (coded adaptively), then the codes."""
+
+    name: ClassVar[str] = "huffman"
+    tag: ClassVar[int] = 4
+
+    def accepts(self, spec: PlaneSpec) -> bool:
+        return spec.kind in (PlaneKind.SYMBOLS, PlaneKind.MASK)
+
+    def encode(self, plane: Plane) -> bytes | None:
+        from kogata.coding.kernels import bits
+
+        if not plane.spec.size:
+            return None  # no symbol to build a code from
+        counts = plane.counts()
+        lengths = code_lengths(counts)
+        header = Adaptive().encode(Plane.symbols(lengths, LENGTHS_ALPHABET))
+        if header is None:
+            return None  # more lengths than may be coded adaptively, or lengths like noise
+        prefix = write_varint(len(header)) + header
+        if np.count_nonzero(lengths) == 1:
+            return prefix  # one symbol alone needs no bits
+        out = np.empty((int(counts @ lengths) + 7) // 8, np.uint8)
+        bits.write_codes(as_symbols(plane)[0], _codes(lengths), lengths, out)
+        return prefix + out.tobytes()
+
+    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+        from kogata.coding.kernels import bits
+
+        header_bytes, at = read_varint(data, 0)
+        lengths_spec = PlaneSpec(PlaneKind.SYMBOLS, (alphabet_of(spec),), "uint8", LENGTHS_ALPHABET)
+        lengths = Adaptive().decode(data[at : at + header_bytes], lengths_spec)
+        body = byte_array(data[at + header_bytes :])
+        used = np.flatnonzero(lengths)
+        if len(used) == 1:
+            return from_symbols(np.full(spec.size, used[0], np.uint16), spec)
+        if int(np.sum(1 << (MAX_LENGTH - lengths[used].astype(np.int64)))) != 1 << MAX_LENGTH:
+            raise damaged(self, spec, "its code lengths are not those of a complete prefix code")
+        symbols = np.empty(spec.size, np.uint16)
+        if (bits.read_codes(body, _decoding_table(lengths), symbols) + 7) // 8 != len(body):
+            raise damaged(self, spec, "its last symbol is not where its bytes end")
+        return from_symbols(symbols, spec)
+
+
+def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Optimal code lengths of at most 16 bits: 0 for a symbol that never occurs, 1 for one that occurs alone."""
+    lengths = np.zeros(len(counts), np.uint8)
+    used = np.flatnonzero(counts)
+    used = used[np.argsort(counts[used], kind="stable")]
+    if len(used) == 1:
+        lengths[used] = 1
+        return lengths
+    coins = counts[used]
+    packages = np.empty(0, np.int64)
+    are_coins: list[NDArray[np.bool_]] = []  # per denomination, smallest first: which of the sorted items are coins
+    for _ in range(MAX_LENGTH):
+        weights = np.concatenate([coins, packages])
+        order = np.argsort(weights, kind="stable")
+        are_coins.append(order < len(coins))
+        pairs = weights[order][: len(weights) // 2 * 2].reshape(-1, 2)
+        packages = pairs.sum(axis=1)
+    bought = 2 * len(coins) - 2
+    for are_coin in reversed(are_coins):
+        n_coins = int(np.count_nonzero(are_coin[:bought]))
+        lengths[used[:n_coins]] += 1
+        bought = 2 * (bought - n_coins)
+    return lengths
+
+
+def _canonical_order(lengths: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The used symbols, shorter codes first, then by symbol."""
+    used = np.flatnonzero(lengths)
+    return used[np.argsort(lengths[used], kind="stable")]
+
+
+def _codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """The canonical code of every symbol, its first bit lowest, as the bit stream wants it."""
+    order = _canonical_order(lengths)
+    shares = 1 << (MAX_LENGTH - lengths[order].astype(np.int64))
+    codes = np.zeros(len(lengths), np.uint16)
+    codes[order] = _reversed_bits(np.cumsum(shares) - shares)
+    return codes
+
+
+def _decoding_table(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """For every window of the longest code's length: symbol << 16 | length of the code at its low end."""
+    order = _canonical_order(lengths)
+    width = int(lengths.max())
+    entries = (order << 16 | lengths[order]).astype(np.uint32)
+    by_code = np.repeat(entries, 1 << (width - lengths[order].astype(np.int64)))
+    return by_code[_reversed_bits(np.arange(1 << width)) >> (MAX_LENGTH - width)]
+
+
+def _reversed_bits(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """16-bit numbers read from the other end."""
+    for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
+        values = (values >> shift & mask) | (values & mask) << shift
+    return values

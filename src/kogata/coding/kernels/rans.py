@@ -1,0 +1,119 @@
+"""Range asymmetric numeral systems over eight interleaved states (Duda, arXiv:1311.2540; Giesen, arXiv:1402.3392).
+
+With f the frequency of s, c the sum of the frequencies before it and M = 2**12 their total, a state x in
+[2**16, 2**32) is
+
+    encode  x <- (x // f) M + c + x mod f      after moving 16 bits out while x >= f 2**20
+    decode  x <- f (x // M) + x mod M - c      s being the one with c <= x mod M < c + f; then 16 bits in if x < 2**16
+
+so one step never moves more than one word, and renormalisation needs no branch. Eight states run as eight local
+variables, because one alone would wait for its own table look-up and multiplication at every symbol.
+"""
+
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportReturnType=false
+# Numba has no type stubs and its scalars are no ints to a type checker; the annotations are for readers and callers.
+
+import numpy as np
+from numba import njit, uint32, uint64
+from numpy.typing import NDArray
+
+LANES = 8
+SCALE_BITS = 12
+SCALE = 1 << SCALE_BITS
+LOWEST_STATE = 1 << 16
+
+
+@njit(cache=True, nogil=True)
+def histogram(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each of 256 symbols occurs. Four tables take turns, lest equal symbols wait for one another."""
+    counts = np.zeros((4, 256), np.int64)
+    whole = len(symbols) // 4 * 4
+    for i in range(0, whole, 4):
+        counts[0, symbols[i]] += 1
+        counts[1, symbols[i + 1]] += 1
+        counts[2, symbols[i + 2]] += 1
+        counts[3, symbols[i + 3]] += 1
+    for i in range(whole, len(symbols)):
+        counts[0, symbols[i]] += 1
+    return counts.sum(axis=0)
+
+
+@njit(inline="always")
+def _push(
+    x: int, symbol: int, freqs: NDArray[np.uint32], starts: NDArray[np.uint32], words: NDArray[np.uint16], at: int
+) -> tuple[int, int]:
+    freq = freqs[symbol]
+    words[at - uint64(1)] = np.uint16(x)
+    full = uint32(x >> uint32(20)) >= freq
+    at = at - uint64(full)
+    x = uint32(x >> uint32(16)) if full else x
+    quotient = uint32(x // freq)
+    return uint32(uint32(quotient * uint32(SCALE - freq)) + x + starts[symbol]), at
+
+
+@njit(inline="always")
+def _pop(x: int, table: NDArray[np.uint32], words: NDArray[np.uint16], at: int) -> tuple[int, int, int]:
+    entry = table[x & uint32(SCALE - 1)]
+    offset = uint32(uint32(entry >> uint32(8)) & uint32(SCALE - 1))
+    x = uint32(uint32(uint32(entry >> uint32(20)) * uint32(x >> uint32(SCALE_BITS))) + offset)
+    refilled = uint32(uint32(x << uint32(16)) | uint32(words[at]))  # loaded always: a conditional load is a branch
+    low = x < uint32(LOWEST_STATE)
+    x = refilled if low else x
+    return np.uint8(entry), x, at + uint64(low)
+
+
+@njit(cache=True, nogil=True)
+def encode(
+    symbols: NDArray[np.uint8],
+    freqs: NDArray[np.uint32],
+    starts: NDArray[np.uint32],
+    words: NDArray[np.uint16],
+    states: NDArray[np.uint32],
+) -> int:
+    """Code ``symbols`` (a multiple of 8 of them) into the end of ``words``. Returns where the words begin.
+
+    ``states`` receives the eight final states, and ``words`` has room for one word a symbol and one more.
+    """
+    x0 = x1 = x2 = x3 = x4 = x5 = x6 = x7 = uint32(LOWEST_STATE)
+    at = uint64(len(words))
+    for i in range(len(symbols) - LANES, -1, -LANES):
+        x7, at = _push(x7, symbols[i + 7], freqs, starts, words, at)
+        x6, at = _push(x6, symbols[i + 6], freqs, starts, words, at)
+        x5, at = _push(x5, symbols[i + 5], freqs, starts, words, at)
+        x4, at = _push(x4, symbols[i + 4], freqs, starts, words, at)
+        x3, at = _push(x3, symbols[i + 3], freqs, starts, words, at)
+        x2, at = _push(x2, symbols[i + 2], freqs, starts, words, at)
+        x1, at = _push(x1, symbols[i + 1], freqs, starts, words, at)
+        x0, at = _push(x0, symbols[i], freqs, starts, words, at)
+    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+    states[4], states[5], states[6], states[7] = x4, x5, x6, x7
+    return at
+
+
+@njit(cache=True, nogil=True)
+def decode(
+    states: NDArray[np.uint32], words: NDArray[np.uint16], table: NDArray[np.uint32], out: NDArray[np.uint8]
+) -> int:
+    """Fill ``out`` (a multiple of 8 symbols) and leave the final states in ``states``. Returns the words read, or -1.
+
+    ``table`` (4096) packs frequency, x mod M - c and symbol in 12, 12 and 8 bits. The last 8 of ``words`` are
+    padding: -1 says that the real ones did not suffice.
+    """
+    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+    x4, x5, x6, x7 = states[4], states[5], states[6], states[7]
+    at = uint64(0)
+    end = uint64(len(words) - LANES)
+    for i in range(0, len(out), LANES):
+        if at > end:
+            return -1
+        out[i], x0, at = _pop(x0, table, words, at)
+        out[i + 1], x1, at = _pop(x1, table, words, at)
+        out[i + 2], x2, at = _pop(x2, table, words, at)
+        out[i + 3], x3, at = _pop(x3, table, words, at)
+        out[i + 4], x4, at = _pop(x4, table, words, at)
+        out[i + 5], x5, at = _pop(x5, table, words, at)
+        out[i + 6], x6, at = _pop(x6, table, words, at)
+        out[i + 7], x7, at = _pop(x7, table, words, at)
+    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+    states[4], states[5], states[6], states[7] = x4, x5, x6, x7
+    return at

@@ -1,0 +1,86 @@
+"""The flow, from a trained model to one small file and its report. Read it top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from kogata import artifact, measure, surgery
+from kogata.adopt import adopt, check
+from kogata.calibrate import Probe
+from kogata.engines import Engine, OnnxRuntime
+from kogata.folder import Folder
+from kogata.job import Job, Step, Task
+from kogata.method import Method
+from kogata.recipe import Recipe
+from kogata.report import html
+from kogata.report.data import Report
+
+log = logging.getLogger("kogata")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a compression gave: the folder of the run, the file in it, the model loaded back from it, and the report."""
+
+    folder: Path
+    path: Path
+    model: nn.Module
+    report: Report
+
+
+def compress(
+    model: nn.Module, task: Task, method: Method | Recipe, *, output: Path | str | None = None, seed: int = 0,
+    engine: Engine | None = OnnxRuntime(), resume: bool = False, command: str = "",
+) -> Result:  # fmt: skip
+    """Compress ``model`` by ``method``, write ``model.kogata``, and measure what was read back from it.
+
+    ``output`` is a folder that must be new or empty, unless ``resume`` goes on with an interrupted run; None makes a temporary
+    one. ``engine`` None measures no latency. Raises a KogataError that says what to do; the model is never changed.
+
+    >>> import torch, kogata
+    >>> from kogata.methods import KMeans
+    >>> model = torch.nn.Linear(64, 64)
+    >>> result = kogata.compress(model, kogata.Task(calibration=[torch.randn(8, 64)]), KMeans(clusters=4), engine=None)
+    >>> result.report.alpha > 10
+    True
+    """
+    recipe = method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
+    folder = Folder(Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="kogata-")))
+    job = adopt(model, task, seed=seed)
+    check(recipe.method, job)
+    folder.begin(recipe.resolved(), job, resume=resume)
+    with folder.logging():
+        job, steps = run(job, recipe.method.steps(), folder)
+        log.info("packing %s", folder.model)
+        graph, notes = measure.graph(job, engine)
+        packed = artifact.pack(job.model, graph)
+        artifact.write(folder.model, packed)
+        job = replace(job, model=artifact.load(folder.model, into=surgery.clone(model)))  # nothing else is trusted now
+        log.info("measuring in %s", engine.name if engine else "PyTorch")
+        report = measure.report(job, recipe, steps, packed, folder, engine, notes, command)
+        html.write(report, folder.page)
+        report.save(folder.report)
+        folder.finish()
+    return Result(folder=folder.path, path=folder.model, model=job.model, report=report)
+
+
+def run(job: Job, methods: Sequence[Method], folder: Folder) -> tuple[Job, list[Step]]:
+    """Apply each step that the folder does not already hold, and checkpoint after it."""
+    job, steps = folder.restore(job)
+    for number, method in enumerate(methods[len(steps) :], len(steps) + 1):
+        log.info("step %d of %d: %s", number, len(methods), method.title())
+        started, before = time.perf_counter(), surgery.bits(job.model)
+        job = method.apply(replace(job, folder=folder.checkpoints, epochs=()))
+        steps.append(Step(
+            name=method.title(), settings=method.settings(), seconds=time.perf_counter() - started, bits_before=before,
+            bits_after=surgery.bits(job.model), loss=Probe(job).base, epochs=job.epochs,
+        ))  # fmt: skip
+        folder.save(job, steps)
+    return job, steps

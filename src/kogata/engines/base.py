@@ -1,0 +1,28 @@
+"""What an engine is: it turns a model into something that runs, and runs it on the model's own inputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import nn
+
+from kogata.artifact import Artifact
+
+
+class Session(nn.Module, ABC):
+    """A model loaded in an engine. Called like the model it came from, on tensors, so a task can evaluate it."""
+
+
+class Engine(ABC):
+    """A runtime for inference on this machine."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def open_model(self, model: nn.Module, inputs: Any) -> Session:
+        """A plain model in the engine; ``inputs`` are those of one batch. Raises EngineError when it cannot run it."""
+
+    @abstractmethod
+    def open_file(self, artifact: Artifact, model: nn.Module) -> Session:
+        """A file's contents in the engine; ``model`` is the same file loaded into the user's class."""

@@ -1,0 +1,156 @@
+"""ONNX graphs whose weights live in forms: export, take the weights out, put them back.
+
+A graph in a ``.kogata`` file holds no weight. Each initializer that equals a tensor some form regenerates (the weight itself,
+or a factor of it that a lowered layer uses) is bound to that form, by content; what equals none stays in the graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+import zstandard
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from kogata import surgery
+from kogata.artifact import Artifact, Graph, nodes
+from kogata.errors import EngineError, FileFormatError
+from kogata.forms import Form
+
+OPSET = 18
+MAX_GRAPH = 256 << 20  # bytes of a graph once inflated; it holds no weights
+SMALL = 16  # initializers of fewer bytes are cheaper in the graph than bound
+
+
+def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
+    """A plain model as ONNX with its weights inside, batch size free where the model allows it.
+
+    Raises EngineError, with the exporter's reason, when the model cannot be exported.
+    """
+    args = () if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    kwargs = dict(inputs) if isinstance(inputs, Mapping) else None
+    free = [_free(value) for value in (kwargs or dict(enumerate(args))).values()]
+    names = list(kwargs or ())
+    shapes: Any = dict(zip(names, free, strict=True)) if kwargs else tuple(free)
+    with _quiet():
+        try:
+            program = _program(model, args, kwargs, shapes)
+        except Exception:  # the exporter raises of many kinds; the reason is in the second attempt's
+            try:
+                program = _program(model, args, kwargs, None)
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise EngineError(f"onnxruntime: {type(model).__name__} cannot be exported to ONNX: {reason}") from error
+    proto = cast("onnx.ModelProto", program.model_proto)
+    _strip_notes(proto)
+    return proto
+
+
+def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, shapes: Any) -> Any:
+    return torch.onnx.export(
+        model, args, kwargs=kwargs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, dynamic_shapes=shapes,
+    )  # fmt: skip
+
+
+def _free(value: Any) -> Any:
+    return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.ndim and value.shape[0] > 1 else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on both streams and in warnings; what matters of it is in the error it raises."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip_notes(proto: onnx.ModelProto) -> None:
+    """Drop source lines, stack traces and shapes of inner values: they cost bytes and name paths of this machine."""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    for node in graph.node:
+        node.ClearField("name")
+    del graph.value_info[:]
+    for field in ("producer_name", "producer_version"):
+        proto.ClearField(field)
+
+
+def bind(proto: onnx.ModelProto, model: nn.Module) -> Graph:
+    """The graph without the initializers that forms of ``model`` regenerate. ``proto`` is left without them."""
+    wanted = {init.name: _digest(numpy_helper.to_array(init)) for init in proto.graph.initializer if _large(init)}
+    missing = set(wanted.values())
+    places: dict[bytes, tuple[str, str, bool]] = {}
+    for site in surgery.sites(model):
+        for path, form in nodes(surgery.form_at(model, site)):
+            array = _array(form)
+            for transposed in (False, True) if array.ndim == 2 else (False,):
+                digest = _digest(array.T if transposed else array)
+                if digest in missing:
+                    places.setdefault(digest, (site.name, path, transposed))
+    bindings = {name: places[digest] for name, digest in wanted.items() if digest in places}
+    for init in proto.graph.initializer:
+        if init.name in bindings:
+            init.ClearField("raw_data")
+    compressor = zstandard.ZstdCompressor(level=19, write_content_size=True)
+    return Graph(data=compressor.compress(proto.SerializeToString(deterministic=True)), bindings=bindings)
+
+
+def fill(artifact: Artifact) -> onnx.ModelProto:
+    """The runnable graph of a file, its weights regenerated by the file's forms.
+
+    Raises FileFormatError when the file has no graph or a damaged one.
+    """
+    if artifact.graph is None:
+        raise FileFormatError(f"{artifact.source}: carries no engine graph; load it with the model's class: kogata.load().")
+    proto = onnx.ModelProto()
+    try:
+        size = zstandard.frame_content_size(artifact.graph.data)
+        if not 0 <= size <= MAX_GRAPH:
+            raise ValueError(f"a graph of {size} bytes")
+        proto.ParseFromString(zstandard.ZstdDecompressor().decompress(artifact.graph.data))
+        trees = {names[0]: dict(nodes(form)) for names, form in artifact.forms.items()}
+        for init in proto.graph.initializer:
+            if init.name in artifact.graph.bindings:
+                site, path, transposed = artifact.graph.bindings[init.name]
+                array = _array(trees[site][path])
+                array = array.T if transposed else array
+                init.raw_data = np.ascontiguousarray(array).tobytes()
+                if array.size != int(np.prod(init.dims)):
+                    raise ValueError(f"initializer {init.name} has shape {list(init.dims)}, its form {array.shape}")
+    except (KeyError, ValueError, zstandard.ZstdError) as error:
+        raise FileFormatError(f"{artifact.source}: its engine graph is damaged: {error}.") from None
+    except Exception as error:  # protobuf's DecodeError, which its implementations define in different places
+        raise FileFormatError(f"{artifact.source}: its engine graph is no ONNX model: {error}.") from None
+    return proto
+
+
+def _large(init: onnx.TensorProto) -> bool:
+    return len(init.raw_data) >= SMALL
+
+
+def _array(form: Form) -> np.ndarray:
+    return form.dense().detach().cpu().numpy()
+
+
+def _digest(array: np.ndarray) -> bytes:
+    """Of the values in row-major order and their type, whatever the shape: lowered layers reshape factors."""
+    return hashlib.sha256(array.dtype.str.encode() + np.ascontiguousarray(array).tobytes()).digest()

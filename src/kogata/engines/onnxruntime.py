@@ -1,0 +1,76 @@
+"""ONNX Runtime on the CPU: the default engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from kogata import surgery
+from kogata.artifact import Artifact, read
+from kogata.engines import onnx_graph
+from kogata.engines.base import Engine, Session
+from kogata.errors import DataError, EngineError
+
+
+@final
+class OnnxSession(Session):
+    """A graph in ONNX Runtime, on as many threads as torch uses; called with tensors or arrays."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions share no public base class
+            raise EngineError(f"onnxruntime: cannot load the graph: {str(error).splitlines()[0]}") from None
+        self._inputs = [value.name for value in self._session.get_inputs()]
+
+    def forward(self, *args: Tensor | np.ndarray, **kwargs: Tensor | np.ndarray) -> Any:
+        """The outputs as tensors: one, or a tuple. Raises DataError when the inputs do not fit the graph."""
+        given = dict(kwargs) or dict(zip(self._inputs, args, strict=False))
+        feed = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in given.items()}
+        try:
+            outputs = self._session.run(None, feed)
+        except Exception as error:  # as above
+            raise DataError(f"onnxruntime: inputs {_shapes(feed)} do not fit the graph: {str(error).splitlines()[0]}") from None
+        tensors = tuple(torch.from_numpy(output) for output in outputs)
+        return tensors[0] if len(tensors) == 1 else tensors
+
+
+@final
+class OnnxRuntime(Engine):
+    """The graph of the lowered model, weights from the file's forms."""
+
+    name = "onnxruntime"
+
+    def open_model(self, model: nn.Module, inputs: Any) -> Session:
+        """Export, then load."""
+        return OnnxSession(onnx_graph.export(surgery.lower(model).eval(), inputs))
+
+    def open_file(self, artifact: Artifact, model: nn.Module) -> Session:
+        """The file's own graph and weights: nothing of ``model`` is used."""
+        return OnnxSession(onnx_graph.fill(artifact))
+
+
+def _shapes(feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in feed.items()}
+
+
+def run(path: Path | str) -> OnnxSession:
+    """A file as something to call, in ONNX Runtime, without the model's code.
+
+    The session takes the model's inputs as tensors or arrays, by position or by name. Raises FileFormatError when the file is
+    damaged or carries no graph.
+    """
+    return OnnxSession(onnx_graph.fill(read(Path(path))))

@@ -1,0 +1,41 @@
+"""Every error Kogata raises on purpose. Each message says what, where, what was expected and what to do."""
+
+
+class KogataError(Exception):
+    """Base of all errors a user can act on; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(KogataError):
+    """A setting, recipe, option or layer name is wrong."""
+
+    exit_code = 2
+
+
+class NotApplicable(UsageError):  # noqa: N818 - reads as the reason it is
+    """A method cannot be applied here: wrong kind of layer, illegal order, or nothing would become smaller."""
+
+
+class TargetMissed(KogataError):
+    """The run finished, but its result misses the budget that was asked for."""
+
+    exit_code = 3
+
+
+class DataError(KogataError):
+    """Data, weights, or what a task file returns cannot be used: missing, empty, NaN."""
+
+    exit_code = 4
+
+
+class FileFormatError(KogataError):
+    """A ``.kogata`` file is damaged, truncated, of a newer schema, or does not fit the model."""
+
+    exit_code = 5
+
+
+class EngineError(KogataError):
+    """An engine cannot export, load or run a model."""
+
+    exit_code = 6

@@ -1,0 +1,93 @@
+"""Affine: entries are scale · (code − zero point), codes of a few bits, one scale for each group of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kogata.coding.plane import Plane
+from kogata.forms.base import Dense, Form, Role, index_dtype
+
+
+class Affine(Form):
+    """Uniform quantization of a tensor seen as rows ``[shape[0], -1]`` (a vector is one row) cut into groups.
+
+    ``code`` (uint8, of ``shape``) is in ``[0, 2**bits)``; ``scale`` and ``zero`` have shape ``[rows, groups]``. The last
+    group of a row may be shorter. ``zero`` is uint8 in ``[0, 2**bits)``. The scales are trainable, the codes are not.
+    """
+
+    code: Tensor
+    zero: Tensor
+    scale: Form
+
+    def __init__(self, code: Tensor, scale: Form, zero: Tensor, *, bits: int, group: int) -> None:
+        super().__init__()
+        self.shape, self.bits, self.group = code.shape, bits, group
+        self.register_buffer("code", code)
+        self.register_buffer("zero", zero)
+        self.scale = scale
+
+    @classmethod
+    def of(cls, weight: Tensor, scale: Tensor, zero: Tensor, *, bits: int, group: int) -> Self:
+        """Round ``weight`` to the nearest code under ``scale`` and ``zero``, both ``[rows, groups]``."""
+        code = grouped(as_rows(weight), scale, group, lambda rows, s, z: rows.div(s).round_().add_(z), zero)
+        codes = code.clamp_(0, 2**bits - 1).to(torch.uint8).reshape(weight.shape)
+        return cls(codes, Dense(scale, Role.SCALE), zero.to(torch.uint8), bits=bits, group=group)
+
+    def dense(self) -> Tensor:
+        """scale · (code − zero), of ``shape``."""
+        scale = self.scale.dense()
+        code, zero = as_rows(self.code).to(scale.dtype), self.zero.to(scale.dtype)
+        return grouped(code, scale, self.group, lambda rows, s, z: rows.sub(z) * s, zero).reshape(self.shape)
+
+    def planes(self) -> dict[str, Plane]:
+        """Codes and zero points, both under an alphabet of 2**bits."""
+        alphabet = 2**self.bits
+        return {
+            "code": Plane.symbols(self.code.cpu().numpy(), alphabet),
+            "zero": Plane.symbols(self.zero.cpu().numpy(), alphabet),
+        }
+
+    def header(self) -> dict[str, Any]:
+        """Bits and group size."""
+        return {"bits": self.bits, "group": self.group}
+
+    @classmethod
+    def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
+        """Rebuild; raises ValueError when scales do not fit the rows and groups."""
+        bits, group = header["bits"], header["group"]
+        code, zero, scale = torch.from_numpy(planes["code"]), torch.from_numpy(planes["zero"]), parts["scale"]
+        if not (isinstance(bits, int) and 1 <= bits <= 8 and isinstance(group, int) and group >= 1):
+            raise ValueError(f"bits {bits!r} and group {group!r}")
+        rows, columns = as_rows(code).shape
+        expected = (rows, -(-columns // group))
+        if tuple(scale.shape) != expected or tuple(zero.shape) != expected:
+            raise ValueError(f"scales {tuple(scale.shape)}, zero points {tuple(zero.shape)}, expected {expected}")
+        return cls(code.to(index_dtype(2**bits)), scale, zero.to(torch.uint8), bits=bits, group=group)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """``[shape[0], -1]``; a vector is one row."""
+    return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)
+
+
+def grouped(
+    rows: Tensor, scale: Tensor, group: int, formula: Callable[[Tensor, Tensor, Tensor], Tensor], zero: Tensor
+) -> Tensor:
+    """``formula(rows, scale, zero)`` where each group of ``rows`` (``[rows, columns]``) meets its own scale and zero point.
+
+    Scales are broadcast, not copied, over whole groups; a shorter group at the end of each row is computed by itself.
+    """
+    count, columns = rows.shape
+    whole = columns // group
+    parts = list[Tensor]()
+    if whole:
+        blocks = rows[:, : whole * group].reshape(count, whole, group)
+        parts.append(formula(blocks, scale[:, :whole, None], zero[:, :whole, None]).reshape(count, -1))
+    if whole * group < columns:
+        parts.append(formula(rows[:, whole * group :], scale[:, whole:], zero[:, whole:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -1,0 +1,55 @@
+"""Codebook: every entry is one of k shared values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kogata.coding.plane import Plane
+from kogata.forms.base import Dense, Form, Role, index_dtype
+
+
+class Codebook(Form):
+    """Entry i is ``table[index[i]]``; ``index`` (an integer tensor of ``shape``) is fixed, ``table`` (``[k]``) is trainable.
+
+    The gradient of a centroid is the sum of the gradients of its members (Han, Mao, Dally, arXiv 1510.00149, equation 3):
+    autograd's rule for indexing.
+    """
+
+    index: Tensor
+    table: Form
+
+    def __init__(self, index: Tensor, table: Form) -> None:
+        super().__init__()
+        self.shape = index.shape
+        self.register_buffer("index", index)
+        self.table = table
+
+    @classmethod
+    def of(cls, index: Tensor, table: Tensor) -> Self:
+        """Store ``index`` in the narrowest type and train ``table``."""
+        return cls(index.to(index_dtype(len(table))), Dense(table, Role.TABLE))
+
+    def dense(self) -> Tensor:
+        """The centroid of each entry."""
+        return self.table.dense().index_select(0, self.index.flatten().to(torch.int32)).reshape(self.shape)
+
+    def planes(self) -> dict[str, Plane]:
+        """The indices, under an alphabet of k."""
+        return {"index": Plane.symbols(self.index.cpu().numpy(), self.table.shape[0])}
+
+    def header(self) -> dict[str, Any]:
+        """Nothing: the table knows k."""
+        return {}
+
+    @classmethod
+    def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
+        """Rebuild; raises ValueError when an index points past the table."""
+        index, table = torch.from_numpy(planes["index"].astype(np.int32)), parts["table"]
+        if len(table.shape) != 1 or (index.numel() and int(index.max()) >= table.shape[0]):
+            raise ValueError(f"an index up to {int(index.max())} into a table of shape {tuple(table.shape)}")
+        return cls(index.to(index_dtype(table.shape[0])), table)

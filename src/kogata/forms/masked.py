@@ -1,0 +1,73 @@
+"""Masked: most entries are zero; the others are a nested form over the kept values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kogata.coding.plane import Plane
+from kogata.forms.base import Dense, Form, Role
+
+
+class Masked(Form):
+    """Zeros of ``shape``, but ``values`` (``[kept]``) at the flat, ascending ``position`` (int32, ``[kept]``).
+
+    Pruned entries have no parameter, so no optimizer can revive them, and a training step costs what is kept.
+    """
+
+    position: Tensor
+    values: Form
+
+    def __init__(self, position: Tensor, values: Form, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = torch.Size(shape)
+        self.register_buffer("position", position)
+        self.values = values
+
+    @classmethod
+    def of(cls, weight: Tensor, mask: Tensor) -> Self:
+        """The entries of ``weight`` where ``mask`` (bool, of its shape) is true, as trainable values."""
+        position = mask.flatten().nonzero().flatten().to(torch.int32)
+        return cls(position, Dense(weight[mask], Role.VALUES), weight.shape)
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, of ``shape``: true where an entry is kept."""
+        mask = torch.zeros(self.shape.numel(), dtype=torch.bool, device=self.position.device)
+        return mask.index_fill(0, self.position.long(), True).reshape(self.shape)
+
+    def dense(self) -> Tensor:
+        """Zeros with the values put in place."""
+        values = self.values.dense()
+        flat = values.new_zeros(self.shape.numel()).index_put((self.position.long(),), values)
+        return flat.reshape(self.shape)
+
+    def kept(self) -> int:
+        """The entries that are not pruned."""
+        return self.values.kept()
+
+    def planes(self) -> dict[str, Plane]:
+        """The mask, in the shape of the weight, so that a coder can learn how dense each row and column is."""
+        return {"mask": Plane.mask(self.mask.cpu().numpy())}
+
+    def header(self) -> dict[str, Any]:
+        """Nothing: the mask's plane knows its shape."""
+        return {}
+
+    @classmethod
+    def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
+        """Rebuild; raises ValueError when the count of values is not the count of kept entries."""
+        mask, values = planes["mask"], parts["values"]
+        position = torch.from_numpy(np.flatnonzero(mask).astype(np.int32))
+        if tuple(values.shape) != tuple(position.shape):
+            raise ValueError(f"a mask that keeps {len(position)} entries with values of shape {tuple(values.shape)}")
+        return cls(position, values, mask.shape)
+
+    def folded(self) -> Form:
+        """A mask over the kept values of a mask is one mask over the weight."""
+        inner = self.values
+        return Masked(self.position[inner.position.long()], inner.values, self.shape) if isinstance(inner, Masked) else self

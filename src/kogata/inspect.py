@@ -1,0 +1,93 @@
+"""Where the bytes of a model or of a file lie, layer by layer, and how many of them are needed.
+
+The entropy of a model's floats is that of their bytes, each position of the byte apart, under a static zero-order
+model: what a coder that knows nothing of the layer could reach without changing a single weight. That of a file is its
+planes' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kogata import profile, surgery
+from kogata.artifact import Artifact, Stored
+from kogata.coding.plane import entropy_bits
+from kogata.forms import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLayer:
+    """One matrix of a model in memory."""
+
+    site: str
+    aliases: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    macs: int | None  # of one sample; None for layers that do not multiply a matrix
+    bytes: int
+    bits_per_weight: float
+    entropy_bits_per_weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLayer:
+    """One matrix of a file: its form in words, how many of its entries are stored, and the planes that hold them."""
+
+    site: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    parameters: int
+    form: str
+    stored: int
+    bytes: int
+    bits_per_weight: float
+    entropy_bits_per_weight: float
+    planes: tuple[Stored, ...]
+
+
+def of_model(model: nn.Module, inputs: Any) -> tuple[ModelLayer, ...]:
+    """Every matrix of a model; ``inputs`` are those of one batch, for the multiply-accumulates."""
+    costs = profile.macs(model, inputs)
+    found: list[ModelLayer] = []
+    for site in surgery.sites(model):
+        if site.role is not Role.MATRIX:
+            continue
+        weight = cast("Tensor", getattr(model.get_submodule(site.module), site.parameter)).detach()
+        found.append(ModelLayer(
+            site=site.name, aliases=site.aliases, kind=site.kind, shape=site.shape, parameters=weight.numel(),
+            macs=costs.get(site.name), bytes=weight.nbytes, bits_per_weight=8.0 * weight.itemsize,
+            entropy_bits_per_weight=byte_entropy(weight) / max(weight.numel(), 1),
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def of_file(artifact: Artifact) -> tuple[FileLayer, ...]:
+    """Every matrix of a file, without the model's class."""
+    found: list[FileLayer] = []
+    for (name, *aliases), form in artifact.forms.items():
+        if len(form.shape) < 2:
+            continue
+        planes = tuple(plane for plane in artifact.packed.planes if plane.site == name)
+        size, parameters = sum(plane.bytes for plane in planes), max(form.shape.numel(), 1)
+        found.append(FileLayer(
+            site=name, aliases=tuple(aliases), shape=tuple(form.shape), parameters=form.shape.numel(),
+            form=form.describe(), stored=form.kept(), bytes=size, bits_per_weight=8 * size / parameters,
+            entropy_bits_per_weight=sum(plane.entropy_bits for plane in planes) / parameters, planes=planes,
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def byte_entropy(values: Tensor) -> float:
+    """Bits of a float tensor when each byte position is coded by its own static zero-order model.
+
+    >>> byte_entropy(torch.tensor([1.0, -1.0]))  # 3F800000 and BF800000: one byte of four tells them apart
+    2.0
+    """
+    bytes_NB = values.cpu().contiguous().view(-1, 1).view(torch.uint8).numpy()
+    return sum(entropy_bits(np.bincount(column, minlength=256)) for column in bytes_NB.T)

@@ -1,0 +1,142 @@
+"""Measurement: bytes of the file, score and latency of what was read back from it, beside the dense original."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from kogata import artifact, profile, surgery
+from kogata.artifact import Graph, Packed
+from kogata.batch import call, take
+from kogata.calibrate import evaluating, first_batch
+from kogata.engines import Engine, OnnxRuntime, Session, onnx_graph
+from kogata.engines.latency import interleaved
+from kogata.environment import environment
+from kogata.errors import DataError, EngineError
+from kogata.folder import Folder
+from kogata.forms import Role
+from kogata.job import Job, Step, Task
+from kogata.recipe import Recipe
+from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
+
+log = logging.getLogger("kogata")
+
+
+def graph(job: Job, engine: Engine | None) -> tuple[Graph | None, list[str]]:
+    """The engine graph to put into the file, when the engine runs graphs; else None, with a note where it failed."""
+    if not isinstance(engine, OnnxRuntime):
+        return None, []
+    try:
+        proto = onnx_graph.export(surgery.lower(job.model).eval(), first_batch(job.reference, job.task)[0])
+    except EngineError as error:
+        log.warning("%s", error)
+        return None, [f"{error} The file loads with the model's class only."]
+    return onnx_graph.bind(proto, job.model), []
+
+
+def sessions(
+    path: artifact.Artifact, loaded: nn.Module, dense: nn.Module, inputs: Any, engine: Engine
+) -> tuple[Session, Session]:
+    """The dense model and the file, both in the engine. Raises EngineError when one cannot run there."""
+    return engine.open_model(dense, inputs), engine.open_file(path, loaded)
+
+
+def latencies(ours: Session, dense: Session, inputs: Any) -> tuple[Latency, Latency]:
+    """Of one sample, for the file and the dense model, interleaved in one run."""
+    sample = take(inputs, 1)
+    first, second = interleaved([lambda: call(dense, sample), lambda: call(ours, sample)])
+    return second, first
+
+
+def score(task: Task, model: nn.Module) -> float | None:
+    """What the task's evaluate says of a model, in evaluation mode. Raises DataError when it is no finite number."""
+    if task.evaluate is None:
+        return None
+    with evaluating(model):
+        value = float(task.evaluate(model))
+    if value != value or value in (float("inf"), float("-inf")):
+        raise DataError(f"task {task.name!r}: evaluate() returned {value}; expected a finite score, higher is better.")
+    return value
+
+
+def report(
+    job: Job, recipe: Recipe, steps: Sequence[Step], packed: Packed, folder: Folder, engine: Engine | None, notes: list[str],
+    command: str,
+) -> Report:  # fmt: skip
+    """Measure everything; ``job.model`` is the model as loaded back from the file."""
+    inputs = first_batch(job.reference, job.task)[0]
+    dense, ours = job.reference, job.model
+    latency: tuple[Latency | None, Latency | None] = None, None
+    if engine is not None and not (isinstance(engine, OnnxRuntime) and packed.graph_bytes == 0):
+        dense, ours = sessions(artifact.read(folder.model), job.model, job.reference, inputs, engine)
+        latency = latencies(ours, dense, inputs)
+    built = Report(
+        title=f"{job.task.name} · {recipe.name}", task=job.task.name, engine=engine.name if engine else None, command=command,
+        seed=job.seed, recipe=recipe.resolved(), environment=environment(),
+        dense=Side(
+            bytes=artifact.dense_bytes(job.reference), score=score(job.task, dense),
+            parameters=sum(p.numel() for p in job.reference.parameters()), latency_ms=latency[1],
+        ),
+        compressed=Side(
+            bytes=folder.model.stat().st_size, score=score(job.task, ours),
+            parameters=sum(surgery.form_at(job.model, site).kept() for site in surgery.sites(job.model)),
+            latency_ms=latency[0],
+        ),
+        layers=layers(job, packed, inputs, timed=engine is not None), rest_bytes=rest(packed, job.model),
+        steps=tuple(steps), notes=(*notes, *_left(job)), targets={target.goal: target.text for target in recipe.targets},
+    )  # fmt: skip
+    return dataclasses.replace(built, missed=tuple(m for t in recipe.targets if (m := t.miss(built))))
+
+
+def layers(job: Job, packed: Packed, inputs: Any, *, timed: bool) -> tuple[Layer, ...]:
+    """One line for each matrix of the model loaded back."""
+    sites = [site for site in surgery.sites(job.model) if site.role is Role.MATRIX]
+    costs = profile.macs(job.reference, inputs)
+    spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
+    if timed:
+        pair = {"dense": surgery.plain(job.reference), "ours": surgery.lower(job.model)}
+        spent = profile.times(pair, {site.module for site in sites}, inputs)
+    found: list[Layer] = []
+    for site in sites:
+        form = surgery.form_at(job.model, site)
+        planes = tuple(
+            PlaneLine(
+                name=plane.plane, elements=plane.elements, coder=plane.coder, bytes=plane.bytes,
+                packed_bytes=plane.packed_bytes, entropy_bytes=plane.entropy_bits / 8,
+            )
+            for plane in packed.planes
+            if plane.site == site.name
+        )  # fmt: skip
+        losses = [row.loss for row in job.ledger if row.site == site.name and row.loss is not None]
+        dtype = cast("Tensor", getattr(job.reference.get_submodule(site.module), site.parameter)).dtype
+        found.append(Layer(
+            site=site.name, kind=site.kind, shape=site.shape, form=form.describe(), parameters=form.kept(),
+            macs=costs.get(site.name), dense_bytes=math.prod(site.shape) * dtype.itemsize,
+            bytes=sum(plane.bytes for plane in planes), dense_ms=spent["dense"].get(site.module),
+            ms=spent["ours"].get(site.module), loss=sum(losses) if losses else None, planes=planes,
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def rest(packed: Packed, loaded: nn.Module) -> dict[str, int]:
+    """What of the file is no layer's: with the layers' bytes it sums to the file."""
+    matrices = {site.name for site in surgery.sites(loaded) if site.role is Role.MATRIX}
+    others = sum(plane.bytes for plane in packed.planes if plane.site not in matrices)
+    return {
+        "header": packed.header_bytes, "manifest": packed.manifest_bytes, "graph": packed.graph_bytes,
+        "biases and buffers": others,
+    }  # fmt: skip
+
+
+def _left(job: Job) -> list[str]:
+    """What the ledger says was not done, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for row in job.ledger:
+        if row.note:
+            reasons.setdefault(f"{row.method} left {{}} as it was: {row.note}.", []).append(row.site)
+    return [text.format(", ".join(dict.fromkeys(sites))) for text, sites in reasons.items()]

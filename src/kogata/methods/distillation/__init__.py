@@ -1,0 +1,5 @@
+"""Distillation: a model learns from another one."""
+
+from kogata.methods.distillation.recover import Recover
+
+__all__ = ["Recover"]

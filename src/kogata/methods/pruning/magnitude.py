@@ -1,0 +1,124 @@
+"""Magnitude pruning: drop the smallest weights, retrain, repeat.
+
+Han, Pool, Tran, Dally, "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (1506.02626):
+    keep w_i  iff  |w_i| is among the (1 − s) n largest.
+Over several rounds the sparsity s follows the cubic schedule of Zhu and Gupta, "To prune, or not to prune" (1710.01878):
+    s_t = s (1 − (1 − t/T)³),  t = 1 … T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from kogata import surgery
+from kogata.calibrate import Stats
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Masked, Role
+from kogata.job import Job, Site
+from kogata.method import About, Method, WeightMethod
+from kogata.methods.distillation.recover import Recover
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MagnitudePruning(WeightMethod):
+    """Keep the largest weights; the others become zero and stay so.
+
+    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
+    ``scope`` says whether each layer meets it, or all selected layers together: by |w| alone ("global"), or by |w| over the
+    root mean square of the layer's weights ("scaled"), which treats wide and narrow layers alike.
+    With ``rounds`` > 1 the sparsity rises in as many steps, each but the last followed by ``recover``.
+    """
+
+    sparsity: float
+    scope: Literal["layer", "global", "scaled"] = "layer"
+    rounds: int = 1
+    recover: Recover | None = None
+
+    ABOUT = About(
+        name="magnitude",
+        family="pruning",
+        summary="drop the smallest weights, retrain, repeat",
+        paper="Han et al. 2015, arXiv 1506.02626",
+    )
+    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
+    LEAVES = frozenset({Role.VALUES})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"sparsity": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UsageError(f"magnitude: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.9.")
+        if self.rounds < 1:
+            raise UsageError(f"magnitude: rounds is {self.rounds}; expected 1 or more.")
+
+    def steps(self) -> tuple[Method, ...]:
+        """Prune and recover in turn, up the cubic schedule."""
+        once = replace(self, rounds=1, recover=None)
+        steps: list[Method] = []
+        for t in range(1, self.rounds + 1):
+            steps.append(replace(once, sparsity=self.sparsity * (1 - (1 - t / self.rounds) ** 3)))
+            steps += [self.recover] if self.recover is not None and t < self.rounds else []
+        return tuple(steps)
+
+    def apply(self, job: Job) -> Job:
+        """All rounds; see :meth:`steps`."""
+        if self.rounds > 1:
+            for step in self.steps():
+                job = step.apply(job)
+            return job
+        return super().apply(job) if self.scope == "layer" else self._threshold(job).apply(job)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The kept weights under a mask; of equal magnitudes the first in memory are kept."""
+        keep = round((1 - self.sparsity) * torch.Size(site.shape).numel())
+        if not 0 < keep < weight.numel():
+            raise NotApplicable(f"keeping {keep} of {weight.numel()} weights changes nothing or leaves nothing")
+        order = weight.abs().flatten().argsort(descending=True, stable=True)
+        mask = torch.zeros(weight.numel(), dtype=torch.bool).index_fill(0, order[:keep], True)
+        return Masked.of(weight, mask.reshape(weight.shape))
+
+    def _threshold(self, job: Job) -> Method:
+        """The one threshold that all selected layers together meet the sparsity with."""
+        scaled = self.scope == "scaled"
+        scores, total = list[Tensor](), 0
+        for site in surgery.selected(job):
+            for _, leaf, part in surgery.leaves(surgery.form_at(job.model, site), site):
+                if leaf.role in self.ACCEPTS:
+                    scores.append(_score(leaf.values.detach().float(), scaled).flatten())
+                    total += torch.Size(part.shape).numel()
+        keep = round((1 - self.sparsity) * total)
+        ranked = torch.cat(scores).sort(descending=True).values if scores else torch.empty(0)
+        if not 0 < keep < len(ranked):
+            raise NotApplicable(f"magnitude: keeping {keep} of {len(ranked)} weights changes nothing or leaves nothing.")
+        return _Above(threshold=float(ranked[keep - 1]), scaled=scaled)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Above(WeightMethod):
+    """Keep the weights whose score reaches the threshold, and of each layer at least the largest."""
+
+    threshold: float
+    scaled: bool
+
+    ABOUT = MagnitudePruning.ABOUT
+    ACCEPTS = MagnitudePruning.ACCEPTS
+    LEAVES = MagnitudePruning.LEAVES
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The kept weights under a mask."""
+        score = _score(weight, self.scaled)
+        mask = score >= min(self.threshold, float(score.max()))
+        if mask.all():
+            raise NotApplicable("all its weights are above the common threshold")
+        return Masked.of(weight, mask)
+
+
+def _score(weight: Tensor, scaled: bool) -> Tensor:
+    """|w|, over the root mean square of the layer if ``scaled``."""
+    return weight.abs() / weight.square().mean().sqrt() if scaled else weight.abs()

@@ -1,0 +1,59 @@
+"""Wanda: prune by weight and activation.
+
+Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024 (2306.11695), eq. 1:
+    S_ij = |W_ij| · ‖X_j‖₂,  compared within each output row i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.calibrate import Stat, Stats
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Masked, Role
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Wanda(WeightMethod):
+    """Keep, in each row, the weights that matter most for the layer's output on the calibration data.
+
+    ``sparsity`` is the fraction of each row that becomes zero, in [0, 1).
+    """
+
+    sparsity: float
+
+    ABOUT = About(
+        name="wanda",
+        family="pruning",
+        summary="one-shot pruning by weight times the norm of its input",
+        paper="Sun et al. 2024, arXiv 2306.11695",
+        layers=(Kind.LINEAR, Kind.CONV),
+    )
+    NEEDS = frozenset({Stat.SQUARE})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.VALUES})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"sparsity": (0.4, 0.5, 0.6, 0.7)}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UsageError(f"wanda: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The kept weights under a mask."""
+        rows_OI = weight.flatten(1)
+        if stats.square_I is None or len(stats.square_I) != rows_OI.shape[1]:
+            raise NotApplicable("its inputs could not be matched to the columns of this weight")
+        keep = round((1 - self.sparsity) * rows_OI.shape[1])
+        if not 0 < keep < rows_OI.shape[1]:
+            raise NotApplicable(f"keeping {keep} of {rows_OI.shape[1]} weights a row changes nothing or leaves nothing")
+        order_OI = (rows_OI.abs() * stats.square_I.sqrt()).argsort(dim=1, descending=True, stable=True)
+        mask = torch.zeros_like(rows_OI, dtype=torch.bool).scatter(1, order_OI[:, :keep], True)
+        return Masked.of(weight, mask.reshape(weight.shape))

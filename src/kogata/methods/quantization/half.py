@@ -1,0 +1,43 @@
+"""Half precision: store numbers as 16-bit floats (IEEE 754 binary16): w ≈ round₁₆(w)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from kogata.calibrate import Stats
+from kogata.errors import NotApplicable
+from kogata.forms import Dense, Form, Role
+from kogata.job import Job, Site
+from kogata.method import About, WeightMethod
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Half(WeightMethod):
+    """Round the numbers themselves, scales and centroids included, to half precision. The last step of a chain."""
+
+    ABOUT = About(
+        name="half",
+        family="quantization",
+        summary="16-bit floats for weights, scales or centroids",
+        paper="IEEE 754-2008, binary16",
+    )
+    ACCEPTS = frozenset(Role)
+    LEAVES = frozenset(Role)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The rounded values, in a leaf of the same role as long as they are rounded again after training."""
+        rounded = weight.half().float()
+        if not torch.isfinite(rounded).all():
+            raise NotApplicable("it has weights past 65,504, the largest half precision number")
+        return Dense(rounded, Role.VECTOR)
+
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
+        """Every leaf keeps its role."""
+        super().check(roles, job)
+        return roles

@@ -1,0 +1,32 @@
+"""Progress bars on anything that takes over a second; silent when nobody is watching a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def bar(what: str, total: int | None) -> Iterator[Bar]:
+    """A bar that the body advances. ``total`` is None when it is not known."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        yield Bar(progress, what, total)
+
+
+class Bar:
+    """One line of progress."""
+
+    def __init__(self, progress: Progress, what: str, total: int | None) -> None:
+        self._progress, self._task = progress, progress.add_task(what, total=total, note="")
+
+    def advance(self, note: str = "") -> None:
+        """One unit further, with a short note such as the loss."""
+        if note:
+            self._progress.update(self._task, advance=1, note=note)
+        else:
+            self._progress.update(self._task, advance=1)

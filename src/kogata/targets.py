@@ -1,0 +1,71 @@
+"""Budgets: what a user asks of the result, absolute or relative, and whether the measured result meets it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from kogata.errors import UsageError
+from kogata.report.data import Report
+
+Goal = Literal["size", "drop", "latency"]
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_FORMS: dict[str, str] = {
+    "size": "such as 20kB, 1.5MB, 1/20 or 5% (of the dense file)",
+    "drop": "such as 0.5pt (points of the score)",
+    "latency": "such as 3ms, 1/2 or 60% (of the dense latency)",
+}
+_UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "ms": 1.0, "pt": 1.0}
+_ALLOWED: dict[str, tuple[str, ...]] = {"size": ("B", "kB", "MB", "GB"), "drop": ("pt",), "latency": ("ms",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One limit: ``value`` in bytes, points or milliseconds, or as a fraction of the dense model's."""
+
+    goal: Goal
+    text: str
+    value: float
+    relative: bool
+
+    def miss(self, report: Report) -> str | None:
+        """In words, how the report misses the target; None when it is met."""
+        dense, ours = report.dense, report.compressed
+        if self.goal == "size":
+            found, base, unit = ours.bytes, dense.bytes, "bytes"
+        elif self.goal == "drop":
+            if dense.score is None or ours.score is None:
+                return f"drop: {self.text} was asked for, but the task has no evaluate() to measure a score"
+            found, base, unit = dense.score - ours.score, 0.0, "points"
+        else:
+            if dense.latency_ms is None or ours.latency_ms is None:
+                return f"latency: {self.text} was asked for, but no engine measured it"
+            found, base, unit = ours.latency_ms.p50, dense.latency_ms.p50, "ms"
+        limit = self.value * base if self.relative else self.value
+        if found <= limit + 1e-9:
+            return None
+        return f"{self.goal}: {found:,.4g} {unit}, over the limit of {limit:,.4g} ({self.text})"
+
+
+def parse(wanted: Mapping[str, object]) -> tuple[Target, ...]:
+    """Targets as a recipe writes them, ``{"size": "1/20", "drop": "0.5pt"}``. Raises UsageError naming the key.
+
+    >>> parse({"size": "20kB"})[0].value
+    20000.0
+    """
+    return tuple(_one(key, str(value).strip()) for key, value in wanted.items())
+
+
+def _one(goal: str, text: str) -> Target:
+    if goal not in get_args(Goal):
+        raise UsageError(f"targets: {goal!r} is none of {', '.join(get_args(Goal))}.")
+    if goal != "drop":
+        if match := re.fullmatch(rf"{_NUMBER}\s*%", text):
+            return Target(goal=goal, text=text, value=float(match[1]) / 100, relative=True)  # type: ignore[arg-type]
+        if (match := re.fullmatch(rf"{_NUMBER}/{_NUMBER}", text)) and float(match[2]):
+            return Target(goal=goal, text=text, value=float(match[1]) / float(match[2]), relative=True)  # type: ignore[arg-type]
+    if (match := re.fullmatch(rf"{_NUMBER}\s*([a-zA-Z]+)", text)) and match[2] in _ALLOWED[goal]:
+        return Target(goal=goal, text=text, value=float(match[1]) * _UNITS[match[2]], relative=False)  # type: ignore[arg-type]
+    raise UsageError(f"targets: {goal}: {text!r} cannot be read; write it {_FORMS[goal]}.")
