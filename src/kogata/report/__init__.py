@@ -1,0 +1,1 @@
+"""Reports: plain data, a terminal table, and one offline HTML page."""
