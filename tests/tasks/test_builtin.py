@@ -1,0 +1,127 @@
+"""The built-in tasks: shapes, accuracy, and the cache of dense models."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kogata.tasks import builtin
+from kogata.tasks.batches import Batches
+from kogata.tasks.builtin import BUILTIN_TASKS, BuiltinTask, accuracy
+
+from .conftest import small_files, write_files
+
+
+def named(name: str) -> BuiltinTask:
+    return next(task for task in BUILTIN_TASKS if task.name == name)
+
+
+def digits(epochs: int) -> BuiltinTask:
+    task = named("digits-mlp")
+    return replace(task, training=replace(task.training, epochs=epochs))
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_names_are_unique_and_told():
+    assert [task.name for task in BUILTIN_TASKS] == [
+        "fashion-lenet300",
+        "fashion-lenet5",
+        "mnist-lenet300",
+        "mnist-lenet5",
+        "digits-mlp",
+    ]
+    assert all(task.description for task in BUILTIN_TASKS)
+
+
+def test_digits_reach_their_accuracy(places: dict[str, Path]):
+    model, task = named("digits-mlp").open(0, None)
+    assert not model.training
+    assert task.evaluate is not None
+    assert task.evaluate(model) > 95
+    assert task.validate is not None
+    assert task.validate(model) > 95
+
+
+@pytest.mark.parametrize("name", ["mnist-lenet300", "mnist-lenet5", "fashion-lenet300", "fashion-lenet5"])
+def test_images_open(name: str, places: dict[str, Path]):
+    write_files(
+        places["user"] / name.partition("-lenet")[0].replace("fashion", "fashion-mnist"), small_files(), packed=True
+    )
+    builtin_task = named(name)
+    one_epoch = replace(builtin_task, training=replace(builtin_task.training, epochs=1))
+    model, task = one_epoch.open(0, places["user"])
+    inputs, targets = next(iter(task.calibration))
+    assert inputs.shape == (128, 1, 28, 28)
+    assert targets.dtype == torch.int64
+    assert model(inputs).shape == (128, 10)
+    assert isinstance(task.train, Batches)
+    assert len(task.train.inputs) == 220, "of 240, a twelfth is held out"
+    assert task.evaluate is not None
+    assert 0 <= task.evaluate(model) <= 100
+
+
+def test_the_dense_model_is_trained_once(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    trained = []
+    fit = builtin.fit
+    monkeypatch.setattr(builtin, "fit", lambda *args, **named: trained.append(named["seed"]) or fit(*args, **named))
+    first, _ = digits(2).open(0, None)
+    again, _ = digits(2).open(0, None)
+    assert trained == [0]
+    assert same(first, again)
+    other, _ = digits(2).open(1, None)
+    longer, _ = digits(3).open(0, None)
+    assert trained == [0, 1, 0], "another seed and other settings have files of their own"
+    assert not same(first, other)
+    assert not same(first, longer)
+
+
+def test_opening_leaves_the_random_generator_alone(places: dict[str, Path]):
+    drawn = []
+    for _ in range(2):  # trained, then read from the cache
+        torch.manual_seed(5)
+        digits(1).open(0, None)
+        drawn.append(torch.rand(1).item())
+    torch.manual_seed(5)
+    assert drawn == [torch.rand(1).item()] * 2
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "junk"])
+def test_a_damaged_cache_is_trained_again(damage: str, places: dict[str, Path], caplog: pytest.LogCaptureFixture):
+    first, _ = digits(1).open(0, None)
+    (path,) = (places["cache"] / "kogata/dense").iterdir()
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[-100] ^= 1
+    path.write_bytes({"flipped": bytes(flipped), "cut": content[:-100], "empty": b"", "junk": b"junk" * 100}[damage])
+    with caplog.at_level(logging.WARNING):
+        again, _ = digits(1).open(0, None)
+    assert "is damaged: training the dense model again" in caplog.text
+    assert same(first, again)
+    assert path.read_bytes() == content
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(places: dict[str, Path], caplog: pytest.LogCaptureFixture):
+    places["cache"].write_text("a file where a folder is wanted")
+    model, task = digits(1).open(0, None)
+    assert task.evaluate is not None
+    assert task.evaluate(model) > 20
+    assert "trained again next time" in caplog.text
+
+
+def test_accuracy_counts_and_restores_the_mode():
+    class Echo(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            return nn.functional.one_hot(inputs, 4).float()
+
+    model = Echo().train()
+    batches = Batches(torch.tensor([0, 1, 2, 3, 3]), torch.tensor([0, 1, 2, 3, 0]), 2, shuffle=False)
+    assert accuracy(batches, model) == 80.0
+    assert model.training
