@@ -9,7 +9,7 @@ from torch import nn
 
 from kogata import surgery
 from kogata.calibrate import Probe
-from kogata.errors import DataError
+from kogata.errors import DataError, KogataError
 from kogata.forms import Role
 from kogata.job import Job, Site, Task
 from kogata.method import Method, Only, WeightMethod
@@ -24,7 +24,8 @@ def adopt(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
     for name, tensor in model.state_dict().items():
         if tensor.is_complex():
             raise DataError(f"model: {name} of shape {tuple(tensor.shape)} is complex; only real weights can be compressed.")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        # The extremes are NaN if any value is, and need no tensor of the size of the weight.
+        if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
             count = int((~torch.isfinite(tensor)).sum())
             raise DataError(
                 f"model: {name} of shape {tuple(tensor.shape)} holds {count} NaN or infinite values; every weight must be "
@@ -33,7 +34,13 @@ def adopt(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
     if not surgery.sites(model):
         raise DataError(f"model: {type(model).__name__} has no weight that can be compressed.")
     job = Job(model=model, reference=model, task=task, seed=seed)
-    Probe(job)
+    try:
+        Probe(job)
+    except KogataError:
+        raise
+    except Exception as error:  # whatever the user's model or loss raises
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"task {task.name!r}: the model fails on the first calibration batch: {reason}") from error
     return job
 
 

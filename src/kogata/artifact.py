@@ -30,7 +30,7 @@ from kogata.atomic import writing
 from kogata.coding import CODERS, Coder, Plane, PlaneKind, PlaneSpec, decode, encode
 from kogata.coding.packed import packed_bytes
 from kogata.errors import FileFormatError
-from kogata.forms import FORMS, Form
+from kogata.forms import FORMS, Dense, Form
 from kogata.forms.base import float_plane, float_tensor
 from kogata.job import Site
 
@@ -167,6 +167,9 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
     if wrong or missing:
         raise FileFormatError(f"{path}: is of another model: it lacks {missing}, and the model does not fit its {wrong}.")
     for site, form in fitting:
+        before = surgery.form_at(into, site)
+        if isinstance(form, Dense) and isinstance(before, Dense):
+            form.values.requires_grad_(before.values.requires_grad)  # a frozen weight stays frozen
         surgery.attach(into, site, form)
     for name, tensor in artifact.buffers.items():
         owner, _, key = name.rpartition(".")

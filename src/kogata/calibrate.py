@@ -69,16 +69,17 @@ def run(model: nn.Module, task: Task) -> None:
 def gather(job: Job, sites: Iterable[Site], needs: frozenset[Stat]) -> Iterator[tuple[Site, Stats]]:
     """Each site with the statistics it needs, all from one pass over the calibration data.
 
-    Linear layers and ungrouped convolutions have inputs to look at; for other sites the statistics are None.
+    Linear layers and ungrouped one- and two-dimensional convolutions have inputs to look at; for other sites the statistics
+    are None.
     """
     sums = {site.name: _Sums(needs) for site in sites if needs}
     handles: list[Any] = []
     for site in sites if needs else ():
         module = job.model.get_submodule(site.module)
-        grouped = isinstance(module, nn.modules.conv._ConvNd) and module.groups != 1  # pyright: ignore[reportPrivateUsage]
-        if site.kind in (Kind.LINEAR, Kind.CONV) and not grouped:
+        convolution = isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1
+        if site.kind in (Kind.LINEAR, Kind.CONV) and (isinstance(module, nn.Linear) or convolution):
             hook = sums[site.name]
-            handles.append(module.register_forward_pre_hook(lambda layer, args, hook=hook: hook.add(layer, args[0])))
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         if handles:
             run(job.model, job.task)
@@ -97,7 +98,9 @@ class _Sums:
         self.square: Tensor | None = None
         self.gram: Tensor | None = None
 
-    def add(self, layer: nn.Module, inputs: Tensor) -> None:
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        """A forward hook: add the inputs of one call."""
+        inputs = args[0] if args else kwargs["input"]
         x_NI = as_matrix(layer, inputs.detach()).float()
         self.rows += len(x_NI)
         if Stat.SQUARE in self.needs:

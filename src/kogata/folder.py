@@ -46,10 +46,10 @@ class Folder:
     def begin(self, recipe: Mapping[str, Any], job: Job, *, resume: bool) -> None:
         """Take the folder for a run. Raises UsageError rather than overwrite, or mix up, an earlier one."""
         identity = {"recipe": dict(recipe), "seed": job.seed, "model": fingerprint(job.reference)}
-        if not resume:
+        if not resume or (self.finished and not self._state.exists()):
             if self.path.exists() and any(self.path.iterdir()):
-                what = "holds a finished run" if self.finished else "is not empty"
-                raise UsageError(f"{self.path}: {what}. Choose another folder with -o, delete it, or go on with --resume.")
+                what, way = ("holds a finished run", "") if self.finished else ("is not empty", ", or go on with --resume")
+                raise UsageError(f"{self.path}: {what}. Choose another folder with -o, or delete it{way}.")
         elif self._state.exists():
             before = json.loads(self._state.read_text(encoding="utf-8"))["identity"]
             changed = [key for key in identity if before.get(key) != json.loads(json.dumps(identity[key], default=str))]
@@ -67,6 +67,8 @@ class Folder:
     def save(self, job: Job, steps: Sequence[Step]) -> None:
         """Checkpoint the job after its latest step. The state file is written last: until then the previous one holds."""
         artifact.write(self.checkpoints / f"step-{len(steps)}.kogata", artifact.pack(job.model, coders=_FAST))
+        for training in self.checkpoints.glob("*.pt"):
+            training.unlink()  # before the step counts as done: the next one must not take it for its own
         identity = json.loads(self._state.read_text(encoding="utf-8"))["identity"]
         self._write_state(identity, steps, job.ledger)
         for old in self.checkpoints.glob("*"):

@@ -23,7 +23,7 @@ class Task:
     dictionary of keyword arguments of the model.
     """
 
-    calibration: Iterable[Any]  # a few batches, no labels needed
+    calibration: Iterable[Any] | Callable[[nn.Module], object]  # a few batches, no labels needed; or feed the model itself
     train: Iterable[Any] | None = None  # (inputs, targets) batches, iterated once per epoch
     loss: Callable[[Any, Any], Tensor] | None = None  # of (output, targets): a scalar, lower is better
     evaluate: Callable[[nn.Module], float] | None = None  # the score to report, higher is better; never used to choose

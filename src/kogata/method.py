@@ -15,6 +15,7 @@ from kogata import calibrate, surgery
 from kogata.calibrate import Stat, Stats
 from kogata.errors import DataError, NotApplicable
 from kogata.forms import Dense, Form, Role
+from kogata.forms.base import squared_distance
 from kogata.job import Job, Kind, Row, Site, Where
 
 
@@ -95,7 +96,7 @@ class WeightMethod(Method):
                 note = note or reason
                 continue
             with torch.no_grad():
-                errors += float(torch.linalg.vector_norm(smaller.dense() - weight)) ** 2
+                errors += squared_distance(smaller.dense(), weight)
             surgery.replace(model, site, path, smaller)
             done = True
         bits = before.stored_bits()

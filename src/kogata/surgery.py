@@ -180,12 +180,15 @@ def lower(model: nn.Module) -> nn.Module:
         parent, _, name = path.rpartition(".")
         owner = twin.get_submodule(parent)
         # The fused path of a transformer layer reads the weights of its linear layers past their forward.
-        if not path or isinstance(owner, nn.TransformerEncoderLayer):
+        if isinstance(owner, nn.TransformerEncoderLayer):
             continue
         form = form_of(module, "weight")
         cheaper = form.lower(module) if form is not None else None
-        if cheaper is not None:
-            setattr(owner, name, cheaper.train(module.training))
+        if cheaper is None:
+            continue
+        if not path:
+            return plain(cheaper.train(module.training))
+        setattr(owner, name, cheaper.train(module.training))
     return plain(twin)
 
 

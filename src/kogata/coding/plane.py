@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kogata.errors import DataError
 
 MAX_ALPHABET = 1 << 16
+PIECE = 1 << 20
 BFLOAT16 = "bfloat16"
 FLOAT_DTYPES = ("float16", "float32", "float64", BFLOAT16)
 
@@ -123,7 +124,12 @@ class Plane:
                 ones = int(np.count_nonzero(self.array))
                 return np.array([self.array.size - ones, ones])
             case PlaneKind.SYMBOLS:
-                return np.bincount(self.array.ravel(), minlength=self.spec.alphabet)
+                # bincount casts to int64: in pieces, a large plane costs no eightfold copy
+                flat = self.array.ravel()
+                counts = np.zeros(self.spec.alphabet, np.int64)
+                for start in range(0, flat.size, PIECE):
+                    counts += np.bincount(flat[start : start + PIECE], minlength=self.spec.alphabet)
+                return counts
             case _:
                 return np.unique(self.array, return_counts=True)[1]
 

@@ -49,7 +49,7 @@ class StaticRans(Coder):
         from kogata.coding.kernels import rans
 
         freqs, at = _read_freqs(data, alphabet_of(spec))
-        if int(freqs.sum()) != SCALE or int(freqs.max()) == SCALE:
+        if int(freqs.sum()) != SCALE:
             raise damaged(self, spec, f"its frequencies sum to {freqs.sum()} instead of {SCALE}")
         if len(data) < at + 4 * LANES or (len(data) - at) % 2:
             raise damaged(self, spec, "its words are cut off")
@@ -67,11 +67,10 @@ def normalised(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Frequencies that sum to 4096, at least 1 for every symbol that occurs, of least code length for ``counts``."""
     used = np.flatnonzero(counts)
     weights = counts[used].astype(np.float64)
-    freqs = np.maximum(1, np.round(weights * (SCALE / weights.sum()))).astype(np.int64)
+    freqs = np.maximum(1, np.rint(weights * (SCALE / weights.sum()))).astype(np.int64)
     while True:
         gains = weights * np.log((freqs + 1) / freqs)
-        fewer: NDArray[np.int64] = np.maximum(freqs - 1, 1)
-        losses = weights * np.log(freqs / fewer)
+        losses = weights * np.log(freqs / (freqs - (freqs > 1)))
         losses[freqs == 1] = np.inf
         excess = int(freqs.sum()) - SCALE
         if excess == 0 and gains.max() <= losses.min():

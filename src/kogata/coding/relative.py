@@ -10,16 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kogata.coding.adaptive import Adaptive
 from kogata.coding.coder import Coder, damaged, decode_tagged, encode_smallest, read_varint, write_varint
-from kogata.coding.huffman import Huffman
-from kogata.coding.packed import Packed
+from kogata.coding.nested import SYMBOL_CODERS
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
-from kogata.coding.rans import StaticRans
 
 # A symbol below BRIDGE skips that many zeros and sets a one; BRIDGE itself skips as many zeros and sets nothing.
 BRIDGE = 255
-GAP_CODERS: tuple[Coder, ...] = (Packed(), Adaptive(), Huffman(), StaticRans())
 
 
 class Relative(Coder):
@@ -37,14 +33,14 @@ class Relative(Coder):
         bridges = zeros_before // BRIDGE
         symbols = np.full(len(ones) + int(bridges.sum()), BRIDGE, np.uint8)
         symbols[np.cumsum(bridges + 1) - 1] = zeros_before % BRIDGE
-        _, gaps = encode_smallest(Plane.symbols(symbols, BRIDGE + 1), GAP_CODERS)
+        _, gaps = encode_smallest(Plane.symbols(symbols, BRIDGE + 1), SYMBOL_CODERS)
         return write_varint(len(symbols)) + gaps
 
     def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
         n_symbols, at = read_varint(data, 0)
         if n_symbols > spec.size:
             raise damaged(self, spec, f"it has {n_symbols} gaps")
-        gaps = decode_tagged(data[at:], PlaneSpec(PlaneKind.SYMBOLS, (n_symbols,), "uint8", BRIDGE + 1), GAP_CODERS)
+        gaps = decode_tagged(data[at:], PlaneSpec(PlaneKind.SYMBOLS, (n_symbols,), "uint8", BRIDGE + 1), SYMBOL_CODERS)
         sets_one = gaps != BRIDGE
         ones = (np.cumsum(gaps.astype(np.int64) + sets_one) - 1)[sets_one]
         if ones.size and int(ones[-1]) >= spec.size:

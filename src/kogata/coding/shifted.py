@@ -5,16 +5,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kogata.coding.adaptive import Adaptive
 from kogata.coding.coder import Coder, damaged, decode_tagged, encode_smallest, read_varint, write_varint
-from kogata.coding.huffman import Huffman
-from kogata.coding.packed import Packed
+from kogata.coding.nested import SYMBOL_CODERS
 from kogata.coding.plane import MAX_ALPHABET, Plane, PlaneKind, PlaneSpec
-from kogata.coding.rans import StaticRans
 
 # Twice a magnitude must stay below the 2**63 that a varint may hold.
 FARTHEST = 1 << 62
-SYMBOL_CODERS: tuple[Coder, ...] = (Packed(), Adaptive(), Huffman(), StaticRans())
 
 
 class Shifted(Coder):

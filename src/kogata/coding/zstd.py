@@ -16,6 +16,7 @@ from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 STRONG_LEVEL = 19
 FAST_LEVEL = 3
 STRONG_BYTES = 1 << 20
+MAX_WINDOW = 1 << 23  # what level 19 uses at most: a decoder allocates what a frame asks for
 
 
 class Zstd(Coder):
@@ -48,7 +49,9 @@ class Zstd(Coder):
             # A stated size would be allocated before it is checked; ours state none.
             if frame.content_size != zstandard.CONTENTSIZE_UNKNOWN:
                 raise damaged(self, spec, "its frame states a size")
-            decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+            decompressor = zstandard.ZstdDecompressor(
+                format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=MAX_WINDOW
+            )
             # One byte more than expected, because zero would mean no limit at all.
             raw = decompressor.decompress(data, max_output_size=expected + 1, allow_extra_data=False)
         except zstandard.ZstdError as error:

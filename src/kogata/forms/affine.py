@@ -34,7 +34,7 @@ class Affine(Form):
     @classmethod
     def of(cls, weight: Tensor, scale: Tensor, zero: Tensor, *, bits: int, group: int) -> Self:
         """Round ``weight`` to the nearest code under ``scale`` and ``zero``, both ``[rows, groups]``."""
-        code = grouped(as_rows(weight), scale, group, lambda rows, s, z: rows.div(s).round_().add_(z), zero)
+        code = grouped(as_rows(weight), scale, zero, group, lambda rows, s, z: rows.div(s).round_().add_(z))
         codes = code.clamp_(0, 2**bits - 1).to(torch.uint8).reshape(weight.shape)
         return cls(codes, Dense(scale, Role.SCALE), zero.to(torch.uint8), bits=bits, group=group)
 
@@ -42,7 +42,7 @@ class Affine(Form):
         """scale · (code − zero), of ``shape``."""
         scale = self.scale.dense()
         code, zero = as_rows(self.code).to(scale.dtype), self.zero.to(scale.dtype)
-        return grouped(code, scale, self.group, lambda rows, s, z: rows.sub(z) * s, zero).reshape(self.shape)
+        return grouped(code, scale, zero, self.group, _affine).reshape(self.shape)
 
     def planes(self) -> dict[str, Plane]:
         """Codes and zero points, both under an alphabet of 2**bits."""
@@ -75,8 +75,13 @@ def as_rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.flatten(1)
 
 
+def _affine(code: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """scale · (code − zero) in the memory of ``code``, save where autograd must remember it."""
+    return (code - zero) * scale if torch.is_grad_enabled() else code.sub_(zero).mul_(scale)
+
+
 def grouped(
-    rows: Tensor, scale: Tensor, group: int, formula: Callable[[Tensor, Tensor, Tensor], Tensor], zero: Tensor
+    rows: Tensor, scale: Tensor, zero: Tensor, group: int, formula: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
     """``formula(rows, scale, zero)`` where each group of ``rows`` (``[rows, columns]``) meets its own scale and zero point.
 

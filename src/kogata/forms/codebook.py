@@ -50,6 +50,7 @@ class Codebook(Form):
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError when an index points past the table."""
         index, table = torch.from_numpy(planes["index"].astype(np.int32)), parts["table"]
-        if len(table.shape) != 1 or (index.numel() and int(index.max()) >= table.shape[0]):
-            raise ValueError(f"an index up to {int(index.max())} into a table of shape {tuple(table.shape)}")
+        least, most = (int(index.min()), int(index.max())) if index.numel() else (0, -1)
+        if len(table.shape) != 1 or least < 0 or most >= table.shape[0]:
+            raise ValueError(f"indices {least} to {most} into a table of shape {tuple(table.shape)}")
         return cls(index.to(index_dtype(table.shape[0])), table)

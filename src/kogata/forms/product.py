@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
@@ -16,6 +16,7 @@ from kogata.coding.plane import Plane
 from kogata.forms.base import Dense, Form, Role
 
 _EQUATION = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]+")
+MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of factors in a damaged file must not reserve more
 PAIR = "or,ri->oi"  # two matrices: the one product of two factors that has cheaper plain layers
 
 
@@ -63,8 +64,9 @@ class Product(Form):
             for letter, size in zip(letters, factor.shape, strict=True):
                 if sizes.setdefault(letter, size) != size:
                     raise ValueError(f"factors {[tuple(f.shape) for f in factors]} do not fit {equation!r}")
-        if int(np.prod([sizes[letter] for letter in output])) != int(np.prod(shape)):
-            raise ValueError(f"{equation!r} gives {[sizes[letter] for letter in output]}, expected {shape}")
+        found = [sizes[letter] for letter in output]
+        if len(set(output)) < len(output) or min(shape) < 1 or not math.prod(found) == math.prod(shape) <= MAX_ENTRIES:
+            raise ValueError(f"{equation!r} gives {found}, expected {shape} of at most {MAX_ENTRIES} entries")
         return cls(equation, factors, shape)
 
     def lower(self, layer: nn.Module) -> nn.Module | None:

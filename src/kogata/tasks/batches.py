@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kogata.errors import DataError
 
@@ -19,7 +20,8 @@ class Batches:
     >>> len(batches), [targets.tolist() for _, targets in batches]
     (3, [[0, 1], [2, 3], [4]])
 
-    :param inputs: ``[N, ...]``.
+    :param inputs: ``[N, ...]``; images ``[N, C, H, W]`` where they are shifted.
+    :param shift: each image moves by up to so many pixels along each axis, at random, its edge pixels repeated.
     :param targets: ``[N, ...]``.
     :raises DataError: there are no examples, or not as many targets as inputs.
     """
@@ -28,6 +30,7 @@ class Batches:
     targets: Tensor
     batch_size: int
     shuffle: bool
+    shift: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what would make a pass silently do nothing or pair the wrong things."""
@@ -44,4 +47,13 @@ class Batches:
         """Yield one pass over the examples."""
         order = torch.randperm(len(self.inputs)) if self.shuffle else torch.arange(len(self.inputs))
         for index in order.split(self.batch_size):
-            yield self.inputs[index], self.targets[index]
+            yield self._shifted(self.inputs[index]), self.targets[index]
+
+    def _shifted(self, inputs_NCHW: Tensor) -> Tensor:
+        if self.shift == 0:
+            return inputs_NCHW
+        height, width = inputs_NCHW.shape[2:]
+        padded = functional.pad(inputs_NCHW, (self.shift,) * 4, mode="replicate")
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        down, right = torch.randint(2 * self.shift + 1, (2, len(inputs_NCHW)))
+        return windows[torch.arange(len(inputs_NCHW)), :, down, right]

@@ -32,10 +32,9 @@ log = logging.getLogger("kogata")
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Inputs ``[N, ...]`` as the network wants them and labels ``[N]``, for training, choosing and the final score."""
+    """Inputs ``[N, ...]`` as the network wants them and labels ``[N]``, for training and for the score."""
 
     train: tuple[Tensor, Tensor]
-    validation: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
 
@@ -49,6 +48,7 @@ class BuiltinTask:
     split: Callable[[Path | None], Split]
     training: Training
     batch_size: int = 128
+    shift: int = 0  # pixels by which training images move at random
 
     def open(self, seed: int, data: Path | None) -> tuple[nn.Module, Task]:
         """Return the trained dense model and the task.
@@ -63,10 +63,9 @@ class BuiltinTask:
         task = Task(
             name=self.name,
             calibration=Batches(inputs[:CALIBRATION], labels[:CALIBRATION], self.batch_size, shuffle=False),
-            train=Batches(inputs, labels, self.batch_size, shuffle=True),
+            train=Batches(inputs, labels, self.batch_size, shuffle=True, shift=self.shift),
             loss=nn.functional.cross_entropy,
             evaluate=partial(accuracy, Batches(*split.test, EVALUATION_BATCH, shuffle=False)),
-            validate=partial(accuracy, Batches(*split.validation, EVALUATION_BATCH, shuffle=False)),
         )
         with torch.random.fork_rng():  # so that what follows is the same whether the model was trained or read
             torch.manual_seed(seed)
@@ -79,7 +78,7 @@ class BuiltinTask:
         return model.eval(), task
 
     def _weights_file(self, seed: int) -> Path:
-        settings = [str(self.network()), self.batch_size, asdict(self.training)]
+        settings = [str(self.network()), self.batch_size, self.shift, asdict(self.training)]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         return cache_folder() / "dense" / f"{self.name}-seed{seed}-{digest}.safetensors"
 
@@ -126,24 +125,21 @@ def _write_weights(model: nn.Module, path: Path) -> None:
 
 
 def _images(name: Name, mean: float, deviation: float, folder: Path | None) -> Split:
-    """Read a set of the MNIST family, with the last 5,000 training images held out for choosing."""
+    """Read a set of the MNIST family."""
     images = load(name, folder)
 
     def prepared(images_NHW: npt.NDArray[np.uint8], labels_N: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         inputs_N1HW = (torch.tensor(images_NHW, dtype=torch.float32).unsqueeze(1) / 255 - mean) / deviation
         return inputs_N1HW, torch.tensor(labels_N, dtype=torch.int64)
 
-    inputs, labels = prepared(images.train_images_NHW, images.train_labels_N)
-    held_out = len(inputs) // 12
     return Split(
-        train=(inputs[:-held_out], labels[:-held_out]),
-        validation=(inputs[-held_out:], labels[-held_out:]),
+        train=prepared(images.train_images_NHW, images.train_labels_N),
         test=prepared(images.test_images_NHW, images.test_labels_N),
     )
 
 
 def _digits(folder: Path | None) -> Split:
-    """Read scikit-learn's digits: 1,077 for training, 360 for choosing, 360 for the score, stratified."""
+    """Read scikit-learn's digits: 1,437 for training, 360 for the score, stratified."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -151,9 +147,8 @@ def _digits(folder: Path | None) -> Split:
         raise UsageError("The task digits-mlp needs scikit-learn: pip install 'kogata[digits]'.") from error
     inputs, labels = load_digits(return_X_y=True)
     inputs, labels = torch.tensor(inputs / 16 - 0.5, dtype=torch.float32), torch.tensor(labels)
-    rest, test = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=0)
-    train, validation = train_test_split(rest, test_size=360, stratify=labels[rest], random_state=0)
-    return Split(*((inputs[part], labels[part]) for part in (train, validation, test)))
+    train, test = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=0)
+    return Split(train=(inputs[train], labels[train]), test=(inputs[test], labels[test]))
 
 
 _fashion = partial(_images, "fashion-mnist", 0.2860, 0.3530)

@@ -37,11 +37,11 @@ def lenet5() -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(1, 20, 5),
+            pool1=nn.MaxPool2d(2),  # before the ReLU: the same function, at a quarter of its cost
             relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
             conv2=nn.Conv2d(20, 50, 5),
-            relu2=nn.ReLU(),
             pool2=nn.MaxPool2d(2),
+            relu2=nn.ReLU(),
             flatten=nn.Flatten(),
             fc1=nn.Linear(800, 500),
             relu3=nn.ReLU(),

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kogata import surgery
-from kogata.batch import call, output_error
+from kogata.batch import call, output_error, tensors
 from kogata.errors import UsageError
 from kogata.job import Job, Task
 from kogata.method import About, Method
-from kogata.train import Objective, Training, fit, task_loss
+from kogata.train import Objective, Training, channels_last, fit, task_loss
 
 
 @final
@@ -74,14 +74,14 @@ class Recover(Method):
     def objective(self, task: Task, teacher: nn.Module) -> Objective:
         """What to minimize, of (output, inputs, targets); usable in a loop of one's own."""
         alpha = 1.0 if task.loss is None else self.distill
-        teacher = surgery.clone(teacher).eval()  # the user's model keeps its mode
+        teacher = channels_last(surgery.clone(teacher, share=False)).eval()  # the user's model keeps its mode and layout
         labels = None if task.loss is None else task_loss(task)
 
         def loss(output: Any, inputs: Any, targets: Any) -> Tensor:
             total = 0.0 if labels is None or alpha == 1 else (1 - alpha) * labels(output, inputs, targets)
             if alpha > 0:
                 with torch.no_grad():
-                    wanted = call(teacher, inputs)
+                    wanted = call(teacher.to(next(tensors(output)).device), inputs)
                 total = total + alpha * match(output, wanted, targets, self.temperature)
             return total
 
@@ -94,7 +94,7 @@ def match(output: Any, wanted: Any, targets: Any, temperature: float) -> Tensor:
         isinstance(output, Tensor) and isinstance(targets, Tensor) and not targets.is_floating_point()
         and output.ndim >= 2 and targets.shape == output.shape[:1] + output.shape[2:]
     ):  # fmt: skip
-        student = functional.log_softmax(output / temperature, dim=1)
-        teacher = functional.log_softmax(wanted / temperature, dim=1)
+        student = functional.log_softmax(output.float() / temperature, dim=1)
+        teacher = functional.log_softmax(wanted.float() / temperature, dim=1)
         return temperature**2 * functional.kl_div(student, teacher, log_target=True, reduction="sum") / targets.numel()
     return output_error(output, wanted)

@@ -41,7 +41,7 @@ class SVD(WeightMethod):
 
     def __post_init__(self) -> None:
         fraction = isinstance(self.rank, float) and not self.rank.is_integer()
-        if self.rank <= 0 or (fraction and self.rank >= 1):
+        if not self.rank > 0 or (fraction and self.rank >= 1):
             raise UsageError(f"svd: rank is {self.rank}; expected a whole number from 1, or a fraction of the full rank.")
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:

@@ -4,6 +4,8 @@ Han, Pool, Tran, Dally, "Learning both Weights and Connections for Efficient Neu
     keep w_i  iff  |w_i| is among the (1 − s) n largest.
 Over several rounds the sparsity s follows the cubic schedule of Zhu and Gupta, "To prune, or not to prune" (1710.01878):
     s_t = s (1 − (1 − t/T)³),  t = 1 … T.
+Over several layers weights compete by |w|, or by the layer-adaptive score of Lee et al., ICLR 2021 (2010.07611), eq. 1:
+    w² / Σ w'²  over the weights w' of the same layer with |w'| ≥ |w|.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ class MagnitudePruning(WeightMethod):
     """Keep the largest weights; the others become zero and stay so.
 
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
-    ``scope`` says whether each layer meets it, or all selected layers together: by |w| alone ("global"), or by |w| over the
-    root mean square of the layer's weights ("scaled"), which treats wide and narrow layers alike.
+    ``scope`` says whether each layer meets it, or all selected layers together: by |w| alone ("global"), or by the
+    layer-adaptive score ("lamp"), which spares the small layers.
     With ``rounds`` > 1 the sparsity rises in as many steps, each but the last followed by ``recover``.
     """
 
     sparsity: float
-    scope: Literal["layer", "global", "scaled"] = "layer"
+    scope: Literal["layer", "global", "lamp"] = "layer"
     rounds: int = 1
     recover: Recover | None = None
 
@@ -84,18 +86,18 @@ class MagnitudePruning(WeightMethod):
 
     def _threshold(self, job: Job) -> Method:
         """The one threshold that all selected layers together meet the sparsity with."""
-        scaled = self.scope == "scaled"
+        adaptive = self.scope == "lamp"
         scores, total = list[Tensor](), 0
         for site in surgery.selected(job):
             for _, leaf, part in surgery.leaves(surgery.form_at(job.model, site), site):
                 if leaf.role in self.ACCEPTS:
-                    scores.append(_score(leaf.values.detach().float(), scaled).flatten())
+                    scores.append(_score(leaf.values.detach().float(), adaptive).flatten())
                     total += torch.Size(part.shape).numel()
         keep = round((1 - self.sparsity) * total)
         ranked = torch.cat(scores).sort(descending=True).values if scores else torch.empty(0)
         if not 0 < keep < len(ranked):
             raise NotApplicable(f"magnitude: keeping {keep} of {len(ranked)} weights changes nothing or leaves nothing.")
-        return _Above(threshold=float(ranked[keep - 1]), scaled=scaled)
+        return _Above(threshold=float(ranked[keep - 1]), adaptive=adaptive)
 
 
 @final
@@ -104,7 +106,7 @@ class _Above(WeightMethod):
     """Keep the weights whose score reaches the threshold, and of each layer at least the largest."""
 
     threshold: float
-    scaled: bool
+    adaptive: bool
 
     ABOUT = MagnitudePruning.ABOUT
     ACCEPTS = MagnitudePruning.ACCEPTS
@@ -112,13 +114,19 @@ class _Above(WeightMethod):
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""
-        score = _score(weight, self.scaled)
+        score = _score(weight, self.adaptive)
         mask = score >= min(self.threshold, float(score.max()))
         if mask.all():
             raise NotApplicable("all its weights are above the common threshold")
         return Masked.of(weight, mask)
 
 
-def _score(weight: Tensor, scaled: bool) -> Tensor:
-    """|w|, over the root mean square of the layer if ``scaled``."""
-    return weight.abs() / weight.square().mean().sqrt() if scaled else weight.abs()
+def _score(weight: Tensor, adaptive: bool) -> Tensor:
+    """|w|, or the layer-adaptive score: higher is kept."""
+    if not adaptive:
+        return weight.abs()
+    square = weight.double().square().flatten()
+    order = square.argsort(descending=True, stable=True)
+    score = torch.empty_like(square)
+    score[order] = square[order] / square[order].cumsum(0)
+    return score.reshape(weight.shape)

@@ -30,8 +30,8 @@ class RoundToNearest(WeightMethod):
     """Round every weight to the nearest of 2**bits levels.
 
     ``bits`` is 1 to 8. ``group`` consecutive weights of a row share one scale; None means the whole row (per-channel).
-    Scales are rounded to half precision, so that they cost 16 bits each. A ``symmetric`` grid of one bit would have one
-    level, so one bit is always asymmetric.
+    Scales are rounded to half precision where it can hold them, so that they cost 16 bits each. A ``symmetric`` grid of one
+    bit would have one level, so one bit is always asymmetric.
     """
 
     bits: int
@@ -74,6 +74,7 @@ class RoundToNearest(WeightMethod):
 
 
 def half(scale: Tensor) -> Tensor:
-    """Half precision values, as float32; never zero and never infinite, so that a group of zeros divides cleanly."""
+    """Scales in half precision, as float32; one outside its normal range stays as it is, and that of zeros becomes any."""
     limits = torch.finfo(torch.float16)
-    return scale.clamp(limits.smallest_normal, limits.max).half().float()
+    scale = scale.where(scale > 0, limits.smallest_normal)
+    return scale.half().float().where((scale >= limits.smallest_normal) & (scale <= limits.max), scale)

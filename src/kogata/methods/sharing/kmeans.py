@@ -2,9 +2,10 @@
 
 Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), eq. 3;
 Han, Mao, Dally, "Deep Compression", ICLR 2016 (1510.00149), section 3:
-    min Σ_k Σ_{w in c_k} |w − c_k|²,  centroids at first linear between the smallest and the largest weight.
-Lloyd's steps follow until no assignment changes. In one dimension the clusters are intervals between sorted centroids, so
-each step is a search in sorted midpoints and two prefix sums: O(n log n) once, then O(k log n).
+    min Σ_k Σ_{w in c_k} |w − c_k|².
+In one dimension the clusters are intervals, and dynamic programming finds the best ones exactly, where Lloyd's steps from a
+linear start lose centroids to empty intervals (the first layer of a LeNet-5 kept 25 of 32, at three times the error). Of
+large layers the intervals are those of ``BINS`` groups of equally many weights, then Lloyd's steps move them on all weights.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from kogata.errors import UsageError
 from kogata.forms import Codebook, Form, Role
 from kogata.job import Site
 from kogata.method import About, WeightMethod
+
+
+BINS = 4096
+STEPS = 300
 
 
 @final
@@ -46,8 +51,10 @@ class KMeans(WeightMethod):
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Indices into sorted centroids; centroids that no weight is nearest to are dropped."""
-        centroids = lloyd(weight.flatten(), self.clusters)
-        index = nearest(weight.flatten(), centroids)
+        values = weight.flatten()
+        ordered = values.double().sort().values
+        centroids = refined(ordered, optimal(ordered, self.clusters)).to(values.dtype).unique()
+        index = nearest(values, centroids)
         used, index = torch.unique(index, return_inverse=True)
         return Codebook.of(index.reshape(weight.shape), centroids[used])
 
@@ -57,19 +64,32 @@ def nearest(values: Tensor, centroids: Tensor) -> Tensor:
     return torch.bucketize(values, (centroids[1:] + centroids[:-1]) / 2)
 
 
-def lloyd(values: Tensor, clusters: int, iterations: int = 300) -> Tensor:
-    """Ascending centroids ``[clusters]`` of one-dimensional k-means from a linear start, float32."""
-    ordered = values.double().sort().values
+def optimal(ordered: Tensor, clusters: int) -> Tensor:
+    """Ascending centroids of k-means over ascending float64 values: the best ones, up to ``BINS`` values of one weight each."""
+    from kogata.kernels import intervals  # numba takes half a second to import
+
+    points, counts = ordered.unique_consecutive(return_counts=True)
+    if len(points) > BINS:
+        groups = ordered.tensor_split(BINS)
+        points = torch.stack([group.mean() for group in groups])
+        counts = torch.tensor([len(group) for group in groups])
+    clusters = min(clusters, len(points))
+    starts = torch.from_numpy(intervals.split(points.numpy(), counts.double().numpy(), clusters))
+    edges = torch.cat([starts, starts.new_full((1,), len(points))])
+    mass = torch.cat([points.new_zeros(1), counts.double().cumsum(0)])
+    total = torch.cat([points.new_zeros(1), (points * counts).cumsum(0)])
+    return total[edges].diff() / mass[edges].diff()
+
+
+def refined(ordered: Tensor, centroids: Tensor) -> Tensor:
+    """Lloyd's steps over all ascending values until no assignment changes, at most ``STEPS``."""
     sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
-    centroids = torch.linspace(float(ordered[0]), float(ordered[-1]), clusters, dtype=torch.float64)
     edges = torch.empty(0)
-    for _ in range(iterations):
+    for _ in range(STEPS):
         inner = torch.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2, right=True)
         found = torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), len(ordered))])
         if torch.equal(found, edges):
             break
-        edges = found
-        counts = edges.diff()
-        means = sums[edges].diff() / counts.clamp_min(1)
-        centroids = torch.where(counts > 0, means, centroids).sort().values
-    return centroids.float()
+        edges, counts = found, found.diff()
+        centroids = torch.where(counts > 0, sums[edges].diff() / counts.clamp_min(1), centroids)
+    return centroids

@@ -1,0 +1,79 @@
+"""The command line, one file for each command.
+
+PyTorch takes seconds to import: whatever needs it is imported inside the commands, so that ``kogata --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from kogata import __version__
+from kogata.cli import bench, compress, inspect, methods, report, unpack
+from kogata.errors import KogataError
+
+app = typer.Typer(
+    name="kogata",
+    help="Compress a trained PyTorch network to a budget: the bytes are counted, the milliseconds measured.",
+    epilog="Exit codes: 2 usage, 3 target missed, 4 data, 5 file, 6 engine, 130 interrupted.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help comes in half the time
+    pretty_exceptions_enable=False,
+)
+app.command("methods")(methods.run)
+app.command("inspect")(inspect.run)
+app.command("compress")(compress.run)
+app.command("bench")(bench.run)
+app.command("report")(report.run)
+app.command("unpack")(unpack.run)
+
+_ESCAPES = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != ord("\n")}
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"kogata {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the program. A KogataError becomes one message and its exit code; any other error is a bug, and says so."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?" for it
+    _narrate()
+    try:
+        app(prog_name="kogata")
+    except KogataError as error:
+        print(f"error: {str(error).translate(_ESCAPES)}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in Kogata, not in what you typed; please report the lines above.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _narrate() -> None:
+    """Show Kogata's warnings on stderr and, to someone who watches, what a long run is at; training has its bars."""
+
+    def shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or (record.module in ("compress", "folder") and sys.stderr.isatty())
+
+    handler = logging.StreamHandler()
+    handler.addFilter(shown)
+    handler.setFormatter(logging.Formatter("kogata: %(message)s"))
+    logging.getLogger("kogata").addHandler(handler)

@@ -1,0 +1,84 @@
+"""``kogata bench``: measure a file again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kogata.cli.options import (
+    TASK_HELP,
+    DataOption,
+    EngineName,
+    EngineOption,
+    JsonOption,
+    SeedOption,
+    complete_task,
+    console,
+    print_json,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from kogata.report.data import Latency
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .kogata file.")],
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help=TASK_HELP, autocompletion=complete_task)],
+    data: DataOption = None,
+    seed: SeedOption = 0,
+    engine: EngineOption = EngineName.ONNXRUNTIME,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a file again, beside the task's dense model: bytes, score, latency in one engine and run."""
+    from kogata import artifact, measure, surgery
+    from kogata.calibrate import first_batch
+    from kogata.tasks.taskfile import open_task
+
+    stored = artifact.read(file)  # a damaged file is told before a model is trained
+    model, opened = open_task(task, seed, data)
+    loaded = artifact.load(file, into=surgery.clone(model))
+    dense, ours, latency = model, loaded, (None, None)
+    if (where := engine.engine()) is not None:
+        inputs = first_batch(model, opened)[0]
+        dense, ours = measure.sessions(stored, loaded, model, inputs, where)
+        latency = measure.latencies(ours, dense, inputs)
+    found = {
+        "bytes": file.stat().st_size, "score": measure.score(opened, ours), "engine": str(engine),
+        "latency_ms": _median(latency[0]),
+        "dense": {
+            "bytes": artifact.dense_bytes(model), "score": measure.score(opened, dense),
+            "latency_ms": _median(latency[1]),
+        },
+    }  # fmt: skip
+    if as_json:
+        print_json(found)
+    else:
+        _print(f"{file} on {opened.name}, engine {engine}", found)
+
+
+def _median(latency: Latency | None) -> dict[str, float] | None:
+    return None if latency is None else {"p50": latency.p50, "p90": latency.p90}
+
+
+def _print(title: str, found: dict[str, Any]) -> None:
+    from kogata.report import words
+    from kogata.report.terminal import grid, safe
+
+    out = console()
+    out.print(safe(out, title, "bold"))
+    table = grid(out, None, "", "dense", "compressed")
+    sides = (found["dense"], found)
+    decimals = 4 if max(abs(side["score"] or 0) for side in sides) <= 1 else 2
+    rows = [
+        ("bytes", *(f"{side['bytes']:,}" for side in sides)),
+        ("score", *(words.score(side["score"], decimals) for side in sides)),
+        *(
+            (f"ms, {name}", *(words.number(side["latency_ms"] and side["latency_ms"][key]) for side in sides))
+            for name, key in (("median", "p50"), ("90 %", "p90"))
+        ),
+    ]  # fmt: skip
+    for row in rows:
+        table.add_row(*(safe(out, cell) for cell in row))
+    out.print(table)

@@ -1,0 +1,158 @@
+"""``kogata compress``: from a task and a recipe to a folder with one small file and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kogata.cli.options import (
+    RECIPES,
+    DataOption,
+    EngineName,
+    EngineOption,
+    JsonOption,
+    SeedOption,
+    TaskArgument,
+    complete_recipe,
+    console,
+    print_json,
+)
+from kogata.errors import TargetMissed, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kogata.folder import Folder
+    from kogata.job import Task
+    from kogata.recipe import Recipe
+    from kogata.report.data import Report
+
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe", metavar="NAME|YAML", autocompletion=complete_recipe,
+        help=f"A YAML file, or a recipe that comes with Kogata: {', '.join(RECIPES)}.",
+    ),
+]  # fmt: skip
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", file_okay=False, help="Folder of the run: new or empty.")
+]
+
+
+def run(
+    task: TaskArgument,
+    recipe: RecipeOption,
+    output: OutputOption,
+    seed: SeedOption = 0,
+    data: DataOption = None,
+    engine: EngineOption = EngineName.ONNXRUNTIME,
+    size: Annotated[str | None, typer.Option(help="Target for the file, such as 1/20, 5% or 20kB.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Target for the loss of score, such as 0.5pt.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Target for the time of one sample, such as 60% or 3ms.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, and write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a task's model by a recipe, and measure the result.
+
+    Targets given here override the recipe's. A missed one exits with code 3, after the result was written and shown.
+    """
+    from kogata.compress import compress
+    from kogata.folder import Folder
+    from kogata.recipe import open_recipe
+    from kogata.tasks.taskfile import open_task
+
+    asked = {goal: text for goal, text in (("size", size), ("drop", drop), ("latency", latency)) if text is not None}
+    plan = _with_targets(open_recipe(recipe), asked)
+    if dry_run:
+        _preview(*open_task(task, seed, data), plan, seed, as_json)
+        return
+    command = _command(task, recipe, output, seed, data, engine, asked)
+    folder = Folder(output)
+    if resume and folder.finished:
+        report = _finished(folder, task, plan, seed)
+    else:
+        try:
+            model, opened = open_task(task, seed, data)
+            report = compress(
+                model, opened, plan, output=output, seed=seed, engine=engine.engine(), resume=resume, command=command
+            ).report
+        except KeyboardInterrupt:
+            typer.echo(f"Interrupted. To go on: {command} --resume", err=True)
+            raise typer.Exit(130) from None
+    _show(report, folder, as_json)
+    if report.missed:
+        raise TargetMissed(f"the result misses what was asked for: {'; '.join(report.missed)}.")
+
+
+def _with_targets(recipe: Recipe, asked: dict[str, str]) -> Recipe:
+    from kogata import targets
+
+    wanted = {target.goal: target.text for target in recipe.targets} | asked
+    return dataclasses.replace(recipe, targets=targets.parse(wanted))
+
+
+def _command(
+    task: str, recipe: str, output: Path, seed: int, data: Path | None, engine: EngineName, asked: dict[str, str]
+) -> str:
+    """What to type for the same bytes again."""
+    words = ["kogata", "compress", task, "--recipe", recipe, "-o", str(output)]
+    words += ["--seed", str(seed), "--engine", engine]
+    if data is not None:
+        words += ["--data", str(data)]
+    for goal, text in asked.items():
+        words += [f"--{goal}", text]
+    return shlex.join(words)
+
+
+def _finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
+    """The report of a run that has ended; raises UsageError when it was another run."""
+    from kogata.report.data import Report
+
+    report = Report.load(folder.report)
+    if (report.task, report.recipe, report.seed) != (Path(task).stem, _plain(recipe), seed):
+        raise UsageError(
+            f"{folder.path}: holds a finished run of another task, recipe or seed. Choose another folder with -o."
+        )
+    return report
+
+
+def _show(report: Report, folder: Folder, as_json: bool) -> None:
+    from kogata.report import terminal
+
+    if as_json:
+        print_json(json.loads(folder.report.read_text(encoding="utf-8")))
+    else:
+        out = console()
+        terminal.render(report, out)
+        out.print(terminal.safe(out, f"Report: {folder.page}"), soft_wrap=True)
+
+
+def _preview(model: nn.Module, task: Task, recipe: Recipe, seed: int, as_json: bool) -> None:
+    """The resolved recipe, and which weights each step will try: YAML that can be saved and used as it is."""
+    import yaml
+
+    from kogata import adopt
+
+    job = adopt.adopt(model, task, seed=seed)
+    adopt.check(recipe.method, job)
+    steps = adopt.plan(recipe.method, job)
+    if as_json:
+        print_json({"recipe": _plain(recipe), "steps": [{"method": name, "sites": sites} for name, sites in steps]})
+        return
+    print(yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=120), end="")
+    print("# What each step will try:")
+    for number, (name, sites) in enumerate(steps, 1):
+        print(f"#   {number}. {name}: {'the whole model' if sites is None else ', '.join(sites)}")
+
+
+def _plain(recipe: Recipe) -> Any:
+    """The resolved recipe as it is read back from JSON."""
+    return json.loads(json.dumps(recipe.resolved(), default=str))

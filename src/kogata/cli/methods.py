@@ -1,0 +1,90 @@
+"""``kogata methods``: the survey's table of methods, printed from the code, with its advice on when to use which.
+
+Cheng, Wang, Zhou, Zhang, "A Survey of Model Compression and Acceleration for Deep Neural Networks", arXiv 1710.09282,
+table I and its general guidelines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kogata.cli.options import JsonOption, console, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kogata.method import Method
+
+WHEN = {
+    "pruning": "A trained model whose accuracy must stay: the steadiest way to fewer bytes. Retrain after it.",
+    "sharing": "Right after pruning, for the last factor in bytes; the shared values can be trained further.",
+    "quantization": "Any trained model, no training needed: the first thing to try. Comes last in a chain.",
+    "low rank": "A trained model with large linear layers must become faster in any engine. Comes first in a chain.",
+    "distillation": "There is little data, or a step cost accuracy: the original model teaches the smaller one.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method as the table shows it."""
+
+    method: str
+    family: str
+    layers: list[str]
+    data: bool  # looks at inputs, for statistics or for training
+    labels: bool
+    training: bool
+    summary: str
+    paper: str
+    when: str
+
+
+def run(as_json: JsonOption = False) -> None:
+    """List every method: what it does, needs, and is best for."""
+    from kogata.methods import METHODS
+
+    lines = [line(method) for method in METHODS]
+    if as_json:
+        print_json([vars(each) for each in lines])
+    else:
+        _print(lines, console())
+
+
+def line(method: type[Method]) -> Line:
+    """What the code says of a method."""
+    from kogata.method import WeightMethod
+
+    about = method.ABOUT
+    statistics = issubclass(method, WeightMethod) and bool(method.NEEDS)
+    return Line(
+        method=about.name, family=about.family, layers=[str(kind) for kind in about.layers],
+        data=statistics or about.training, labels=about.labels, training=about.training, summary=about.summary,
+        paper=about.paper, when=WHEN[about.family],
+    )  # fmt: skip
+
+
+def _print(lines: list[Line], out: Console) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+
+    from kogata.job import Kind
+    from kogata.report.terminal import safe
+
+    for family, when in WHEN.items():
+        out.print(safe(out, f"\n{family}", "bold"))
+        out.print(Padding(safe(out, when, "italic"), (0, 0, 1, 2)))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for width in (16, 19):
+            table.add_column(min_width=width)
+        table.add_column()
+        for each in (each for each in lines if each.family == family):
+            layers = "all layers" if len(each.layers) == len(Kind) else ", ".join(each.layers)
+            cells = (each.method, f"{layers}\n{_needs(each)}", f"{each.summary}\n{each.paper}\n")
+            table.add_row(*(safe(out, cell) for cell in cells))
+        out.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _needs(each: Line) -> str:
+    data = "training data" if each.training else "data" if each.data else "no data"
+    return f"needs {data}{' with labels' if each.labels else ''}"

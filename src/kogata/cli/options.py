@@ -1,0 +1,73 @@
+"""What several commands share: their options, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kogata.engines import Engine
+
+# The names of kogata.tasks.builtin, which a test compares: importing that takes seconds, a key press must not.
+TASKS = ("fashion-lenet300", "fashion-lenet5", "mnist-lenet300", "mnist-lenet5", "digits-mlp")
+RECIPES = tuple(sorted(entry.name.removesuffix(".yaml") for entry in (files("kogata") / "recipes").iterdir()))
+
+
+class EngineName(StrEnum):
+    """The engines of kogata.engines, and none."""
+
+    ONNXRUNTIME = "onnxruntime"
+    EAGER = "eager"
+    NONE = "none"
+
+    def engine(self) -> Engine | None:
+        """The engine itself."""
+        from kogata.engines import ENGINES
+
+        return next((engine() for engine in ENGINES if engine.name == self), None)
+
+
+def complete_task(incomplete: str) -> Iterator[str]:
+    """The built-in tasks that start so; the shell itself completes paths."""
+    return (name for name in TASKS if name.startswith(incomplete))
+
+
+def complete_recipe(incomplete: str) -> Iterator[str]:
+    """The built-in recipes that start so."""
+    return (name for name in RECIPES if name.startswith(incomplete))
+
+
+TASK_HELP = f"A task file (a path that ends in .py) or a built-in task: {', '.join(TASKS)}."
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP, autocompletion=complete_task)]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", exists=True, file_okay=False,
+        help="Folder with mnist/ and fashion-mnist/, for built-in tasks. Without it: $KOGATA_DATA, the usual places.",
+    ),
+]  # fmt: skip
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where speed is measured; none measures no speed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Standard output, with colours and at the width of the terminal, if it is one."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)

@@ -1,0 +1,51 @@
+"""``kogata unpack``: the plain dense weights, or the runnable graph, out of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kogata.errors import UsageError
+
+if TYPE_CHECKING:
+    from kogata.artifact import Artifact
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .kogata file.")],
+    outputs: Annotated[
+        list[Path],
+        typer.Option(
+            "--output", "-o", metavar="OUT", dir_okay=False,
+            help="OUT.safetensors for plain dense weights, OUT.onnx for the graph with its weights; may be repeated.",
+        ),
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+) -> None:  # fmt: skip
+    """Write plain safetensors or ONNX from a file, without the model's code."""
+    for output in outputs:
+        if output.suffix not in (".safetensors", ".onnx"):
+            raise UsageError(f"{output}: its name must end in .safetensors or .onnx, which says what to write.")
+        if output.exists() and not force:
+            raise UsageError(f"{output}: exists. Choose another name, or overwrite it with --force.")
+
+    from kogata import artifact
+    from kogata.atomic import writing
+    from kogata.engines import onnx_graph
+
+    stored = artifact.read(file)
+    for output in outputs:
+        content = _weights(stored) if output.suffix == ".safetensors" else onnx_graph.fill(stored).SerializeToString()
+        with writing(output) as stream:
+            stream.write(content)
+        typer.echo(f"{output}: {len(content):,} bytes")
+
+
+def _weights(stored: Artifact) -> bytes:
+    """Every weight under each of its names, and the buffers: what the model's load_state_dict takes."""
+    from safetensors.torch import save
+
+    state = {name: form.dense().detach().clone() for names, form in stored.forms.items() for name in names}
+    return save({name: tensor.contiguous() for name, tensor in (state | dict(stored.buffers)).items()})

@@ -1,0 +1,1 @@
+"""Compiled inner loops (numba) that tensors cannot express well."""

@@ -1,0 +1,113 @@
+"""Small models of every kind the contract must hold on, each with a task to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kogata import Task
+from kogata.adopt import adopt
+from kogata.job import Job
+
+CLASSES = 6
+WORDS = 40
+
+
+class ConvNet(nn.Module):
+    """Convolution, batch normalization, linear layers."""
+
+    def __init__(self, convolution: type[nn.Conv2d] = nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = convolution(3, 16, 3, padding=1, stride=2)
+        self.norm = nn.BatchNorm2d(16)
+        self.deep = nn.Conv2d(16, 24, 3)
+        self.hidden = nn.Linear(24 * 4, 32)
+        self.out = nn.Linear(32, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(images)))
+        x = torch.relu(self.deep(x)).flatten(1)
+        return self.out(torch.relu(self.hidden(x)))
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A user's own layer: pads by itself, more on the right, as other frameworks do, and reads its weight as it likes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(input, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
+class Attention(nn.Module):
+    """A transformer layer and a bare attention layer, whose joint projection is no layer's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.out = nn.Linear(16, CLASSES)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        x = self.encoder(sequence)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.out(x.mean(1))
+
+
+class Words(nn.Module):
+    """An embedding, averaged; with ``tied`` the output layer has the embedding's weight."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, 24, padding_idx=0)
+        self.out = nn.Linear(24, WORDS if tied else CLASSES)
+        if tied:
+            self.out.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.embedding(tokens).mean(1))
+
+
+def _images() -> Tensor:
+    return torch.randn(12, 3, 8, 8)
+
+
+def _tokens() -> Tensor:
+    return torch.randint(0, WORDS, (12, 5))
+
+
+MODELS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "conv": (ConvNet, _images),
+    "subclass": (lambda: ConvNet(PaddedConv2d), lambda: torch.randn(12, 3, 9, 9)),
+    "attention": (Attention, lambda: torch.randn(12, 4, 16)),
+    "embedding": (lambda: Words(tied=False), _tokens),
+    "tied": (lambda: Words(tied=True), _tokens),
+    "float16": (lambda: ConvNet().half(), lambda: _images().half()),
+    "bfloat16": (lambda: ConvNet().bfloat16(), lambda: _images().bfloat16()),
+}
+
+
+def job_of(name: str, **task: Any) -> Job:
+    """A new job on the model called ``name``, the same every time; ``task`` overrides fields of the task."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        build, inputs = MODELS[name]
+        model = build()
+        _spread(model)
+        batches = [(inputs(), torch.randint(0, CLASSES, (12,))) for _ in range(3)]
+    fields: dict[str, Any] = {"calibration": batches[:2], "train": batches, "loss": functional.cross_entropy, "name": name}
+    return adopt(model, Task(**fields | task))
+
+
+def _spread(model: nn.Module) -> None:
+    """Biases and normalization layers start at zeros and ones, which would hide a lost or swapped one."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.3, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    for parameter in model.parameters():
+        if parameter.ndim < 2:
+            with torch.no_grad():
+                parameter.add_(torch.rand_like(parameter) * 0.2)

@@ -1,0 +1,207 @@
+"""The contract every method keeps, on every kind of model."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from kogata import artifact, surgery
+from kogata.errors import DataError, NotApplicable
+from kogata.forms import Codebook, Masked
+from kogata.job import Job
+from kogata.method import Method, WeightMethod, chain, only
+from kogata.methods import METHODS, SVD, KMeans, MagnitudePruning, Recover
+from tests.contract.cases import CASES, REFUSED
+from tests.contract.checks import (
+    assert_equal,
+    assert_near,
+    assert_untouched,
+    output,
+    snapshot,
+    through_file,
+    weights,
+)
+from tests.contract.models import MODELS, job_of
+
+EVERY = [
+    pytest.param(kind, name, id=f"{kind.__name__}-{name}")
+    for kind in METHODS for name in MODELS if (kind, name) not in REFUSED and (kind, name) != (Recover, "float16")
+]  # fmt: skip
+
+
+@cache
+def plain_job(name: str) -> Job:
+    return job_of(name)
+
+
+@cache
+def compressed(kind: type[Method], name: str) -> Job:
+    return CASES[kind].apply(plain_job(name))
+
+
+def replaced(job: Job) -> list[str]:
+    """The sites that the last step put a form into."""
+    return [row.site for row in job.ledger if not row.note]
+
+
+def test_every_method_has_a_case() -> None:
+    assert set(CASES) == set(METHODS)
+    assert all(type(case) is kind for kind, case in CASES.items())
+
+
+def test_names_are_unique() -> None:
+    names = [kind.ABOUT.name for kind in METHODS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("kind", "name"), [pytest.param(*key, id=f"{key[0].__name__}-{key[1]}") for key in REFUSED])
+def test_refusal_says_why(kind: type[Method], name: str) -> None:
+    with pytest.raises(NotApplicable, match=REFUSED[kind, name]) as caught:
+        CASES[kind].apply(plain_job(name))
+    assert kind.ABOUT.name in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_input_job_is_untouched(kind: type[Method], name: str) -> None:
+    job = job_of(name)
+    model, reference = snapshot(job.model), snapshot(job.reference)
+    CASES[kind].apply(job)
+    assert_untouched(job.model, model)
+    assert_untouched(job.reference, reference)
+    assert job.ledger == ()
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_input_job_with_forms_is_untouched(kind: type[Method]) -> None:
+    job = chain(only(SVD(rank=4), "hidden"), only(KMeans(clusters=4), "deep")).apply(job_of("conv"))
+    model, reference, ledger = snapshot(job.model), snapshot(job.reference), job.ledger
+    after = CASES[kind].apply(job)
+    assert_untouched(job.model, model)
+    assert_untouched(job.reference, reference)
+    assert job.ledger == ledger
+    assert after.ledger[: len(ledger)] == ledger
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_same_job_same_bytes(kind: type[Method], name: str) -> None:
+    again = CASES[kind].apply(job_of(name))
+    assert artifact.pack(compressed(kind, name).model).data == artifact.pack(again.model).data
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_becomes_smaller(kind: type[Method], name: str) -> None:
+    if not issubclass(kind, WeightMethod):
+        assert surgery.bits(compressed(kind, name).model) <= surgery.bits(plain_job(name).model)
+        return
+    job = compressed(kind, name)
+    assert surgery.bits(job.model) < surgery.bits(plain_job(name).model)
+    assert replaced(job)
+    for row in job.ledger:
+        assert (row.bits_after < row.bits_before) == (not row.note)
+    before, after = (len(artifact.pack(j.model).data) for j in (plain_job(name), job))
+    assert after < before
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_ledger_predicts_the_error_of_the_weight(kind: type[Method], name: str) -> None:
+    job = compressed(kind, name)
+    before, after = weights(plain_job(name).model), weights(job.model)
+    for row in job.ledger:
+        if not row.note:
+            w, error = before[row.site].double(), after[row.site].double() - before[row.site].double()
+            narrow = 1e-5 if before[row.site].dtype == torch.float32 else 2e-2  # the layer rounds once more
+            assert row.predicted == pytest.approx(float(error.square().sum() / w.square().sum()), rel=narrow, abs=1e-4)
+            assert row.loss is not None
+        else:
+            assert torch.equal(before[row.site], after[row.site])
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_file_gives_back_every_bit(kind: type[Method], name: str, tmp_path: Path) -> None:
+    job = compressed(kind, name)
+    loaded = through_file(job, job.model, tmp_path)
+    assert_equal(weights(loaded), weights(job.model))
+    assert_equal(surgery.plain(loaded).state_dict(), surgery.plain(job.model).state_dict())
+    wanted = output(job, job.model)
+    assert isinstance(wanted, torch.Tensor)
+    assert torch.equal(torch.as_tensor(output(job, loaded)), wanted)
+    assert artifact.pack(loaded).data == artifact.pack(job.model).data
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_state_dict_round_trip(kind: type[Method], name: str) -> None:
+    model = compressed(kind, name).model
+    twin = surgery.clone(model, share=False)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    twin.load_state_dict(model.state_dict())
+    assert_equal(weights(twin), weights(model))
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_a_step_of_training_changes_every_replaced_weight(kind: type[Method], name: str) -> None:
+    job = compressed(kind, name)
+    model = surgery.clone(job.model, share=False).train()
+    before = weights(model)
+    inputs, targets = next(iter(job.task.calibration))
+    loss = torch.nn.functional.cross_entropy(model(inputs).float(), targets)
+    loss.backward()
+    sites = {site.name: site for site in surgery.sites(model)}
+    for site in replaced(job):
+        leaves = [leaf.values for _, leaf in surgery.form_at(model, sites[site]).leaves()]
+        assert any(leaf.grad is not None and float(leaf.grad.abs().max()) > 0 for leaf in leaves), site
+    torch.optim.SGD(model.parameters(), lr=10.0).step()
+    after = weights(model)
+    for site in replaced(job):
+        assert not torch.equal(before[site], after[site]), site
+    assert_equal(weights(job.model), weights(compressed(kind, name).model))
+
+
+def test_float16_cannot_be_trained() -> None:
+    with pytest.raises(DataError, match=r"recover: float16 weights cannot be trained"):
+        CASES[Recover].apply(plain_job("float16"))
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in EVERY if "float16" != case.values[1]])
+def test_recovery_keeps_the_structure(kind: type[Method], name: str) -> None:
+    job = compressed(kind, name)
+    after = Recover(epochs=2, learning_rate=1e-2).apply(job)
+    trained, shared_or_pruned = weights(after.model), 0
+    for site in surgery.sites(job.model):
+        before, now = surgery.form_at(job.model, site), surgery.form_at(after.model, site)
+        assert before.describe() == now.describe()
+        if isinstance(before, Masked):
+            assert float(trained[site.name][~before.mask].abs().max()) == 0
+            shared_or_pruned += 1
+        if isinstance(before, Codebook):
+            assert len(trained[site.name].unique()) <= before.table.shape[0]
+            assert torch.equal(now.get_buffer("index"), before.index)
+            shared_or_pruned += 1
+    assert shared_or_pruned or kind not in (MagnitudePruning, KMeans)
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_plain_and_lowered_models_are_plain_and_equal(kind: type[Method], name: str) -> None:
+    job = compressed(kind, name)
+    wanted = output(job, job.model)
+    tolerance = 1e-5 if name not in ("float16", "bfloat16") else 3e-2
+    for model in (surgery.plain(job.model), surgery.lower(job.model)):
+        assert_near(output(job, model), wanted, tolerance)
+        assert not any(type(module).__module__.startswith("kogata") for module in model.modules())
+        assert not any(hasattr(module, "parametrizations") for module in model.modules())
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    job = MagnitudePruning(sparsity=0.5).apply(job_of("tied"))
+    for model in (job.model, through_file(job, job.model, tmp_path)):
+        site = next(site for site in surgery.sites(model) if site.aliases)
+        assert (site.name, site.aliases) == ("embedding.weight", ("out.weight",))
+        form = surgery.form_of(model.get_submodule("embedding"), "weight")
+        assert form is surgery.form_of(model.get_submodule("out"), "weight")
+        assert form is not None
+        plain = surgery.plain(model)
+        assert plain.get_parameter("embedding.weight") is plain.get_parameter("out.weight")

@@ -1,0 +1,99 @@
+"""Every method's result leaves PyTorch: torch.export, ONNX, and the file's own graph give what the eager model gives."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+import kogata
+from kogata import artifact, surgery
+from kogata.batch import call
+from kogata.calibrate import evaluating
+from kogata.engines import onnx_graph
+from kogata.engines.onnxruntime import OnnxSession
+from kogata.job import Job
+from kogata.method import Method, chain, only
+from kogata.methods import METHODS, SVD, KMeans, MagnitudePruning, RoundToNearest
+from tests.contract.cases import CASES
+from tests.contract.checks import assert_near, output
+from tests.contract.models import job_of
+
+# One chain that leaves every form somewhere in each of the models.
+MIXED = chain(
+    only(SVD(rank=0.25), "[hdeo]*.weight"), MagnitudePruning(sparsity=0.3), only(RoundToNearest(bits=6), "out"),
+    only(KMeans(clusters=16), "[hdec]*.weight"),
+)  # fmt: skip
+
+TIED = chain(SVD(rank=0.25), MagnitudePruning(sparsity=0.3), KMeans(clusters=16))
+
+
+def inputs_of(job: Job) -> Any:
+    return next(iter(job.task.calibration))[0]
+
+
+def exported(job: Job) -> onnx.ModelProto:
+    """The lowered model as ONNX."""
+    return onnx_graph.export(surgery.lower(job.model).eval(), inputs_of(job))
+
+
+def run_from_file(job: Job, proto: onnx.ModelProto, folder: Path) -> Any:
+    """The outputs of the file alone, without the model's class."""
+    path = folder / "model.kogata"
+    artifact.write(path, artifact.pack(job.model, onnx_graph.bind(proto, job.model)))
+    return call(kogata.run(path), inputs_of(job))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_exports(kind: type[Method], tmp_path: Path) -> None:
+    job = CASES[kind].apply(job_of("conv"))
+    wanted, inputs = output(job, job.model), inputs_of(job)
+    program = torch.export.export(surgery.clone(job.model, share=False).eval(), (inputs,))
+    assert_near(program.module()(inputs).detach(), wanted, 1e-4)
+    proto = exported(job)
+    assert_near(OnnxSession(proto)(inputs), wanted, 1e-4)
+    assert_near(run_from_file(job, proto, tmp_path), wanted, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["conv", "subclass", "attention", "embedding", "tied"])
+def test_every_model_exports(name: str, tmp_path: Path) -> None:
+    job = (TIED if name == "tied" else MIXED).apply(job_of(name))
+    assert_near(run_from_file(job, exported(job), tmp_path), output(job, job.model), 1e-4)
+
+
+def test_half_precision_model_exports(tmp_path: Path) -> None:
+    job = MIXED.apply(job_of("float16"))
+    assert_near(run_from_file(job, exported(job), tmp_path), output(job, job.model), 2e-2)
+
+
+def test_the_graph_in_the_file_holds_no_weights() -> None:
+    job = MIXED.apply(job_of("conv"))
+    proto = exported(job)
+    graph = onnx_graph.bind(proto, job.model)
+    left = [init.name for init in proto.graph.initializer if len(init.raw_data) >= onnx_graph.SMALL]
+    folded = [name for name in left if name not in graph.bindings]
+    sizes = {init.name: len(init.raw_data) for init in proto.graph.initializer}
+    assert graph.bindings
+    assert sum(sizes[name] for name in folded) <= 4 * 16 * 4  # no more than the four vectors of the batch normalization
+
+
+def test_lowering_makes_the_graph_cheaper() -> None:
+    job = job_of("conv")
+    low = SVD(rank=2).apply(job)
+
+    def held(proto: onnx.ModelProto) -> int:
+        return sum(math.prod(init.dims) for init in proto.graph.initializer if len(init.dims) >= 2)
+
+    assert held(exported(low)) < held(exported(job)) / 4
+
+
+def test_batch_size_is_free() -> None:
+    job = SVD(rank=0.25).apply(job_of("conv"))
+    session = OnnxSession(exported(job))
+    images = torch.randn(5, 3, 8, 8)
+    with evaluating(job.model):
+        assert_near(session(images), job.model(images), 1e-4)

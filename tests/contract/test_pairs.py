@@ -1,0 +1,77 @@
+"""Every ordered pair of methods composes, or is refused by name and reason; wrong orders before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kogata import adopt, surgery
+from kogata.errors import NotApplicable
+from kogata.job import Job
+from kogata.method import Method, chain
+from kogata.methods import METHODS, SVD, Half, KMeans, MagnitudePruning, Recover, RoundToNearest
+from tests.contract.cases import CASES, FUTILE, ILLEGAL
+from tests.contract.checks import assert_equal, assert_untouched, output, snapshot, through_file, weights
+from tests.contract.models import job_of
+
+PAIRS = [pytest.param(a, b, id=f"{a.__name__}-{b.__name__}") for a in METHODS for b in METHODS]
+
+
+def illegal(first: type[Method], second: type[Method]) -> bool:
+    return second in ILLEGAL.get(first, ())
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    return job_of("conv")
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_pair(first: type[Method], second: type[Method], job: Job, tmp_path: Path) -> None:
+    both, before = chain(CASES[first], CASES[second]), snapshot(job.model)
+    if illegal(first, second) or (first, second) in FUTILE:
+        middle = CASES[first].apply(job)
+        with pytest.raises(NotApplicable) as caught:
+            CASES[second].apply(middle)
+        name, _, reason = str(caught.value).partition(":")
+        assert name == second.ABOUT.name
+        assert len(reason) > 20
+    else:
+        after = both.apply(job)
+        loaded = through_file(after, after.model, tmp_path)
+        assert_equal(weights(loaded), weights(after.model))
+        assert output(job, loaded).equal(output(job, after.model))  # type: ignore[attr-defined]
+    assert_untouched(job.model, before)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_wrong_order_is_seen_before_anything_runs(first: type[Method], second: type[Method], job: Job) -> None:
+    both = chain(CASES[first], CASES[second])
+    if illegal(first, second):
+        with pytest.raises(NotApplicable) as caught:
+            adopt.check(both, job)
+        assert str(caught.value).startswith(f"{second.ABOUT.name}: ")
+    else:
+        adopt.check(both, job)
+
+
+@pytest.mark.parametrize("last", [m for m in METHODS if illegal(KMeans, m)])
+@pytest.mark.parametrize("between", [Half, Recover])
+def test_a_step_between_does_not_hide_a_wrong_order(between: type[Method], last: type[Method], job: Job) -> None:
+    with pytest.raises(NotApplicable, match=f"^{last.ABOUT.name}: "):
+        adopt.check(chain(CASES[KMeans], CASES[between], CASES[last]), job)
+
+
+def test_the_longest_chain_composes(job: Job, tmp_path: Path) -> None:
+    start = chain(CASES[SVD], MagnitudePruning(sparsity=0.4), CASES[Recover])
+    with pytest.raises(NotApplicable, match="would not get smaller"):
+        chain(start, RoundToNearest(bits=6), CASES[Half]).apply(job)  # the scales are half precision already
+    after = chain(start, KMeans(clusters=6), CASES[Half]).apply(job)
+    loaded = through_file(after, after.model, tmp_path)
+    assert_equal(weights(loaded), weights(after.model))
+    site = next(site for site in surgery.sites(after.model) if site.name == "hidden.weight")
+    assert surgery.form_at(loaded, site).describe() == "product(masked(codebook), masked(codebook))"
+    table = surgery.form_at(loaded, site).get_submodule("factors.0.values.table").get_parameter("values")
+    assert torch.equal(table, table.half().float())

@@ -1,0 +1,391 @@
+"""The file: deterministic, whole or absent, and no byte of it trusted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from kogata import __version__, artifact, surgery
+from kogata.artifact import MAX_MANIFEST, SCHEMA, dense_bytes, load, pack, read, write
+from kogata.coding import Plane, encode
+from kogata.errors import DataError, FileFormatError
+from kogata.forms import Dense
+from kogata.job import Job
+from kogata.method import chain, only
+from kogata.methods import SVD, KMeans, MagnitudePruning, RoundToNearest
+from tests.contract.checks import assert_equal, assert_untouched, snapshot, weights
+from tests.contract.models import ConvNet, job_of
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    """A file with every form in it."""
+    return chain(
+        only(SVD(rank=4), "hidden"), only(MagnitudePruning(sparsity=0.7), "[hd]*"), only(KMeans(clusters=6), "[hc]*"),
+        only(RoundToNearest(bits=3, group=8), "out"),
+    ).apply(job_of("conv"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(job: Job) -> bytes:
+    return pack(job.model).data
+
+
+def read_bytes(data: bytes, folder: Path) -> artifact.Artifact:
+    path = folder / "m.kogata"
+    path.write_bytes(data)
+    return read(path)
+
+
+def manifest_of(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The manifest of a file and the planes behind it."""
+    start = 8 + struct.unpack_from("<Q", data)[0]
+    size = struct.unpack_from("<I", data, start)[0]
+    return json.loads(zlib.decompress(data[start + 4 : start + 4 + size])), data[start + 4 + size :]
+
+
+def file_of(manifest: Any, planes: bytes, *, schema: int = SCHEMA, tail: bytes = b"") -> bytes:
+    """A file with a valid checksum, whatever it says."""
+    text = zlib.compress(json.dumps(manifest).encode())
+    payload = struct.pack("<I", len(text)) + text + planes + tail
+    return artifact._header(schema, __version__, payload) + payload
+
+
+def test_the_tool_of_this_test_writes_what_pack_writes(data: bytes, job: Job, tmp_path: Path) -> None:
+    manifest, planes = manifest_of(data)
+    found = read_bytes(file_of(manifest, planes), tmp_path)
+    assert len(found.forms) == len(surgery.sites(job.model))
+
+
+def test_is_a_safetensors_file(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(data)
+    with safe_open(path, "np") as file:  # type: ignore[no-untyped-call]
+        assert list(file.keys()) == ["payload"]
+        assert file.metadata()["format"] == "kogata"
+        assert file.metadata()["schema"] == str(SCHEMA)
+        assert file.get_tensor("payload").dtype == np.uint8
+    assert struct.unpack_from("<Q", data)[0] % 8 == 0
+
+
+def test_same_model_same_bytes(data: bytes, job: Job) -> None:
+    assert pack(job.model).data == data
+    assert pack(surgery.clone(job.model, share=False)).data == data
+
+
+def test_parts_sum_to_the_file(job: Job) -> None:
+    packed = pack(job.model)
+    assert packed.header_bytes + packed.manifest_bytes + packed.graph_bytes + sum(p.bytes for p in packed.planes) == len(packed.data)
+    assert {plane.site for plane in packed.planes} >= {site.name for site in surgery.sites(job.model)}
+
+
+def test_reading_says_how_the_bytes_are_spent(data: bytes, job: Job, tmp_path: Path) -> None:
+    assert read_bytes(data, tmp_path).packed == pack(job.model)
+
+
+def test_dense_bytes_is_a_plain_safetensors_file(job: Job) -> None:
+    values = sum(t.numel() * t.element_size() for t in job.reference.state_dict().values())
+    assert values < dense_bytes(job.reference) < values + 2000
+    assert dense_bytes(job.model) == dense_bytes(job.reference)
+
+
+def test_truncated_anywhere(data: bytes, tmp_path: Path) -> None:
+    for length in {0, 1, 7, 8, 9, 60, 150, 300, 301, 400, len(data) // 2, len(data) - 9, len(data) - 1}:
+        with pytest.raises(FileFormatError, match=r"m\.kogata"):
+            read_bytes(data[:length], tmp_path)
+
+
+def test_extra_bytes(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"m\.kogata"):
+        read_bytes(data + b"\0", tmp_path)
+    with pytest.raises(FileFormatError, match="1 bytes follow its last plane"):
+        read_bytes(file_of(*manifest_of(data), tail=b"\0"), tmp_path)
+
+
+def test_any_flipped_bit_is_seen(data: bytes, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    header = 8 + struct.unpack_from("<Q", data)[0]
+    places = [*range(header), *rng.integers(header, len(data), 150)]  # every byte of the header
+    for place in places:
+        damaged = bytearray(data)
+        damaged[int(place)] ^= 1 << int(rng.integers(8))
+        with pytest.raises(FileFormatError):
+            read_bytes(bytes(damaged), tmp_path)
+
+
+def test_damaged_planes_behind_a_valid_checksum(data: bytes, tmp_path: Path) -> None:
+    """Without the checksum's help a flipped plane is either refused or read as other values: never another exception."""
+    manifest, planes = manifest_of(data)
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(planes)
+        damaged[int(rng.integers(len(planes)))] ^= 1 << int(rng.integers(8))
+        try:
+            read_bytes(file_of(manifest, bytes(damaged)), tmp_path)
+        except FileFormatError:
+            refused += 1
+    assert refused > 0
+
+
+@pytest.mark.parametrize("text", [b"", b"hello", b"\0" * 200, b"PK\x03\x04" + b"\0" * 100, b'\x10\0\0\0\0\0\0\0{"payload": 1}  '])
+def test_other_files(text: bytes, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"is damaged or no \.kogata file"):
+        read_bytes(text, tmp_path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="cannot be read: No such file"):
+        read(tmp_path / "none.kogata")
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        read(tmp_path)
+
+
+def test_a_newer_schema_says_to_upgrade(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=rf"schema {SCHEMA + 1}.*Upgrade kogata"):
+        read_bytes(file_of(*manifest_of(data), schema=SCHEMA + 1), tmp_path)
+
+
+def tree(manifest: dict[str, Any], site: str) -> Any:
+    """The tree of forms of a weight: name, header, planes, parts."""
+    return next(tree for names, tree in manifest["sites"] if names[0] == site)
+
+
+def change(site: str, *keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
+    """Set one value of one weight's tree."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        place = tree(manifest, site)
+        for key in keys[:-1]:
+            place = place[key]
+        assert place[keys[-1]] != to
+        place[keys[-1]] = to
+
+    return edit
+
+
+def without(*keys: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(manifest: dict[str, Any]) -> None:
+        place: Any = manifest
+        for key in keys[:-1]:
+            place = place[key]
+        del place[keys[-1]]
+
+    return edit
+
+
+NAME, HEADER, PLANES, PARTS = range(4)
+KIND, SHAPE, DTYPE, ALPHABET, LENGTH = range(5)
+FACTOR = ("hidden.weight", PARTS, "factors.0")
+HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
+    "huge plane": change("out.weight", PLANES, "code", SHAPE, to=[1 << 20, 1 << 20]),
+    "overflowing plane": change("out.weight", PLANES, "code", SHAPE, to=[1 << 33, 1 << 33]),
+    "negative shape": change("out.weight", PLANES, "code", SHAPE, to=[-6, -32]),
+    "one negative axis": change("out.weight", PLANES, "code", SHAPE, to=[-6, 32]),
+    "other shape": change("out.weight", PLANES, "code", SHAPE, to=[6, 31]),
+    "shape of text": change("out.weight", PLANES, "code", SHAPE, to="6,32"),
+    "deep shape": change("out.weight", PLANES, "code", SHAPE, to=[1] * 100),
+    "huge alphabet": change("conv.weight", PLANES, "index", ALPHABET, to=10**9),
+    "no alphabet": change("conv.weight", PLANES, "index", ALPHABET, to=0),
+    "negative alphabet": change("conv.weight", PLANES, "index", ALPHABET, to=-1),
+    "other kind": change("conv.weight", PLANES, "index", KIND, to="floats"),
+    "unknown kind": change("conv.weight", PLANES, "index", KIND, to="pickle"),
+    "object dtype": change("conv.weight", PLANES, "index", DTYPE, to="object"),
+    "wide dtype": change("conv.weight", PLANES, "index", DTYPE, to="V1000000000"),
+    "unknown dtype": change("conv.weight", PLANES, "index", DTYPE, to="uint9"),
+    "negative length": change("conv.weight", PLANES, "index", LENGTH, to=-1),
+    "huge length": change("conv.weight", PLANES, "index", LENGTH, to=10**12),
+    "length of text": change("conv.weight", PLANES, "index", LENGTH, to="1"),
+    "no length": change("conv.weight", PLANES, "index", LENGTH, to=0),
+    "short entry": change("conv.weight", PLANES, "index", to=["symbols"]),
+    "no plane": change("conv.weight", PLANES, to={}),
+    "no part": change("conv.weight", PARTS, to={}),
+    "unknown form": change("conv.weight", NAME, to="pickle"),
+    "other form": change("conv.weight", NAME, to="masked"),
+    "form of a list": change("conv.weight", NAME, to=["codebook"]),
+    "tree of nothing": change("conv.weight", PARTS, "table", to=None),
+    "unknown role": change("conv.weight", PARTS, "table", HEADER, "role", to="king"),
+    "unknown header": change("conv.weight", PARTS, "table", HEADER, to=[]),
+    "other bits": change("out.weight", HEADER, "bits", to=99),
+    "other group": change("out.weight", HEADER, "group", to=7),
+    "no group": change("out.weight", HEADER, "group", to=0),
+    "wrong equation": change("hidden.weight", HEADER, "equation", to="or,ri->or"),
+    "equation of code": change("hidden.weight", HEADER, "equation", to="__import__('os')"),
+    "equation with dots": change("hidden.weight", HEADER, "equation", to="...r,r...->..."),
+    "huge product": change("hidden.weight", HEADER, "shape", to=[1 << 40, 1 << 40]),
+    "negative product": change("hidden.weight", HEADER, "shape", to=[-32, -96]),
+    "other mask": change(*FACTOR, PLANES, "mask", SHAPE, to=[4, 32]),
+    "no sites": without("sites"),
+    "no buffers": without("buffers"),
+    "sites of text": lambda manifest: manifest.update(sites="all"),
+    "buffers of a list": lambda manifest: manifest.update(buffers=[1]),
+    "buffer of another dtype": lambda manifest: manifest["buffers"]["norm.running_mean"].__setitem__(0, "object"),
+    "name of nothing": lambda manifest: manifest["sites"][0].__setitem__(0, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_manifests(edit: Callable[[dict[str, Any]], None], data: bytes, tmp_path: Path) -> None:
+    manifest, planes = manifest_of(data)
+    edit(manifest)
+    (tmp_path / "m.kogata").write_bytes(file_of(manifest, planes))
+    into = ConvNet()
+    before = snapshot(into)
+    with pytest.raises(FileFormatError, match=r"m\.kogata"):
+        load(tmp_path / "m.kogata", into=into)
+    assert_untouched(into, before)
+
+
+def test_an_index_past_the_table(data: bytes, tmp_path: Path) -> None:
+    """A plane that is valid under its own alphabet, beside a table that is shorter."""
+    manifest, _ = manifest_of(data)
+    table = encode(Plane.floats(np.zeros(2, np.float32))).data
+    index = encode(Plane.symbols(np.array([[0, 1], [2, 1]], np.uint8), 3)).data
+    manifest = {
+        "sites": [[["weight"], ["codebook", {}, {"index": ["symbols", [2, 2], "uint8", 3, len(index)]}, {
+            "table": ["dense", {"role": "table", "dtype": "float32"}, {"values": ["floats", [2], "float32", 0, len(table)]}, {}],
+        }]]],
+        "buffers": {},
+    }  # fmt: skip
+    with pytest.raises(FileFormatError, match="indices 0 to 2 into a table"):
+        read_bytes(file_of(manifest, index + table), tmp_path)
+
+
+def test_a_manifest_that_inflates_without_end(tmp_path: Path) -> None:
+    text = zlib.compress(b" " * (MAX_MANIFEST + 1), 9)
+    payload = struct.pack("<I", len(text)) + text
+    with pytest.raises(FileFormatError, match="manifest is longer"):
+        read_bytes(artifact._header(SCHEMA, __version__, payload) + payload, tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"{}", b"[]", b"null", b"\xff\xfe", b'{"sites": 1e999}'])
+def test_other_manifests(text: bytes, tmp_path: Path) -> None:
+    deflated = zlib.compress(text)
+    payload = struct.pack("<I", len(deflated)) + deflated
+    with pytest.raises(FileFormatError, match="damaged"):
+        read_bytes(artifact._header(SCHEMA, __version__, payload) + payload, tmp_path)
+
+
+def test_a_file_of_another_model_leaves_it_as_it_was(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.kogata"
+    path.write_bytes(data)
+
+    class Wider(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.Linear(2, 2)
+
+    class Narrower(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(32, 5)
+
+    class Bare(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(16, track_running_stats=False)
+
+    for kind, reason in ((Wider, "lacks"), (Narrower, r"holds out\.\w+ of shape"), (Bare, "does not fit"), (lambda: nn.Linear(2, 2), "holds")):
+        into = kind()
+        before = snapshot(into)
+        with pytest.raises(FileFormatError, match=reason):
+            load(path, into=into)
+        assert_untouched(into, before)
+
+
+def test_a_frozen_weight_stays_frozen(tmp_path: Path) -> None:
+    job = only(KMeans(clusters=4), "hidden").apply(job_of("conv"))
+    write(tmp_path / "m.kogata", pack(job.model))
+    into = ConvNet()
+    into.conv.requires_grad_(False)
+    load(tmp_path / "m.kogata", into=into)
+    assert {name for name, p in into.named_parameters() if not p.requires_grad} >= {"conv.weight", "conv.bias"}
+    assert into.deep.weight.requires_grad
+
+
+def test_loading_over_other_forms(job: Job, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.kogata").write_bytes(data)
+    into = surgery.clone(SVD(rank=2).apply(job_of("conv")).model, share=False)
+    load(tmp_path / "m.kogata", into=into)
+    assert_equal(weights(into), weights(job.model))
+
+
+def test_dense_values_are_stored_at_all_precisions(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3).double(), nn.Linear(3, 3).bfloat16(), nn.Linear(3, 3).half(), nn.Linear(3, 3))
+    write(tmp_path / "m.kogata", pack(model))
+    into = nn.Sequential(nn.Linear(3, 3).double(), nn.Linear(3, 3).bfloat16(), nn.Linear(3, 3).half(), nn.Linear(3, 3))
+    load(tmp_path / "m.kogata", into=into)
+    assert_equal(into.state_dict(), model.state_dict())
+
+
+    def write(self, data: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("fails", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file(fails: str, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, packed = tmp_path / "m.kogata", pack(job.model)
+    path.write_bytes(b"old")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if fails == "write":
+        import tempfile
+
+        genuine = tempfile.NamedTemporaryFile
+
+        def opened(*args: Any, **kwargs: Any) -> Any:
+            file = genuine(*args, **kwargs)
+            monkeypatch.setattr(file, "write", full, raising=False)
+            return file
+
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", opened)
+    elif fails == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(DataError, match=r"cannot write .*m\.kogata: No space left"):
+        write(path, packed)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.kogata"]
+
+
+def test_any_failure_leaves_no_half_file(tmp_path: Path) -> None:
+    from kogata.atomic import writing
+
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "new.bin") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, job: Job) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        write(tmp_path / "file" / "m.kogata", pack(job.model))
+
+
+def names(forms: Iterable[Any]) -> set[str]:
+    return {name for group in forms for name in group}
+
+
+def test_forms_are_trainable_after_loading(job: Job, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.kogata").write_bytes(data)
+    into = load(tmp_path / "m.kogata", into=ConvNet())
+    into(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    grads = {name for name, p in into.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
+    assert len(grads) == len(list(into.parameters()))
+    assert all(isinstance(leaf, Dense) for site in surgery.sites(into) for _, leaf in surgery.form_at(into, site).leaves())

@@ -1,0 +1,214 @@
+"""Calibration against explicit loops, and the probe that measures one change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kogata import Task, surgery
+from kogata.adopt import adopt
+from kogata.calibrate import Probe, Stat, Stats, first_batch, gather
+from kogata.errors import DataError
+from kogata.forms import Dense, Role
+from kogata.job import Job
+from tests.contract.checks import assert_untouched, snapshot
+
+BOTH = frozenset(Stat)
+
+
+def stats(job: Job, needs: frozenset[Stat] = BOTH) -> dict[str, Stats]:
+    return {site.name: found for site, found in gather(job, surgery.selected(job), needs)}
+
+
+def columns_by_loops(layer: nn.Conv1d | nn.Conv2d, images: np.ndarray) -> np.ndarray:
+    """The rows that the flattened weight multiplies, one for each output position, by explicit loops."""
+    spatial = len(layer.kernel_size)
+    stride, dilation, kernel = layer.stride, layer.dilation, layer.kernel_size
+    pads: list[tuple[int, int]] = []
+    for axis in range(spatial):
+        if layer.padding == "same":
+            total = dilation[axis] * (kernel[axis] - 1)
+            pads.append((total // 2, total - total // 2))
+        elif layer.padding == "valid":
+            pads.append((0, 0))
+        else:
+            pads.append((int(layer.padding[axis]),) * 2)
+    mode = {"zeros": "constant", "reflect": "reflect", "circular": "wrap", "replicate": "edge"}[layer.padding_mode]
+    padded = np.pad(images.astype(np.float64), [(0, 0), (0, 0), *pads], mode=mode)  # type: ignore[call-overload]
+    sizes = [(padded.shape[2 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(spatial)]
+    rows = []
+    for image in padded:
+        for where in np.ndindex(*sizes):
+            row = []
+            for channel in image:
+                for offset in np.ndindex(*kernel):
+                    row.append(channel[tuple(where[a] * stride[a] + offset[a] * dilation[a] for a in range(spatial))])
+            rows.append(row)
+    return np.array(rows)
+
+
+CONVOLUTIONS: list[tuple[Any, tuple[int, ...]]] = [
+    (nn.Conv2d(2, 3, 3), (2, 6, 5)),
+    (nn.Conv2d(2, 3, (2, 3), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), (2, 6, 7)),
+    (nn.Conv2d(2, 3, (3, 4), padding="same", dilation=(1, 2)), (2, 6, 7)),
+    (nn.Conv2d(2, 3, 3, padding="valid"), (2, 5, 5)),
+    (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 5, 5)),
+    (nn.Conv2d(2, 3, 3, padding="same", padding_mode="circular"), (2, 5, 5)),
+    (nn.Conv1d(3, 4, 3, stride=2, padding=1, dilation=2), (3, 11)),
+    (nn.Conv1d(3, 4, 4, padding="same"), (3, 9)),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch copies, and says so
+@pytest.mark.parametrize(("layer", "shape"), CONVOLUTIONS)
+def test_convolutions_equal_loops(layer: nn.Conv1d | nn.Conv2d, shape: tuple[int, ...]) -> None:
+    batches = [torch.randn(2, *shape), torch.randn(1, *shape)]
+    found = stats(adopt(layer, Task(calibration=batches)))["weight"]
+    rows = np.concatenate([columns_by_loops(layer, batch.numpy()) for batch in batches])
+    # The rows are the right ones if they reproduce the layer's own output.
+    outputs = layer(batches[0]).detach().flatten(2).transpose(1, 2).flatten(0, 1)
+    ours = columns_by_loops(layer, batches[0].numpy()) @ layer.weight.detach().flatten(1).numpy().T.astype(np.float64)
+    assert layer.bias is not None
+    np.testing.assert_allclose(ours + layer.bias.detach().numpy(), outputs, rtol=1e-4, atol=1e-5)
+    assert found.square_I is not None
+    assert found.gram_II is not None
+    np.testing.assert_allclose(found.square_I, (rows**2).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found.gram_II, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
+
+
+def test_linear_equals_loops_over_any_leading_axes() -> None:
+    batches = [torch.randn(3, 4, 6), torch.randn(2, 1, 6)]
+    found = stats(adopt(nn.Linear(6, 2), Task(calibration=batches)))["weight"]
+    gram, count = np.zeros((6, 6)), 0
+    for batch in batches:
+        for x in batch.numpy().astype(np.float64).reshape(-1, 6):
+            count += 1
+            for i in range(6):
+                for j in range(6):
+                    gram[i, j] += x[i] * x[j]
+    assert found.gram_II is not None
+    assert found.square_I is not None
+    np.testing.assert_allclose(found.gram_II, gram / count, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.square_I, np.diag(gram) / count, rtol=1e-4)
+
+
+def test_a_layer_called_twice_sums_both_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(self.inner(x))
+
+    model, inputs = Twice(), torch.randn(4, 6)
+    found = stats(adopt(model, Task(calibration=[inputs])))["inner.weight"].square_I
+    assert found is not None
+    np.testing.assert_allclose(found, torch.cat([inputs, model.inner(inputs).detach()]).square().mean(0), rtol=1e-5)
+
+
+def test_inputs_passed_by_name_are_seen() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(input=x)
+
+    inputs = torch.randn(4, 6)
+    found = stats(adopt(Named(), Task(calibration=[{"x": inputs}])))["inner.weight"].square_I
+    assert found is not None
+    np.testing.assert_allclose(found, inputs.square().mean(0), rtol=1e-5)
+
+
+def test_only_what_is_asked_for() -> None:
+    job = adopt(nn.Linear(6, 2), Task(calibration=[torch.randn(3, 6)]))
+    square = stats(job, frozenset({Stat.SQUARE}))["weight"]
+    assert square.square_I is not None
+    assert square.gram_II is None
+    assert stats(job, frozenset())["weight"] == Stats()
+
+
+def test_a_forward_loop_calibrates() -> None:
+    """A function that runs the model itself gives the same statistics as the batches it runs."""
+    model, inputs = nn.Linear(6, 2), torch.randn(5, 6)
+    calls: list[int] = []
+
+    def loop(network: nn.Module) -> None:
+        for rows in (inputs[:2], inputs[2:]):
+            calls.append(len(rows))
+            network(rows)
+
+    job = adopt(model, Task(calibration=loop))  # type: ignore[arg-type]
+    found, wanted = stats(job)["weight"], stats(adopt(model, Task(calibration=[inputs])))["weight"]
+    assert found.square_I is not None
+    assert wanted.square_I is not None
+    np.testing.assert_allclose(found.square_I, wanted.square_I, rtol=1e-6)
+    assert calls[-2:] == [2, 3]
+    first, targets = first_batch(model, job.task)
+    assert torch.equal(first[0], inputs[:2])
+    assert targets is None
+
+
+def test_a_forward_loop_that_never_calls_the_model() -> None:
+    with pytest.raises(DataError, match="never calls the model"):
+        adopt(nn.Linear(6, 2), Task(calibration=lambda model: None))  # type: ignore[arg-type]
+
+
+def test_hooks_and_modes_are_gone_afterwards() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Linear(4, 2)).train()
+    model[1].eval()
+    job = adopt(model, Task(calibration=[torch.randn(3, 6)]))
+    before = snapshot(model)
+    stats(job)
+    assert_untouched(model, before)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(DataError, match=r"inputs of 0\.weight are NaN"):
+        stats(Job(model=model, reference=model, task=Task(calibration=[torch.full((3, 6), float("nan"))])))
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_probe_measures_the_change_of_the_loss() -> None:
+    model, inputs, targets = nn.Linear(6, 3), torch.randn(8, 6), torch.randint(0, 3, (8,))
+    task = Task(calibration=[(inputs, targets)], loss=nn.functional.cross_entropy)
+    job = adopt(model, task)
+    site = next(site for site in surgery.sites(model) if site.name == "weight")
+    change = Probe(job).change(site, Dense(torch.zeros(3, 6), Role.MATRIX))
+    before = nn.functional.cross_entropy(model(inputs), targets)
+    assert model.bias is not None
+    after = nn.functional.cross_entropy(model.bias.expand(8, 3), targets)
+    assert change == pytest.approx(float(after.detach() - before.detach()), rel=1e-5)
+
+
+def test_probe_without_labels_is_the_output_error() -> None:
+    model, inputs = nn.Linear(6, 3, bias=False), torch.randn(8, 6)
+    probe = Probe(adopt(model, Task(calibration=[inputs])))
+    site = surgery.sites(model)[0]
+    assert probe.base == 0
+    assert probe.change(site, Dense(0.5 * model.weight.detach(), Role.MATRIX)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.running_var"])
+def test_weights_that_are_not_finite_are_refused(bad: float, name: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    model.state_dict()[name].view(-1)[1] = bad
+    with pytest.raises(DataError, match=rf"model: {name} .*holds 1 NaN or infinite"):
+        adopt(model, Task(calibration=[torch.randn(3, 6)]))
+
+
+def test_models_and_data_that_cannot_be_used() -> None:
+    inputs = torch.randn(3, 6)
+    with pytest.raises(DataError, match="ReLU has no weight"):
+        adopt(nn.ReLU(), Task(calibration=[inputs]))
+    with pytest.raises(DataError, match="calibration data is empty"):
+        adopt(nn.Linear(6, 2), Task(calibration=[]))
+    with pytest.raises(DataError, match="loss of the first calibration batch is nan"):
+        adopt(nn.Linear(6, 2), Task(calibration=[torch.full((3, 6), float("nan"))]))
+    with pytest.raises(DataError, match="is complex"):
+        adopt(nn.Linear(6, 2, dtype=torch.complex64), Task(calibration=[inputs]))

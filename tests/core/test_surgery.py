@@ -1,0 +1,221 @@
+"""Surgery: copies that never touch each other, ties, and layers that are left alone or refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from kogata import Task, artifact, surgery
+from kogata.adopt import adopt
+from kogata.calibrate import evaluating
+from kogata.errors import DataError, UsageError
+from kogata.forms import Dense, Masked, Role
+from kogata.job import Job, Kind, Where
+from kogata.method import chain, only, per_site
+from kogata.methods import SVD, Half, KMeans, MagnitudePruning, RoundToNearest
+from tests.contract.checks import assert_equal, assert_near, assert_untouched, snapshot, weights
+from tests.contract.models import job_of
+
+
+def site_of(model: nn.Module, name: str) -> surgery.Site:
+    return next(site for site in surgery.sites(model) if site.name == name)
+
+
+def pruned(weight: Tensor) -> Masked:
+    return Masked.of(weight.detach(), weight.detach() > 0)
+
+
+def linear_job(model: nn.Module, features: int = 16) -> Job:
+    return adopt(model, Task(calibration=[torch.randn(3, features)]))
+
+
+def test_a_bias_after_the_weight_leaves_older_copies_alone() -> None:
+    """Parametrizing a second parameter changes the class that the first one made, which copies would share."""
+    model = nn.Linear(16, 16)
+    surgery.attach(model, site_of(model, "weight"), pruned(model.weight))
+    copies = [surgery.clone(model), surgery.clone(model, share=False)]
+    before = [snapshot(twin) for twin in copies]
+    surgery.attach(model, site_of(model, "bias"), pruned(model.bias))
+    for twin, state in zip(copies, before, strict=True):
+        assert_untouched(twin, state)
+        assert not parametrize.is_parametrized(twin, "bias")
+        assert isinstance(twin.bias, nn.Parameter)
+    surgery.attach(copies[0], site_of(copies[0], "weight"), Dense(torch.ones(16, 16), Role.MATRIX))
+    assert_untouched(copies[1], before[1])
+    assert parametrize.is_parametrized(model, "weight")
+    assert parametrize.is_parametrized(model, "bias")
+
+
+def test_replacing_in_a_copy_leaves_the_original_alone() -> None:
+    job = chain(SVD(rank=3), MagnitudePruning(sparsity=0.3)).apply(job_of("conv"))
+    before = snapshot(job.model)
+    twin = surgery.clone(job.model)
+    for site in surgery.sites(twin):
+        for path, leaf, _ in list(surgery.leaves(surgery.form_at(twin, site), site)):
+            surgery.replace(twin, site, path, Dense(torch.zeros_like(leaf.values), Role.MATRIX))
+    assert_untouched(job.model, before)
+    assert all(float(weight.abs().sum()) == 0 for weight in weights(twin).values())
+
+
+def test_a_shared_copy_shares_and_the_other_does_not() -> None:
+    model = SVD(rank=3).apply(job_of("conv")).model
+    shared, own = surgery.clone(model), surgery.clone(model, share=False)
+    for parameter, same, other in zip(model.parameters(), shared.parameters(), own.parameters(), strict=True):
+        assert same is parameter
+        assert other is not parameter
+        assert torch.equal(other, parameter)
+
+
+def test_deepcopy_of_a_compressed_model_works() -> None:
+    job = chain(SVD(rank=3), KMeans(clusters=6)).apply(job_of("conv"))
+    assert_equal(weights(copy.deepcopy(job.model)), weights(job.model))
+
+
+def test_tied_weights_are_one_site() -> None:
+    model = job_of("tied").model
+    site = site_of(model, "embedding.weight")
+    assert site.aliases == ("out.weight",)
+    assert site.kind is Kind.EMBEDDING
+    surgery.attach(model, site, pruned(model.get_parameter("embedding.weight")))
+    again = site_of(model, "embedding.weight")
+    assert again == site
+    surgery.attach(model, again, Dense(torch.ones(40, 24), Role.MATRIX))
+    assert model.get_parameter("embedding.weight") is model.get_parameter("out.weight")
+    assert surgery.sites(model)[0] == site
+
+
+def test_a_module_used_twice_is_one_site() -> None:
+    inner = nn.Linear(16, 16)
+    job = linear_job(nn.Sequential(inner, nn.ReLU(), inner))
+    after = MagnitudePruning(sparsity=0.5).apply(job)
+    assert [(site.name, site.aliases) for site in surgery.sites(after.model)] == [("0.weight", ("2.weight",)), ("0.bias", ("2.bias",))] or [
+        (site.name, site.aliases) for site in surgery.sites(after.model)
+    ] == [("0.bias", ("2.bias",)), ("0.weight", ("2.weight",))]
+    inputs = torch.randn(3, 16)
+    with evaluating(after.model):
+        for model in (surgery.plain(after.model), surgery.lower(after.model)):
+            assert_near(model(inputs), after.model(inputs), 1e-6)
+
+
+def test_order_of_sites_does_not_depend_on_forms() -> None:
+    model = nn.Linear(16, 16)
+    before = surgery.sites(model)
+    surgery.attach(model, site_of(model, "weight"), pruned(model.weight))
+    assert surgery.sites(model) == before
+
+
+def test_masks_fold_inside_the_factors_of_a_product() -> None:
+    job = chain(SVD(rank=4), MagnitudePruning(sparsity=0.3), MagnitudePruning(sparsity=0.6)).apply(job_of("conv"))
+    form = surgery.form_at(job.model, site_of(job.model, "hidden.weight"))
+    assert form.describe() == "product(masked, masked)"
+    assert [part.kept() for part in form.parts().values()] == [round(0.4 * 32 * 4), round(0.4 * 4 * 96)]
+
+
+def test_foreign_parametrizations_are_refused() -> None:
+    model = parametrizations.weight_norm(nn.Linear(16, 16))
+    with pytest.raises(DataError, match=r"surgery: 'weight' .*another library .*remove_parametrizations"):
+        linear_job(model)
+
+
+def test_spectral_norm_is_refused_too() -> None:
+    with pytest.raises(DataError, match="another library"):
+        linear_job(nn.Sequential(parametrizations.spectral_norm(nn.Linear(16, 16))))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(16, 12, batch_first=True)
+        self.list = nn.ParameterList([nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(12))])
+        self.named = nn.ParameterDict({"gain": nn.Parameter(torch.rand(12))})
+        self.table = nn.Parameter(torch.arange(12), requires_grad=False)
+        self.out = nn.Linear(12, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.lstm(x)[0] * self.named["gain"] + self.list[0] * self.table - self.list[1])
+
+
+def test_recurrent_layers_and_parameter_lists_are_left_alone_and_stored(tmp_path: Path) -> None:
+    inputs = torch.randn(3, 5, 16)
+    job = MagnitudePruning(sparsity=0.5).apply(adopt(Recurrent(), Task(calibration=[inputs])))
+    assert [site.name for site in surgery.sites(job.model)] == ["out.bias", "out.weight"]
+    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model))
+    loaded = artifact.load(tmp_path / "m.kogata", into=Recurrent())
+    with evaluating(job.model), evaluating(loaded):
+        assert torch.equal(loaded(inputs), job.model(inputs))
+    assert loaded.get_parameter("lstm.weight_ih_l0").requires_grad
+    assert not loaded.get_parameter("table").requires_grad
+
+
+def test_scalars_and_parameters_of_the_model_itself() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.tensor(2.0))
+            self.weight = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gain * x @ self.weight
+
+    job = MagnitudePruning(sparsity=0.5).apply(linear_job(Scaled()))
+    assert [(site.name, site.kind, site.shape) for site in surgery.sites(job.model)] == [
+        ("gain", Kind.OTHER, ()), ("weight", Kind.OTHER, (16, 16)),
+    ]  # fmt: skip
+    inputs = torch.randn(2, 16)
+    assert_near(surgery.plain(job.model)(inputs), job.model(inputs).detach(), 1e-6)
+
+
+def test_a_bare_layer_is_lowered_too() -> None:
+    job = SVD(rank=2).apply(linear_job(nn.Linear(16, 16)))
+    inputs = torch.randn(2, 16)
+    lowered = surgery.lower(job.model)
+    assert_near(lowered(inputs), job.model(inputs).detach(), 1e-5)
+    assert sum(p.numel() for p in lowered.parameters()) < 16 * 16
+
+
+def test_bits_are_those_of_the_planes() -> None:
+    model = nn.Linear(16, 16)
+    assert surgery.bits(model) == 32 * (16 * 16 + 16)
+
+
+def test_where_selects() -> None:
+    job = job_of("conv")
+
+    def names(*wheres: Where) -> list[str]:
+        return [site.name for site in surgery.selected(dataclasses.replace(job, where=wheres))]
+
+    assert names() == ["conv.weight", "deep.weight", "hidden.weight", "out.weight"]
+    assert names(Where(layers=("*",), ignore=("out",))) == ["conv.weight", "deep.weight", "hidden.weight"]
+    assert names(Where(kinds=(Kind.CONV,))) == ["conv.weight", "deep.weight"]
+    assert names(Where(kinds=(Kind.CONV,)), Where(layers=("d*",))) == ["deep.weight"]
+    assert names(Where(layers=("conv*",), vectors=True)) == ["conv.bias"]
+    assert names(Where(layers=("hidden.weight",))) == ["hidden.weight"]
+
+
+@pytest.mark.parametrize(
+    "where", [Where(layers=("Hidden",)), Where(ignore=("*",)), Where(kinds=(Kind.EMBEDDING,)), Where(layers=("hidden",), kinds=(Kind.CONV,))]
+)
+def test_where_that_selects_nothing_lists_what_there_is(where: Where) -> None:
+    with pytest.raises(UsageError, match=r"conv\.weight, deep\.weight, hidden\.weight, out\.weight"):
+        surgery.selected(job_of("conv").within(where))
+
+
+def test_vectors_are_quantized_only_when_asked() -> None:
+    job = only(RoundToNearest(bits=8), Where(layers=("hidden.bias",), vectors=True)).apply(job_of("conv"))
+    changed = [site.name for site in surgery.sites(job.model) if surgery.form_at(job.model, site).describe() != "dense"]
+    assert changed == ["hidden.bias"]
+    assert job.where == ()
+
+
+def test_per_site_plan() -> None:
+    job = per_site({"conv": KMeans(clusters=4), "hidden": SVD(rank=4), "deep": Half()}).apply(job_of("conv"))
+    forms = {site.name: surgery.form_at(job.model, site).describe() for site in surgery.sites(job.model)}
+    assert forms["conv.weight"] == "codebook"
+    assert forms["hidden.weight"] == "product"
+    assert forms["deep.weight"] == forms["out.weight"] == "dense"
