@@ -29,6 +29,7 @@ from kogata import __version__, surgery
 from kogata.atomic import writing
 from kogata.coding import CODERS, Coder, Plane, PlaneKind, PlaneSpec, decode, encode
 from kogata.coding.packed import packed_bytes
+from kogata.coding.plane import MAX_ALPHABET
 from kogata.errors import FileFormatError
 from kogata.forms import FORMS, Dense, Form
 from kogata.forms.base import float_plane, float_tensor
@@ -142,6 +143,8 @@ def read(path: Path) -> Artifact:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror}.") from None
     try:
         return _Reader(Path(path), data).artifact()
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, zlib.error, struct.error, RecursionError) as error:
         raise FileFormatError(f"{path}: is damaged or no .kogata file: {type(error).__name__}: {error}.") from None
 
@@ -217,7 +220,7 @@ class _Reader:
         schema = int(metadata["schema"])
         if schema > SCHEMA:
             raise FileFormatError(
-                f"{path}: has schema {schema}, written by kogata {metadata['tool']}; this is kogata {__version__}, which reads "
+                f"has schema {schema}, written by kogata {metadata['tool']}; this is kogata {__version__}, which reads "
                 f"up to schema {SCHEMA}. Upgrade kogata."
             )
         self.data, self.header_bytes, self.stored = data, 8 + length, list[Stored]()
@@ -263,6 +266,8 @@ class _Reader:
     def _plane(self, entry: Sequence[Any], site: str, name: str) -> np.ndarray:
         kind, shape, dtype, alphabet, length = entry
         spec = PlaneSpec(PlaneKind(kind), tuple(int(n) for n in shape), dtype, int(alphabet))
+        if spec.kind is PlaneKind.SYMBOLS and not 1 <= spec.alphabet <= MAX_ALPHABET:
+            raise ValueError(f"it declares a plane of {spec.alphabet} symbols; the limit is {MAX_ALPHABET}")
         if min(spec.shape, default=0) < 0 or spec.nbytes > MAX_PLANE:
             raise ValueError(f"it declares a plane of shape {spec.shape}; the limit is {MAX_PLANE} bytes")
         if not 0 <= length <= len(self.payload) - self.offset:

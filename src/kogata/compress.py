@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from kogata import artifact, measure, surgery
 from kogata.adopt import adopt, check
 from kogata.calibrate import Probe
 from kogata.engines import Engine, OnnxRuntime
-from kogata.folder import Folder
+from kogata.folder import Folder, open_folder
 from kogata.job import Job, Step, Task
 from kogata.method import Method
 from kogata.recipe import Recipe
@@ -46,13 +45,13 @@ def compress(
 
     >>> import torch, kogata
     >>> from kogata.methods import KMeans
-    >>> model = torch.nn.Linear(64, 64)
-    >>> result = kogata.compress(model, kogata.Task(calibration=[torch.randn(8, 64)]), KMeans(clusters=4), engine=None)
+    >>> model = torch.nn.Linear(256, 256)
+    >>> result = kogata.compress(model, kogata.Task(calibration=[torch.randn(8, 256)]), KMeans(clusters=4), engine=None)
     >>> result.report.alpha > 10
     True
     """
     recipe = method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
-    folder = Folder(Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="kogata-")))
+    folder = open_folder(output, resume=resume)
     job = adopt(model, task, seed=seed)
     check(recipe.method, job)
     folder.begin(recipe.resolved(), job, resume=resume)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any, cast
 
 import yaml
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from kogata import artifact, surgery
@@ -109,6 +112,21 @@ class Folder:
         state = {"identity": identity, "steps": [asdict(s) for s in steps], "ledger": [asdict(r) for r in ledger]}
         with writing(self._state) as file:
             file.write(json.dumps(state, default=str).encode())
+
+
+def open_folder(output: Path | str | None, *, resume: bool) -> Folder:
+    """The folder of a run; a temporary one when ``output`` is None.
+
+    Of several processes that train together (``accelerate launch``) only the first writes where the user said. The
+    others repeat its steps in folders of their own, from the same checkpoint.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    folder = Folder(Path(output) if output is not None and first else Path(tempfile.mkdtemp(prefix="kogata-")))
+    if output is not None and not first and resume and Folder(Path(output)).checkpoints.exists():
+        shutil.copytree(Folder(Path(output)).checkpoints, folder.checkpoints)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState().wait_for_everyone()  # before the first writes, all have read
+    return folder
 
 
 def fingerprint(model: nn.Module) -> str:

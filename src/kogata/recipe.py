@@ -71,10 +71,13 @@ def parse(text: str, source: str) -> Recipe:
     steps = values.get("steps")
     if not isinstance(steps, list) or not steps:
         raise UsageError(f"recipe {source}: steps must be a list of at least one step, such as '- method: k-means'.")
+    wanted = values.get("targets") or {}
+    if not isinstance(wanted, Mapping):
+        raise UsageError(f"recipe {source}: targets is {wanted!r}; expected a mapping, such as '{{size: 1/20, drop: 0.5pt}}'.")
     methods = [_step(step, f"recipe {source}: step {i}") for i, step in enumerate(cast("list[Any]", steps), 1)]
     return Recipe(
         name=str(values.get("name", Path(source).stem)), about=str(values.get("about", "")), method=chain(*methods),
-        targets=targets.parse(values.get("targets") or {}),
+        targets=targets.parse(cast("Mapping[str, object]", wanted)),
     )  # fmt: skip
 
 

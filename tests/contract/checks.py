@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kogata import artifact, surgery
-from kogata.batch import tensors
-from kogata.calibrate import evaluating
+from kogata.batch import call, tensors
+from kogata.calibrate import evaluating, first_batch
 from kogata.job import Job
 
 
 def assert_near(found: object, wanted: object, tolerance: float) -> None:
     """Every tensor of two outputs, by ‖found − wanted‖ ≤ tolerance · ‖wanted‖."""
-    ours, theirs = list(tensors(found)), list(tensors(wanted))
+    ours, theirs = ([tensor.detach().double() for tensor in tensors(value)] for value in (found, wanted))
     assert [t.shape for t in ours] == [t.shape for t in theirs]
     assert ours
     for a, b in zip(ours, theirs, strict=True):
-        error, norm = float((a.double() - b.double()).norm()), float(b.double().norm())
+        error, norm = float((a - b).norm()), float(b.norm())
         assert norm > 0
         assert error <= tolerance * norm, f"relative error {error / norm:.2e}"
 
@@ -73,12 +74,15 @@ def assert_untouched(model: nn.Module, before: Mapping[str, object]) -> None:
     assert now == {key: value for key, value in before.items() if key != "values"}
 
 
-def output(job: Job, model: nn.Module) -> object:
+def batch_of(job: Job) -> tuple[Any, Any]:
+    """Inputs and targets of the first calibration batch."""
+    return first_batch(job.reference, job.task)
+
+
+def output(job: Job, model: nn.Module) -> Any:
     """What a model makes of the first calibration batch."""
-    for inputs, _ in job.task.calibration:
-        with evaluating(model):
-            return model(inputs)
-    raise AssertionError("no batch")
+    with evaluating(model):
+        return call(model, batch_of(job)[0])
 
 
 def through_file(job: Job, model: nn.Module, folder: Path) -> nn.Module:

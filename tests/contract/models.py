@@ -97,7 +97,12 @@ def job_of(name: str, **task: Any) -> Job:
         model = build()
         _spread(model)
         batches = [(inputs(), torch.randint(0, CLASSES, (12,))) for _ in range(3)]
-    fields: dict[str, Any] = {"calibration": batches[:2], "train": batches, "loss": functional.cross_entropy, "name": name}
+    fields: dict[str, Any] = {
+        "calibration": batches[:2],
+        "train": batches,
+        "loss": functional.cross_entropy,
+        "name": name,
+    }
     return adopt(model, Task(**fields | task))
 
 

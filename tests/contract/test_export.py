@@ -20,7 +20,7 @@ from kogata.job import Job
 from kogata.method import Method, chain, only
 from kogata.methods import METHODS, SVD, KMeans, MagnitudePruning, RoundToNearest
 from tests.contract.cases import CASES
-from tests.contract.checks import assert_near, output
+from tests.contract.checks import assert_near, batch_of, output
 from tests.contract.models import job_of
 
 # One chain that leaves every form somewhere in each of the models.
@@ -32,26 +32,22 @@ MIXED = chain(
 TIED = chain(SVD(rank=0.25), MagnitudePruning(sparsity=0.3), KMeans(clusters=16))
 
 
-def inputs_of(job: Job) -> Any:
-    return next(iter(job.task.calibration))[0]
-
-
 def exported(job: Job) -> onnx.ModelProto:
     """The lowered model as ONNX."""
-    return onnx_graph.export(surgery.lower(job.model).eval(), inputs_of(job))
+    return onnx_graph.export(surgery.lower(job.model).eval(), batch_of(job)[0])
 
 
 def run_from_file(job: Job, proto: onnx.ModelProto, folder: Path) -> Any:
     """The outputs of the file alone, without the model's class."""
     path = folder / "model.kogata"
     artifact.write(path, artifact.pack(job.model, onnx_graph.bind(proto, job.model)))
-    return call(kogata.run(path), inputs_of(job))
+    return call(kogata.run(path), batch_of(job)[0])
 
 
 @pytest.mark.parametrize("kind", METHODS)
 def test_every_method_exports(kind: type[Method], tmp_path: Path) -> None:
     job = CASES[kind].apply(job_of("conv"))
-    wanted, inputs = output(job, job.model), inputs_of(job)
+    wanted, inputs = output(job, job.model), batch_of(job)[0]
     program = torch.export.export(surgery.clone(job.model, share=False).eval(), (inputs,))
     assert_near(program.module()(inputs).detach(), wanted, 1e-4)
     proto = exported(job)

@@ -36,7 +36,7 @@ def columns_by_loops(layer: nn.Conv1d | nn.Conv2d, images: np.ndarray) -> np.nda
         elif layer.padding == "valid":
             pads.append((0, 0))
         else:
-            pads.append((int(layer.padding[axis]),) * 2)
+            pads.append((int(layer.padding[axis]), int(layer.padding[axis])))
     mode = {"zeros": "constant", "reflect": "reflect", "circular": "wrap", "replicate": "edge"}[layer.padding_mode]
     padded = np.pad(images.astype(np.float64), [(0, 0), (0, 0), *pads], mode=mode)  # type: ignore[call-overload]
     sizes = [(padded.shape[2 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(spatial)]

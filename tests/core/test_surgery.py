@@ -94,9 +94,13 @@ def test_a_module_used_twice_is_one_site() -> None:
     inner = nn.Linear(16, 16)
     job = linear_job(nn.Sequential(inner, nn.ReLU(), inner))
     after = MagnitudePruning(sparsity=0.5).apply(job)
-    assert [(site.name, site.aliases) for site in surgery.sites(after.model)] == [("0.weight", ("2.weight",)), ("0.bias", ("2.bias",))] or [
-        (site.name, site.aliases) for site in surgery.sites(after.model)
-    ] == [("0.bias", ("2.bias",)), ("0.weight", ("2.weight",))]
+    assert [(site.name, site.aliases) for site in surgery.sites(after.model)] == [
+        ("0.weight", ("2.weight",)),
+        ("0.bias", ("2.bias",)),
+    ] or [(site.name, site.aliases) for site in surgery.sites(after.model)] == [
+        ("0.bias", ("2.bias",)),
+        ("0.weight", ("2.weight",)),
+    ]
     inputs = torch.randn(3, 16)
     with evaluating(after.model):
         for model in (surgery.plain(after.model), surgery.lower(after.model)):
@@ -199,7 +203,13 @@ def test_where_selects() -> None:
 
 
 @pytest.mark.parametrize(
-    "where", [Where(layers=("Hidden",)), Where(ignore=("*",)), Where(kinds=(Kind.EMBEDDING,)), Where(layers=("hidden",), kinds=(Kind.CONV,))]
+    "where",
+    [
+        Where(layers=("Hidden",)),
+        Where(ignore=("*",)),
+        Where(kinds=(Kind.EMBEDDING,)),
+        Where(layers=("hidden",), kinds=(Kind.CONV,)),
+    ],
 )
 def test_where_that_selects_nothing_lists_what_there_is(where: Where) -> None:
     with pytest.raises(UsageError, match=r"conv\.weight, deep\.weight, hidden\.weight, out\.weight"):

@@ -117,7 +117,9 @@ def test_codebook_looks_up() -> None:
 def test_product_is_a_matrix_product() -> None:
     left, right = torch.randn(6, 2), torch.randn(2, 12)
     dense = Product.of(PAIR, [left, right], (6, 3, 2, 2)).dense()
-    np.testing.assert_allclose(dense.detach().numpy(), (left.numpy() @ right.numpy()).reshape(6, 3, 2, 2), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        dense.detach().numpy(), (left.numpy() @ right.numpy()).reshape(6, 3, 2, 2), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_many_factors_keep_their_order() -> None:
@@ -146,7 +148,10 @@ def test_half_exact_floats_cost_half() -> None:
     assert float_plane(torch.tensor([0.5, 1e6])).spec.dtype == "float32"
 
 
-@pytest.mark.parametrize(("count", "dtype"), [(1, torch.uint8), (256, torch.uint8), (257, torch.int16), (32768, torch.int16), (32769, torch.int32)])
+@pytest.mark.parametrize(
+    ("count", "dtype"),
+    [(1, torch.uint8), (256, torch.uint8), (257, torch.int16), (32768, torch.int16), (32769, torch.int32)],
+)
 def test_narrowest_index(count: int, dtype: torch.dtype) -> None:
     assert index_dtype(count) == dtype
 

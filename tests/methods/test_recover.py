@@ -50,8 +50,8 @@ def test_match_is_zero_at_the_teacher_and_of_any_layout() -> None:
     labels = torch.randint(0, 5, (2, 3, 3))
     assert float(match(maps, maps, labels, 4.0)) == pytest.approx(0, abs=1e-6)
     other = torch.randn(2, 5, 3, 3)
-    flat = [x.permute(0, 2, 3, 1).reshape(-1, 5) for x in (maps, other)]
-    assert float(match(maps, other, labels, 2.0)) == pytest.approx(float(match(*flat, labels.flatten(), 2.0)), rel=1e-5)
+    a, b = (x.permute(0, 2, 3, 1).reshape(-1, 5) for x in (maps, other))
+    assert float(match(maps, other, labels, 2.0)) == pytest.approx(float(match(a, b, labels.flatten(), 2.0)), rel=1e-5)
 
 
 def test_other_outputs_are_regressed() -> None:
@@ -125,8 +125,8 @@ def test_vector_outputs_of_equal_length_are_regressed() -> None:
     ("settings", "word"),
     [
         ({"distill": 1.5}, "distill"), ({"distill": float("nan")}, "distill"), ({"temperature": 0.0}, "temperature"),
-        ({"epochs": 0}, "epochs"), ({"learning_rate": -1.0}, "learning_rate"), ({"learning_rate": float("inf")}, "learning_rate"),
-        ({"patience": 0}, "patience"),
+        ({"epochs": 0}, "epochs"), ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate"), ({"patience": 0}, "patience"),
     ],
 )  # fmt: skip
 def test_settings_are_checked(settings: dict[str, float], word: str) -> None:

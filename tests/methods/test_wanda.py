@@ -39,7 +39,9 @@ def test_linear(sparsity: float) -> None:
     norms = np.array([math.sqrt(sum(x**2 for x in rows[:, j])) for j in range(8)])
     wanted = mask_by_loops(model.weight.detach().numpy(), norms, round((1 - sparsity) * 8))
     np.testing.assert_array_equal(kept(after.model), wanted)
-    assert not np.array_equal(wanted, kept(MagnitudePruning(sparsity=sparsity).apply(adopt(model, Task(calibration=batches))).model))
+    assert not np.array_equal(
+        wanted, kept(MagnitudePruning(sparsity=sparsity).apply(adopt(model, Task(calibration=batches))).model)
+    )
 
 
 def test_convolution_unfolded_by_loops() -> None:

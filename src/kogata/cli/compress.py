@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,6 +88,8 @@ def run(
         except KeyboardInterrupt:
             typer.echo(f"Interrupted. To go on: {command} --resume", err=True)
             raise typer.Exit(130) from None
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first one speaks
     _show(report, folder, as_json)
     if report.missed:
         raise TargetMissed(f"the result misses what was asked for: {'; '.join(report.missed)}.")

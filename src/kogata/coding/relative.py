@@ -19,10 +19,13 @@ BRIDGE = 255
 
 
 class Relative(Coder):
-    """Masks, best when ones are few and scattered."""
+    """Masks, best when ones are few and scattered. The gaps are coded by the best of ``symbol_coders``."""
 
     name: ClassVar[str] = "relative index"
     tag: ClassVar[int] = 6
+
+    def __init__(self, symbol_coders: tuple[Coder, ...] = SYMBOL_CODERS) -> None:
+        self.symbol_coders = symbol_coders
 
     def accepts(self, spec: PlaneSpec) -> bool:
         return spec.kind is PlaneKind.MASK
@@ -33,7 +36,7 @@ class Relative(Coder):
         bridges = zeros_before // BRIDGE
         symbols = np.full(len(ones) + int(bridges.sum()), BRIDGE, np.uint8)
         symbols[np.cumsum(bridges + 1) - 1] = zeros_before % BRIDGE
-        _, gaps = encode_smallest(Plane.symbols(symbols, BRIDGE + 1), SYMBOL_CODERS)
+        _, gaps = encode_smallest(Plane.symbols(symbols, BRIDGE + 1), self.symbol_coders)
         return write_varint(len(symbols)) + gaps
 
     def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:

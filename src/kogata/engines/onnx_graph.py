@@ -36,6 +36,11 @@ def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
 
     Raises EngineError, with the exporter's reason, when the model cannot be exported.
     """
+    if any(tensor.dtype == torch.bfloat16 for tensor in model.state_dict().values()):
+        raise EngineError(
+            f"onnxruntime: {type(model).__name__} holds bfloat16 weights, which it does not run on a CPU; convert the model and "
+            "its inputs with .float() first."
+        )
     args = () if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else None
     free = [_free(value) for value in (kwargs or dict(enumerate(args))).values()]

@@ -38,7 +38,11 @@ class OnnxSession(Session):
 
     def forward(self, *args: Tensor | np.ndarray, **kwargs: Tensor | np.ndarray) -> Any:
         """The outputs as tensors: one, or a tuple. Raises DataError when the inputs do not fit the graph."""
-        given = dict(kwargs) or dict(zip(self._inputs, args, strict=False))
+        given = dict(zip(self._inputs, args, strict=False)) | kwargs
+        if len(given) < len(args) + len(kwargs):
+            raise DataError(
+                f"onnxruntime: {len(args) + len(kwargs)} inputs do not fit the graph, which takes {', '.join(self._inputs)}."
+            )
         feed = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in given.items()}
         try:
             outputs = self._session.run(None, feed)

@@ -1,0 +1,199 @@
+"""Engines: the file alone runs, says what does not fit, and two models are timed call by call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from torch import Tensor, nn
+
+import kogata
+from kogata import Task, artifact, surgery
+from kogata.adopt import adopt
+from kogata.artifact import Graph
+from kogata.batch import call
+from kogata.engines import ENGINES, Eager, OnnxRuntime, onnx_graph
+from kogata.engines.latency import MINIMUM, WARM_UP, interleaved
+from kogata.engines.onnxruntime import OnnxSession
+from kogata.errors import DataError, EngineError, FileFormatError
+from kogata.job import Job
+from kogata.method import chain
+from kogata.methods import SVD, KMeans, MagnitudePruning
+from tests.contract.checks import assert_near, batch_of, output
+from tests.contract.models import job_of
+
+
+class TwoInputs(nn.Module):
+    """Two named inputs and several outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"sum": self.left(x) + self.right(y), "left": self.left(x)}
+
+
+def with_graph(job: Job, inputs: Any, path: Path) -> Path:
+    graph = onnx_graph.bind(onnx_graph.export(surgery.lower(job.model).eval(), inputs), job.model)
+    artifact.write(path, artifact.pack(job.model, graph))
+    return path
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    return chain(SVD(rank=0.25), MagnitudePruning(sparsity=0.3), KMeans(clusters=16)).apply(job_of("conv"))
+
+
+@pytest.fixture(scope="module")
+def path(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    inputs = batch_of(job)[0]
+    return with_graph(job, inputs, tmp_path_factory.mktemp("files") / "m.kogata")
+
+
+@pytest.mark.parametrize("engine", [engine() for engine in ENGINES], ids=lambda engine: engine.name)
+def test_every_engine_runs_model_and_file(engine: Any, job: Job, path: Path) -> None:
+    inputs, _ = batch_of(job)
+    loaded = artifact.load(path, into=surgery.clone(job.reference, share=False))
+    assert_near(call(engine.open_file(artifact.read(path), loaded), inputs), output(job, job.model), 1e-4)
+    assert_near(call(engine.open_model(job.reference, inputs), inputs), output(job, job.reference), 1e-4)
+
+
+def test_the_graph_file_still_loads_with_the_class(job: Job, path: Path) -> None:
+    loaded = artifact.load(path, into=surgery.clone(job.reference, share=False))
+    assert torch.equal(output(job, loaded), output(job, job.model))
+
+
+def test_named_inputs_and_several_outputs(tmp_path: Path) -> None:
+    inputs: Mapping[str, Tensor] = {"x": torch.randn(3, 24), "y": torch.randn(3, 24)}
+    job = SVD(rank=3).apply(adopt(TwoInputs(), Task(calibration=[inputs])))
+    session = kogata.run(with_graph(job, inputs, tmp_path / "m.kogata"))
+    with torch.no_grad():
+        wanted = tuple(job.model.eval()(**inputs).values())
+    assert_near(session(**inputs), wanted, 1e-4)
+    assert_near(session(x=inputs["x"].numpy(), y=inputs["y"].numpy()), wanted, 1e-4)
+    assert_near(session(inputs["x"], inputs["y"]), wanted, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (torch.randn(2, 3, 9, 9),),
+        (torch.randn(2, 3, 8, 8).double(),),
+        (torch.randn(3),),
+        (),
+        (torch.randn(2, 3, 8, 8),) * 2,
+    ],
+)
+def test_inputs_that_do_not_fit(inputs: tuple[Tensor, ...], path: Path) -> None:
+    with pytest.raises(DataError, match=r"onnxruntime: .*do not fit the graph"):
+        kogata.run(path)(*inputs)
+
+
+def test_a_file_without_a_graph(job: Job, tmp_path: Path) -> None:
+    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model))
+    with pytest.raises(FileFormatError, match=r"carries no engine graph.*kogata\.load"):
+        kogata.run(tmp_path / "m.kogata")
+
+
+@pytest.mark.parametrize("damage", ["site", "path", "data", "bomb", "onnx"])
+def test_a_damaged_graph(damage: str, path: Path, job: Job, tmp_path: Path) -> None:
+    """A graph that is wrong behind a valid checksum."""
+    graph = artifact.read(path).graph
+    assert graph is not None
+    bindings, data = dict(graph.bindings), graph.data
+    name, (site, form, transposed) = next(iter(bindings.items()))
+    match damage:
+        case "site":
+            bindings[name] = ("nobody.weight", form, transposed)
+        case "path":
+            bindings[name] = (site, "factors.99", transposed)
+        case "data":
+            data = data[: len(data) // 2]
+        case "bomb":
+            frame = zstandard.ZstdCompressor(write_content_size=True).compress(bytes(1000))
+            data = frame[:4] + b"\xe4" + (1 << 40).to_bytes(8, "little") + frame[6:]
+        case _:
+            data = zstandard.ZstdCompressor(write_content_size=True).compress(b"\xff" * 100)
+    broken = Graph(data=data, bindings=bindings)
+    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model, broken))
+    with pytest.raises(FileFormatError, match="engine graph"):
+        kogata.run(tmp_path / "m.kogata")
+
+
+def test_a_binding_to_another_shape(path: Path, job: Job, tmp_path: Path) -> None:
+    graph = artifact.read(path).graph
+    assert graph is not None
+    bindings = dict.fromkeys(graph.bindings, ("out.bias", "", False))
+    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model, Graph(data=graph.data, bindings=bindings)))
+    with pytest.raises(FileFormatError, match="engine graph is damaged"):
+        kogata.run(tmp_path / "m.kogata")
+
+
+def test_models_that_cannot_be_exported_say_why() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if float(x.sum()) > 0 else x
+
+    with pytest.raises(EngineError, match="Branching cannot be exported to ONNX: "):
+        OnnxRuntime().open_model(Branching(), torch.randn(2, 4))
+    with torch.no_grad():
+        assert Eager().open_model(Branching(), None)(torch.ones(2, 4)).shape == (2, 4)
+
+
+def test_an_exported_graph_is_deterministic_and_names_no_file(job: Job) -> None:
+    inputs = batch_of(job)[0]
+    first, second = (
+        onnx_graph.export(surgery.lower(job.model).eval(), inputs).SerializeToString(deterministic=True)
+        for _ in range(2)
+    )
+    assert first == second
+    assert b".py" not in first
+    assert OnnxSession(onnx_graph.export(surgery.lower(job.model).eval(), inputs))(inputs).shape == (12, 6)
+
+
+def test_calls_alternate_and_every_one_counts() -> None:
+    order: list[str] = []
+    first, second = interleaved([lambda: order.append("a"), lambda: order.append("b")], runs=30)
+    assert order == ["a"] * WARM_UP + ["b"] * WARM_UP + ["a", "b"] * 30
+    assert (first.runs, second.runs) == (30, 30)
+
+
+def test_medians_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that the calls themselves move: times 1 … 20 ms for one, ten times that for the other."""
+    now, counts = 0, [0, 0]
+
+    def passes(which: int) -> None:
+        nonlocal now
+        counts[which] += 1
+        now += (max(counts[which] - WARM_UP, 0)) * (10_000_000 if which else 1_000_000)
+
+    monkeypatch.setattr("time.perf_counter_ns", lambda: now)
+    one, ten = interleaved([lambda: passes(0), lambda: passes(1)], runs=20)
+    assert (one.p50, one.minimum, one.p90) == (
+        pytest.approx(10.5),
+        pytest.approx(1.0),
+        pytest.approx(np.quantile(range(1, 21), 0.9)),
+    )
+    assert ten.p50 == pytest.approx(105)
+
+
+def test_slow_models_get_fewer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def slow() -> None:
+        nonlocal now
+        now += 5.0
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    (found,) = interleaved([slow])
+    assert found.runs == MINIMUM
