@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def rows_of(bar: Bar) -> list[Row]:
     ]  # fmt: skip
 
 
-def _spread(values: tuple[float, ...] | list[float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     """Each seed's value, then the standard deviation."""
     return f"seeds: {', '.join(f'{value:.6g}' for value in values)}; s = {statistics.stdev(values):.2g}"
 

@@ -61,9 +61,7 @@ def benchmarks(folder: Path) -> list[Benchmark]:
 
     :raises ValueError: a module lacks its docstring or ``MINUTES``.
     """
-    return [
-        _describe(path) for path in sorted(folder.glob("*.py")) if path.stem not in {"__init__", "__main__", "harness"}
-    ]
+    return [_describe(path) for path in sorted(folder.glob("*.py")) if path.stem not in {"__init__", "__main__", "harness"}]
 
 
 def _describe(path: Path) -> Benchmark:

@@ -8,6 +8,7 @@ three kinds of machine vibration apart, on signals that it makes itself.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,12 @@ def model() -> nn.Module:
     return net.eval()
 
 
-def calibration() -> DataLoader:
+def calibration() -> DataLoader[Any]:
     """Return a few batches that look like what the model will see; labels are not needed."""
     return DataLoader(_signals(512, seed=1), batch_size=64)
 
 
-def train() -> DataLoader:
+def train() -> DataLoader[Any]:
     """Return the training batches, as (inputs, targets) pairs."""
     return DataLoader(_signals(3000, seed=1), batch_size=64, shuffle=True)
 

@@ -52,8 +52,7 @@ def check(method: Method, job: Job) -> None:
 def roles(job: Job) -> dict[Site, frozenset[Role]]:
     """What the leaves of each site are before the first step."""
     return {
-        site: frozenset(leaf.role for _, leaf in surgery.form_at(job.model, site).leaves())
-        for site in surgery.sites(job.model)
+        site: frozenset(leaf.role for _, leaf in surgery.form_at(job.model, site).leaves()) for site in surgery.sites(job.model)
     }
 
 

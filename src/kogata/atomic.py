@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from kogata.errors import DataError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path) -> Generator[IO[bytes], None, None]:
     """A temporary file beside ``path`` that takes its place when the body ends well, and vanishes when it does not.
 
     Raises DataError when the folder cannot be written to or the disk is full; an existing file is then still as it was.
@@ -29,7 +29,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}. Free space or choose another folder with -o.") from error
+        reason = error.strerror or error
+        raise DataError(f"cannot write {path}: {reason}. Free space or choose another folder with -o.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

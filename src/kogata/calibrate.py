@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,7 +35,7 @@ class Stats:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
     """The model in evaluation mode and without gradients; modes are as before afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -51,7 +51,7 @@ def first_batch(job_model: nn.Module, task: Task) -> tuple[Any, Any]:
     """``(inputs, targets)`` of the first calibration batch. Raises DataError when there is none."""
     if callable(task.calibration):
         return _first_call(job_model, task), None
-    for batch in cast("Iterable[Any]", task.calibration):
+    for batch in task.calibration:
         return split(batch)
     raise DataError(f"task {task.name!r}: its calibration data is empty; give at least one batch.")
 
@@ -62,7 +62,7 @@ def run(model: nn.Module, task: Task) -> None:
         if callable(task.calibration):
             task.calibration(model)
             return
-        for batch in cast("Iterable[Any]", task.calibration):
+        for batch in task.calibration:
             call(model, split(batch)[0])
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from kogata import artifact, measure, surgery
 from kogata.adopt import adopt, check
 from kogata.calibrate import Probe
-from kogata.engines import Engine, OnnxRuntime
+from kogata.engines import DEFAULT_ENGINE, Engine
 from kogata.folder import Folder, open_folder
 from kogata.job import Job, Step, Task
 from kogata.method import Method
@@ -36,7 +36,7 @@ class Result:
 
 def compress(
     model: nn.Module, task: Task, method: Method | Recipe, *, output: Path | str | None = None, seed: int = 0,
-    engine: Engine | None = OnnxRuntime(), resume: bool = False, command: str = "",
+    engine: Engine | None = DEFAULT_ENGINE, resume: bool = False, command: str = "",
 ) -> Result:  # fmt: skip
     """Compress ``model`` by ``method``, write ``model.kogata``, and measure what was read back from it.
 

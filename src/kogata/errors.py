@@ -17,7 +17,7 @@ class NotApplicable(UsageError):  # noqa: N818 - reads as the reason it is
     """A method cannot be applied here: wrong kind of layer, illegal order, or nothing would become smaller."""
 
 
-class TargetMissed(KogataError):
+class TargetMissed(KogataError):  # noqa: N818 - the run succeeded, its result did not
     """The run finished, but its result misses the budget that was asked for."""
 
     exit_code = 3

@@ -9,15 +9,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 import torch
+import yaml
 from accelerate import PartialState
+from pydantic import TypeAdapter
 from torch import nn
 
 from kogata import artifact, surgery
@@ -25,7 +26,7 @@ from kogata.atomic import writing
 from kogata.coding.bitmap import Bitmap
 from kogata.coding.packed import Packed
 from kogata.errors import UsageError
-from kogata.job import Epoch, Job, Row, Step
+from kogata.job import Job, Row, Step
 
 log = logging.getLogger("kogata")
 _FAST = (Packed(), Bitmap())  # checkpoints are short-lived: written fast, not small
@@ -81,7 +82,7 @@ class Folder:
     def restore(self, job: Job) -> tuple[Job, list[Step]]:
         """The job as of the last checkpoint, and the steps behind it; the given job when there is none."""
         state = json.loads(self._state.read_text(encoding="utf-8"))
-        steps = [Step(**{**s, "epochs": tuple(Epoch(**e) for e in s["epochs"])}) for s in state["steps"]]
+        steps = TypeAdapter(list[Step]).validate_python(state["steps"])
         if not steps:
             return job, steps
         log.info("resumed after step %d: %s", len(steps), steps[-1].name)
@@ -93,7 +94,7 @@ class Folder:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     @contextmanager
-    def logging(self) -> Iterator[None]:
+    def logging(self) -> Generator[None, None, None]:
         """Copy what Kogata logs into ``log.jsonl`` while the body runs."""
         self.path.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.path / "log.jsonl", encoding="utf-8")

@@ -45,7 +45,7 @@ class Method(ABC):
         """The method as a sequence of steps, each of which a run can checkpoint and report."""
         return (self,)
 
-    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:  # noqa: ARG002
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """The roles of each site's leaves after this method, without running it; raises NotApplicable on an illegal order."""
         return roles
 

@@ -84,5 +84,3 @@ def _stopper(started: list[int], into: list[float]) -> Callable[..., None]:
         into.append((time.perf_counter_ns() - started[0]) / 1e6)
 
     return hook
-
-

@@ -154,7 +154,7 @@ def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
         if parametrize.is_parametrized(module):
             kind = type(module)
             own = {k: v for k, v in kind.__dict__.items() if k not in ("__dict__", "__weakref__")}
-            module.__class__ = type(kind.__name__, kind.__bases__, own)
+            module.__class__ = cast("type[nn.Module]", type(kind.__name__, kind.__bases__, own))
     return twin
 
 

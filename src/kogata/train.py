@@ -69,7 +69,12 @@ def task_loss(task: Task) -> Objective:
 
 def channels_last(model: nn.Module) -> nn.Module:
     """The model itself, its images and their weights laid out so that CPUs and GPUs convolve them twice as fast."""
-    return model.to(memory_format=torch.channels_last) if any(isinstance(m, nn.Conv2d) for m in model.modules()) else model
+    images = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return model.to(**_layout(torch.channels_last)) if images else model
+
+
+def _layout(memory_format: torch.memory_format) -> dict[str, Any]:
+    return {"memory_format": memory_format}  # an argument of Module.to that its stubs forget
 
 
 def _fast_bfloat16() -> bool:
@@ -137,7 +142,7 @@ class _Fit:
         # next training of this model would differ from that of the same model read from a checkpoint.
         for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
             self.bare.__dict__.pop(mark, None)
-        self.bare.to(self.home, memory_format=torch.contiguous_format)
+        self.bare.to(self.home, **_layout(torch.contiguous_format))
         return tuple(self.history)
 
     def _epoch(self, number: int) -> Epoch:

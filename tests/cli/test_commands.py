@@ -81,9 +81,7 @@ def test_compress_prints_the_report_and_records_the_command(finished: Finished, 
 
 
 def test_dry_run_prints_a_recipe_that_reads_back_and_writes_nothing(kogata: Run, recipe: Path, tmp_path: Path) -> None:
-    shown = kogata(
-        "compress", "digits-mlp", "--recipe", recipe, "-o", tmp_path / "run", "--drop", "1pt", "--dry-run"
-    ).stdout
+    shown = kogata("compress", "digits-mlp", "--recipe", recipe, "-o", tmp_path / "run", "--drop", "1pt", "--dry-run").stdout
     assert list(tmp_path.iterdir()) == []
     resolved = parse(shown, "the dry run").resolved()
     assert resolved["targets"] == {"size": "1/5", "drop": "1pt"}

@@ -70,9 +70,7 @@ def test_task_files_that_fail(kogata: Run, recipe: Path, tmp_path: Path) -> None
     narrow.write_text(TASK.replace("WIDTH", "15"), encoding="utf-8")
     nan.write_text(TASK.replace("WIDTH", "16"), encoding="utf-8")
     arguments = ("--recipe", recipe, "-o", tmp_path / "run", "--engine", "none")
-    assert f"{raising}:2: model() failed with ZeroDivisionError" in error(
-        kogata("compress", raising, *arguments, code=4)
-    )
+    assert f"{raising}:2: model() failed with ZeroDivisionError" in error(kogata("compress", raising, *arguments, code=4))
     assert "first calibration batch" in error(kogata("compress", narrow, *arguments, code=4))
     assert "the loss became nan in epoch 1" in error(kogata("compress", nan, *arguments, code=4))
 
@@ -115,9 +113,7 @@ def test_names_in_a_file_cannot_steer_the_terminal(kogata: Run, tmp_path: Path) 
 
 def test_other_errors_are_called_bugs_and_keep_the_traceback(command: tuple[list[str], dict[str, str]]) -> None:
     program = "from kogata import cli; cli.app = lambda **_: 1 / 0; cli.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=command[1], capture_output=True, encoding="utf-8", timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=command[1], capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "bug in Kogata" in done.stderr

@@ -34,9 +34,7 @@ steps:
 """
 
 
-def stop(
-    command: tuple[list[str], dict[str, str]], arguments: list[str], log: Path, awaited: str, how: signal.Signals
-) -> str:
+def stop(command: tuple[list[str], dict[str, str]], arguments: list[str], log: Path, awaited: str, how: signal.Signals) -> str:
     """Start the program, stop it once its log says ``awaited``, and return what it wrote on stderr."""
     words, environment = command
 

@@ -35,7 +35,7 @@ class ConvNet(nn.Module):
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A user's own layer: pads by itself, more on the right, as other frameworks do, and reads its weight as it likes."""
+    """A user's own layer: pads by itself, more on the right as other frameworks do, and reads its own weight."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.conv2d(functional.pad(input, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
@@ -110,8 +110,8 @@ def _spread(model: nn.Module) -> None:
     """Biases and normalization layers start at zeros and ones, which would hide a lost or swapped one."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.3, 0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.get_buffer("running_mean"), -0.3, 0.3)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2.0)
     for parameter in model.parameters():
         if parameter.ndim < 2:
             with torch.no_grad():

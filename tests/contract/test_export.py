@@ -1,4 +1,4 @@
-"""Every method's result leaves PyTorch: torch.export, ONNX, and the file's own graph give what the eager model gives."""
+"""Every result leaves PyTorch: torch.export, ONNX, and the file's own graph give what the eager model gives."""
 
 from __future__ import annotations
 

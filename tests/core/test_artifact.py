@@ -19,6 +19,7 @@ from torch import nn
 
 from kogata import __version__, artifact, surgery
 from kogata.artifact import MAX_MANIFEST, SCHEMA, dense_bytes, load, pack, read, write
+from kogata.atomic import writing
 from kogata.coding import Plane, encode
 from kogata.errors import DataError, FileFormatError
 from kogata.forms import Dense
@@ -87,9 +88,9 @@ def test_same_model_same_bytes(data: bytes, job: Job) -> None:
 
 def test_parts_sum_to_the_file(job: Job) -> None:
     packed = pack(job.model)
-    assert packed.header_bytes + packed.manifest_bytes + packed.graph_bytes + sum(
-        p.bytes for p in packed.planes
-    ) == len(packed.data)
+    assert packed.header_bytes + packed.manifest_bytes + packed.graph_bytes + sum(p.bytes for p in packed.planes) == len(
+        packed.data
+    )
     assert {plane.site for plane in packed.planes} >= {site.name for site in surgery.sites(job.model)}
 
 
@@ -128,7 +129,7 @@ def test_any_flipped_bit_is_seen(data: bytes, tmp_path: Path) -> None:
 
 
 def test_damaged_planes_behind_a_valid_checksum(data: bytes, tmp_path: Path) -> None:
-    """Without the checksum's help a flipped plane is either refused or read as other values: never another exception."""
+    """Without the checksum's help a flipped plane is refused or read as other values: never another exception."""
     manifest, planes = manifest_of(data)
     rng = np.random.default_rng(1)
     refused = 0
@@ -259,7 +260,9 @@ def test_an_index_past_the_table(data: bytes, tmp_path: Path) -> None:
     index = encode(Plane.symbols(np.array([[0, 1], [2, 1]], np.uint8), 3)).data
     manifest = {
         "sites": [[["weight"], ["codebook", {}, {"index": ["symbols", [2, 2], "uint8", 3, len(index)]}, {
-            "table": ["dense", {"role": "table", "dtype": "float32"}, {"values": ["floats", [2], "float32", 0, len(table)]}, {}],
+            "table": [
+                "dense", {"role": "table", "dtype": "float32"}, {"values": ["floats", [2], "float32", 0, len(table)]}, {},
+            ],
         }]]],
         "buffers": {},
     }  # fmt: skip
@@ -367,11 +370,13 @@ def test_a_full_disk_leaves_the_old_file(fails: str, job: Job, tmp_path: Path, m
 
 
 def test_any_failure_leaves_no_half_file(tmp_path: Path) -> None:
-    from kogata.atomic import writing
+    def interrupted() -> None:
+        with writing(tmp_path / "new.bin") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "new.bin") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -387,6 +392,4 @@ def test_forms_are_trainable_after_loading(job: Job, data: bytes, tmp_path: Path
     into(torch.randn(4, 3, 8, 8)).square().sum().backward()
     grads = {name for name, p in into.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
     assert grads == {name for name, p in into.named_parameters() if p.requires_grad}
-    assert all(
-        isinstance(leaf, Dense) for site in surgery.sites(into) for _, leaf in surgery.form_at(into, site).leaves()
-    )
+    assert all(isinstance(leaf, Dense) for site in surgery.sites(into) for _, leaf in surgery.form_at(into, site).leaves())

@@ -22,9 +22,7 @@ from kogata.method import Method, chain
 from kogata.methods import SVD, Half, KMeans, MagnitudePruning, Recover
 from tests.contract.checks import assert_equal, assert_near, assert_untouched, snapshot, weights
 
-METHOD = chain(
-    MagnitudePruning(sparsity=0.5), Recover(epochs=3, learning_rate=1e-2), KMeans(clusters=5), Recover(epochs=2)
-)
+METHOD = chain(MagnitudePruning(sparsity=0.5), Recover(epochs=3, learning_rate=1e-2), KMeans(clusters=5), Recover(epochs=2))
 FILES = {"recipe.yaml", "model.kogata", "report.json", "report.html", "log.jsonl"}
 
 
@@ -35,7 +33,7 @@ def network() -> nn.Module:
     return model
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818
     pass
 
 
@@ -45,8 +43,7 @@ class Batches:
     def __init__(self, breaks_in: int | None = None) -> None:
         generator = torch.Generator().manual_seed(6)
         self.data = [
-            (torch.randn(16, 24, generator=generator), torch.randint(0, 5, (16,), generator=generator))
-            for _ in range(3)
+            (torch.randn(16, 24, generator=generator), torch.randint(0, 5, (16,), generator=generator)) for _ in range(3)
         ]
         self.passes, self.breaks_in = 0, breaks_in
 
@@ -62,9 +59,7 @@ def task(breaks_in: int | None = None) -> Task:
     return Task(calibration=Batches().data[:1], train=Batches(breaks_in), loss=nn.functional.cross_entropy)
 
 
-def run(
-    folder: Path, breaks_in: int | None = None, *, resume: bool = False, method: Method = METHOD, seed: int = 1
-) -> Result:
+def run(folder: Path, breaks_in: int | None = None, *, resume: bool = False, method: Method = METHOD, seed: int = 1) -> Result:
     return kogata.compress(network(), task(breaks_in), method, output=folder, seed=seed, engine=None, resume=resume)
 
 
@@ -116,7 +111,7 @@ def test_killed_between_a_step_and_the_next(whole: bytes, tmp_path: Path, monkey
 
 
 def test_a_step_never_takes_the_training_of_the_one_before(tmp_path: Path) -> None:
-    """Two recoveries in a row: the second starts from the first's end, not from its checkpoint as if it were its own."""
+    """Two recoveries in a row: the second starts from the end of the first, not from its checkpoint."""
     two = chain(Recover(epochs=2, learning_rate=1e-2), Recover(epochs=2, learning_rate=1e-2))
     result = run(tmp_path / "run", method=two)
     assert [len(step.epochs) for step in result.report.steps] == [2, 2]

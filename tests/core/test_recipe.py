@@ -151,7 +151,8 @@ def test_recipes_by_name_and_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("goal", "text", "value", "relative"),
     [
-        ("size", "20kB", 20e3, False), ("size", "1.5 MB", 1.5e6, False), ("size", "700B", 700, False), ("size", "2GB", 2e9, False),
+        ("size", "20kB", 20e3, False), ("size", "1.5 MB", 1.5e6, False), ("size", "700B", 700, False),
+        ("size", "2GB", 2e9, False),
         ("size", "1/20", 1 / 20, True), ("size", "5%", 0.05, True), ("size", "2.5 %", 0.025, True),
         ("drop", "0.5pt", 0.5, False), ("drop", "0 pt", 0, False),
         ("latency", "3ms", 3, False), ("latency", "1/2", 0.5, True), ("latency", "60%", 0.6, True),

@@ -45,7 +45,7 @@ def data() -> TensorDataset:
     return TensorDataset(torch.randn(40, 6, generator=generator), torch.randint(0, 3, (40,), generator=generator))
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818
     pass
 
 
@@ -118,9 +118,7 @@ def test_cosine_schedule_and_losses() -> None:
     assert SETTINGS.rate(0) == pytest.approx(1e-2)
     assert SETTINGS.rate(0.5) == pytest.approx(1e-2 * 0.55)
     assert SETTINGS.rate(1) == pytest.approx(1e-3)
-    assert [epoch.learning_rate for epoch in epochs] == pytest.approx(
-        [SETTINGS.rate((e + 4 / 5) / 4) for e in range(4)]
-    )
+    assert [epoch.learning_rate for epoch in epochs] == pytest.approx([SETTINGS.rate((e + 4 / 5) / 4) for e in range(4)])
     assert epochs[-1].loss < epochs[0].loss
 
 
@@ -143,9 +141,7 @@ def test_early_stopping_keeps_the_best(scores: list[float], patience: int, lengt
         return scores[len(states) - 1]
 
     model = network()
-    epochs = trained(
-        model, task(Loader(), validate=validate), Training(epochs=5, learning_rate=1e-2, patience=patience)
-    )
+    epochs = trained(model, task(Loader(), validate=validate), Training(epochs=5, learning_rate=1e-2, patience=patience))
     assert [epoch.score for epoch in epochs] == scores[:length]
     assert_equal(model.state_dict(), states[best - 1])
     assert model.training
@@ -241,9 +237,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     }  # fmt: skip
     command = [sys.executable, str(script), str(tmp_path)]
     workers = [
-        subprocess.Popen(
-            command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     try:
@@ -258,9 +252,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     by_hand = nn.Linear(4, 2)
     generator = torch.Generator().manual_seed(1)
-    batches = [
-        (torch.randn(6, 4, generator=generator), torch.randint(0, 2, (6,), generator=generator)) for _ in range(4)
-    ]
+    batches = [(torch.randn(6, 4, generator=generator), torch.randint(0, 2, (6,), generator=generator)) for _ in range(4)]
     optimizer = torch.optim.AdamW(by_hand.parameters(), weight_decay=0.0)
     settings = Training(epochs=2, learning_rate=1e-2)
     for epoch in range(2):
@@ -272,6 +264,4 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
             loss.backward()
             optimizer.step()
     for name, tensor in by_hand.state_dict().items():
-        torch.testing.assert_close(
-            states[0][name], tensor, rtol=0, atol=2e-4
-        )  # a hundredth of a step: Adam magnifies rounding
+        torch.testing.assert_close(states[0][name], tensor, rtol=0, atol=2e-4)  # a hundredth of a step: Adam magnifies rounding

@@ -153,8 +153,7 @@ def test_models_that_cannot_be_exported_say_why() -> None:
 def test_an_exported_graph_is_deterministic_and_names_no_file(job: Job) -> None:
     inputs = batch_of(job)[0]
     first, second = (
-        onnx_graph.export(surgery.lower(job.model).eval(), inputs).SerializeToString(deterministic=True)
-        for _ in range(2)
+        onnx_graph.export(surgery.lower(job.model).eval(), inputs).SerializeToString(deterministic=True) for _ in range(2)
     )
     assert first == second
     assert b".py" not in first

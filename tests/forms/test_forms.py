@@ -117,9 +117,7 @@ def test_codebook_looks_up() -> None:
 def test_product_is_a_matrix_product() -> None:
     left, right = torch.randn(6, 2), torch.randn(2, 12)
     dense = Product.of(PAIR, [left, right], (6, 3, 2, 2)).dense()
-    np.testing.assert_allclose(
-        dense.detach().numpy(), (left.numpy() @ right.numpy()).reshape(6, 3, 2, 2), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(dense.detach().numpy(), (left.numpy() @ right.numpy()).reshape(6, 3, 2, 2), rtol=1e-5, atol=1e-6)
 
 
 def test_many_factors_keep_their_order() -> None:

@@ -46,7 +46,6 @@ def test_leaves_keep_their_roles() -> None:
     job = adopt(nn.Linear(32, 32), Task(calibration=[torch.randn(2, 32)]))
     after = chain(KMeans(clusters=4), Half(), only(Half(), Where(vectors=True))).apply(job)
     roles = {
-        site.name: [leaf.role for _, leaf in surgery.form_at(after.model, site).leaves()]
-        for site in surgery.sites(after.model)
+        site.name: [leaf.role for _, leaf in surgery.form_at(after.model, site).leaves()] for site in surgery.sites(after.model)
     }
     assert roles == {"weight": [Role.TABLE], "bias": [Role.VECTOR]}

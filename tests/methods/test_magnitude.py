@@ -1,4 +1,4 @@
-"""Magnitude pruning against exact top-k masks from NumPy, and the cubic schedule against its values worked out by hand."""
+"""Magnitude pruning against exact top-k masks from NumPy, and the cubic schedule against values by hand."""
 
 from __future__ import annotations
 

@@ -80,9 +80,7 @@ def test_lowering_reads_nested_factors(step: MagnitudePruning | KMeans) -> None:
         assert_near(lowered(inputs), job.model(inputs), 1e-5)
 
 
-@pytest.mark.parametrize(
-    "layer", [nn.Conv2d(8, 16, 3, groups=2), nn.ConvTranspose2d(8, 16, 3)], ids=["grouped", "transposed"]
-)
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 16, 3, groups=2), nn.ConvTranspose2d(8, 16, 3)], ids=["grouped", "transposed"])
 def test_layers_that_two_cannot_replace_stay_dense(layer: nn.Module) -> None:
     inputs = torch.randn(2, 8, 7, 7)
     job = SVD(rank=2).apply(adopt(nn.Sequential(layer), Task(calibration=[inputs])))

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +101,7 @@ class Page:
 
 
 @contextmanager
-def opened(html: Path, width: int, height: int, dark: bool) -> Iterator[Page]:
+def opened(html: Path, width: int, height: int, dark: bool) -> Generator[Page, None, None]:
     """The file in a fresh browser, with a viewport of ``width`` by ``height`` CSS pixels."""
     browser = find()
     assert browser is not None
@@ -124,9 +124,7 @@ def opened(html: Path, width: int, height: int, dark: bool) -> Iterator[Page]:
             for domain in ("Page", "Runtime", "Log", "Network"):
                 page.call(f"{domain}.enable")
             phone = width < 600
-            page.call(
-                "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-            )
+            page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
             scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
             page.call("Emulation.setEmulatedMedia", features=[scheme])
             page.open(html.resolve().as_uri())

@@ -13,18 +13,37 @@ from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
 REST = {"header": 712, "manifest": 1_420, "graph": 2_310, "other tensors": 1_204}
 
 
-def layer(
-    site: str, kind: str, shape: tuple[int, ...], keep: float, bits: int, ms: tuple[float, float], loss: float
-) -> Layer:
+def layer(site: str, kind: str, shape: tuple[int, ...], keep: float, bits: int, ms: tuple[float, float], loss: float) -> Layer:
     """A pruned weight whose kept values index a codebook, with planes of plausible sizes."""
     weights = math.prod(shape)
     kept = round(keep * weights)
     mask = weights * (-keep * math.log2(keep) - (1 - keep) * math.log2(1 - keep)) / 8
     index = 0.93 * kept * bits / 8
     planes = (
-        PlaneLine(name="mask", elements=weights, coder="rans", bytes=math.ceil(mask) + 9, packed_bytes=-(-weights // 8), entropy_bytes=mask),
-        PlaneLine(name="index", elements=kept, coder="adaptive", bytes=math.ceil(0.985 * index), packed_bytes=-(-kept * bits // 8), entropy_bytes=index),
-        PlaneLine(name="table", elements=2**bits, coder="raw", bytes=2 * 2**bits, packed_bytes=2 * 2**bits, entropy_bytes=2.0 * 2**bits),
+        PlaneLine(
+            name="mask",
+            elements=weights,
+            coder="rans",
+            bytes=math.ceil(mask) + 9,
+            packed_bytes=-(-weights // 8),
+            entropy_bytes=mask,
+        ),
+        PlaneLine(
+            name="index",
+            elements=kept,
+            coder="adaptive",
+            bytes=math.ceil(0.985 * index),
+            packed_bytes=-(-kept * bits // 8),
+            entropy_bytes=index,
+        ),
+        PlaneLine(
+            name="table",
+            elements=2**bits,
+            coder="raw",
+            bytes=2 * 2**bits,
+            packed_bytes=2 * 2**bits,
+            entropy_bytes=2.0 * 2**bits,
+        ),
     )
     return Layer(
         site=site,
@@ -56,8 +75,7 @@ def lenet() -> Report:
     )
     losses = (0.0411, 0.0352, 0.0318, 0.0301, 0.0297, 0.0294)
     epochs = tuple(
-        Epoch(epoch=i + 1, loss=loss, learning_rate=0.01 * 0.7**i, score=98.71 + 0.07 * i)
-        for i, loss in enumerate(losses)
+        Epoch(epoch=i + 1, loss=loss, learning_rate=0.01 * 0.7**i, score=98.71 + 0.07 * i) for i, loss in enumerate(losses)
     )
     return Report(
         title="LeNet-5, example numbers",

@@ -58,9 +58,7 @@ def test_examples() -> None:
 
 
 def scored(report: Report, before: float | None, after: float | None) -> Report:
-    return replace(
-        report, dense=replace(report.dense, score=before), compressed=replace(report.compressed, score=after)
-    )
+    return replace(report, dense=replace(report.dense, score=before), compressed=replace(report.compressed, score=after))
 
 
 @pytest.mark.parametrize(

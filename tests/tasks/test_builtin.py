@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from kogata.calibrate import first_batch
 from kogata.tasks import builtin
 from kogata.tasks.batches import Batches
 from kogata.tasks.builtin import BUILTIN_TASKS, BuiltinTask, accuracy
@@ -51,13 +52,11 @@ def test_digits_reach_their_accuracy(places: dict[str, Path]):
 
 @pytest.mark.parametrize("name", ["mnist-lenet300", "mnist-lenet5", "fashion-lenet300", "fashion-lenet5"])
 def test_images_open(name: str, places: dict[str, Path]):
-    write_files(
-        places["user"] / name.partition("-lenet")[0].replace("fashion", "fashion-mnist"), small_files(), packed=True
-    )
+    write_files(places["user"] / name.partition("-lenet")[0].replace("fashion", "fashion-mnist"), small_files(), packed=True)
     builtin_task = named(name)
     one_epoch = replace(builtin_task, training=replace(builtin_task.training, epochs=1))
     model, task = one_epoch.open(0, places["user"])
-    inputs, targets = next(iter(task.calibration))
+    inputs, targets = first_batch(model, task)
     assert inputs.shape == (128, 1, 28, 28)
     assert targets.dtype == torch.int64
     assert model(inputs).shape == (128, 10)

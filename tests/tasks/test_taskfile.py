@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from kogata.errors import DataError, UsageError
+from kogata.job import Task
 from kogata.tasks.taskfile import open_task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"
@@ -30,6 +32,11 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
+def batches(task: Task) -> list[Any]:
+    assert not callable(task.calibration)
+    return list(task.calibration)
+
+
 def test_the_example():
     model, task = open_task(str(EXAMPLE), 0, None)
     assert task.name == "my_task"
@@ -47,13 +54,11 @@ def test_the_least_that_is_needed(tmp_path: Path):
     model, task = open_task(write(tmp_path, GOOD), 0, None)
     assert isinstance(model, nn.Linear)
     assert (task.train, task.loss, task.evaluate, task.validate) == (None, None, None, None)
-    assert len(list(task.calibration)) == 1
+    assert len(batches(task)) == 1
 
 
 def test_calibration_may_be_a_function_of_the_model(tmp_path: Path):
-    text = GOOD.replace(
-        "return [(torch.ones(3, 4), torch.zeros(3))]", "return lambda model: model(torch.ones(3, size))"
-    )
+    text = GOOD.replace("return [(torch.ones(3, 4), torch.zeros(3))]", "return lambda model: model(torch.ones(3, size))")
     model, task = open_task(write(tmp_path, f"size = 4\n{text}"), 0, None)
     fed: list[torch.Size] = []
     model.register_forward_hook(lambda _, inputs, __: fed.append(inputs[0].shape))
@@ -92,8 +97,8 @@ def test_neighbours_can_be_imported_and_the_path_is_restored(tmp_path: Path):
 def test_a_generator_is_called_for_every_pass(tmp_path: Path):
     text = GOOD.replace("return [(torch.ones(3, 4), torch.zeros(3))]", "yield torch.ones(1, 4); yield torch.ones(2, 4)")
     _, task = open_task(write(tmp_path, text), 0, None)
-    assert [len(batch) for batch in task.calibration] == [1, 2]
-    assert [len(batch) for batch in task.calibration] == [1, 2]
+    assert [len(batch) for batch in batches(task)] == [1, 2]
+    assert [len(batch) for batch in batches(task)] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,7 @@ class Zstd(Coder):
             # A stated size would be allocated before it is checked; ours state none.
             if frame.content_size != zstandard.CONTENTSIZE_UNKNOWN:
                 raise damaged(self, spec, "its frame states a size")
-            decompressor = zstandard.ZstdDecompressor(
-                format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=MAX_WINDOW
-            )
+            decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=MAX_WINDOW)
             # One byte more than expected, because zero would mean no limit at all.
             raw = decompressor.decompress(data, max_output_size=expected + 1, allow_extra_data=False)
         except zstandard.ZstdError as error:

@@ -5,5 +5,6 @@ from kogata.engines.eager import Eager
 from kogata.engines.onnxruntime import OnnxRuntime
 
 ENGINES: tuple[type[Engine], ...] = (OnnxRuntime, Eager)
+DEFAULT_ENGINE = OnnxRuntime()
 
-__all__ = ["ENGINES", "Eager", "Engine", "OnnxRuntime", "Session"]
+__all__ = ["DEFAULT_ENGINE", "ENGINES", "Eager", "Engine", "OnnxRuntime", "Session"]

@@ -34,8 +34,6 @@ def interleaved(calls: Sequence[Callable[[], object]], runs: int = RUNS) -> list
         if done >= MINIMUM and time.perf_counter() - started > BUDGET:
             break
     return [
-        Latency(
-            p50=float(np.median(row)), p90=float(np.quantile(row, 0.9)), minimum=float(row.min()), runs=done,
-        )  # fmt: skip
+        Latency(p50=float(np.median(row)), p90=float(np.quantile(row, 0.9)), minimum=float(row.min()), runs=done)
         for row in times[:, :done]
     ]

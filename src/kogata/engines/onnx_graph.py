@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any, cast
@@ -38,8 +38,8 @@ def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
     """
     if any(tensor.dtype == torch.bfloat16 for tensor in model.state_dict().values()):
         raise EngineError(
-            f"onnxruntime: {type(model).__name__} holds bfloat16 weights, which it does not run on a CPU; convert the model and "
-            "its inputs with .float() first."
+            f"onnxruntime: {type(model).__name__} holds bfloat16 weights, which it does not run on a CPU; convert the model "
+            "and its inputs with .float() first."
         )
     args = () if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else None
@@ -49,7 +49,7 @@ def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
     with _quiet():
         try:
             program = _program(model, args, kwargs, shapes)
-        except Exception:  # the exporter raises of many kinds; the reason is in the second attempt's
+        except Exception:  # of many kinds; the reason is in the second attempt's
             try:
                 program = _program(model, args, kwargs, None)
             except Exception as error:
@@ -71,7 +71,7 @@ def _free(value: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """The exporter talks on both streams and in warnings; what matters of it is in the error it raises."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch")]
     levels = [logger.level for logger in loggers]

@@ -29,9 +29,7 @@ class OnnxSession(Session):
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no public base class
             raise EngineError(f"onnxruntime: cannot load the graph: {str(error).splitlines()[0]}") from None
         self._inputs = [value.name for value in self._session.get_inputs()]

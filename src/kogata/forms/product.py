@@ -83,7 +83,7 @@ class Product(Form):
         kind = parametrize.type_before_parametrizations(layer)  # a subclass may read its weight in other ways
         if kind is nn.Linear:
             return nn.Sequential(_linear(right_RI, None), _linear(left_OR, cast("Tensor | None", layer.bias)))
-        if kind is nn.Embedding and layer.max_norm is None:
+        if kind is nn.Embedding and cast("float | None", layer.max_norm) is None:
             padding = cast("int | None", layer.padding_idx)
             table = nn.Embedding.from_pretrained(left_OR.contiguous(), freeze=True, padding_idx=padding)
             return nn.Sequential(table, _linear(right_RI.T, None))
@@ -95,22 +95,23 @@ class Product(Form):
 def _convolutions(layer: nn.Conv2d, left_OR: Tensor, right_RI: Tensor) -> nn.Module:
     """The convolution with r outputs instead of its own, then a 1×1 convolution from r to its outputs."""
     rank, spatial = right_RI.shape[0], layer.kernel_size
-    convolution = parametrize.type_before_parametrizations(layer)
+    convolution, bias_O = parametrize.type_before_parametrizations(layer), layer.bias
     first = convolution(
         layer.in_channels, rank, spatial, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
         bias=False, padding_mode=layer.padding_mode, dtype=right_RI.dtype,
     )  # fmt: skip
-    second = convolution(rank, layer.out_channels, 1, bias=layer.bias is not None, dtype=left_OR.dtype)
+    second = convolution(rank, layer.out_channels, 1, bias=bias_O is not None, dtype=left_OR.dtype)
     first.weight = nn.Parameter(right_RI.reshape(rank, -1, *spatial), requires_grad=False)
     second.weight = nn.Parameter(left_OR.reshape(*left_OR.shape, *[1] * len(spatial)), requires_grad=False)
-    if layer.bias is not None:
-        second.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    if bias_O is not None:
+        second.bias = nn.Parameter(bias_O.detach(), requires_grad=False)
     return nn.Sequential(first, second)
 
 
 def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
     outputs, inputs = weight_OI.shape
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias_O is not None, dtype=weight_OI.dtype)
+    # made on the meta device, so that no memory is filled with numbers that are not wanted
+    layer = nn.Linear(inputs, outputs, bias=bias_O is not None, device="meta", dtype=weight_OI.dtype)
     layer.weight = nn.Parameter(weight_OI.contiguous(), requires_grad=False)
     if bias_O is not None:
         layer.bias = nn.Parameter(bias_O.detach(), requires_grad=False)

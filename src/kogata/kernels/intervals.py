@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 
 @njit(cache=True, nogil=True)
-def split(
-    points_N: NDArray[np.float64], weights_N: NDArray[np.float64], clusters: int
-) -> NDArray[np.int64]:
-    """Starts of the k intervals ``[clusters]`` of ascending ``points_N``, of which there are at least as many as clusters."""
+def split(points_N: NDArray[np.float64], weights_N: NDArray[np.float64], clusters: int) -> NDArray[np.int64]:
+    """Starts of the k intervals ``[clusters]`` of ascending ``points_N``, which are at least as many as the clusters."""
     n = len(points_N)
     w = np.zeros(n + 1)
     wx = np.zeros(n + 1)
@@ -34,7 +32,12 @@ def split(
     stack = np.empty((2 * n + 2, 4), np.int64)
     for c in range(1, clusters):
         row = np.full(n, np.inf)
-        stack[0, 0], stack[0, 1], stack[0, 2], stack[0, 3] = c, n - 1, c, n - 1  # fill row[lo .. hi], its best i within from .. to
+        stack[0, 0], stack[0, 1], stack[0, 2], stack[0, 3] = (
+            c,
+            n - 1,
+            c,
+            n - 1,
+        )  # fill row[lo .. hi], its best i within from .. to
         top = 1
         while top:
             top -= 1

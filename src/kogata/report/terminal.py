@@ -27,9 +27,7 @@ from kogata.report.words import (
 LIMIT = 20  # layers listed; the rest are summed
 WIDE = 100  # columns from which the form has a column of its own
 
-_ASCII = str.maketrans(
-    {"→": "->", "−": "-", "–": "-", "×": "x", "·": "|", "α": "alpha", "β": "beta", "δ": "delta", "≥": ">="}
-)
+_ASCII = str.maketrans({"→": "->", "−": "-", "–": "-", "×": "x", "·": "|", "α": "alpha", "β": "beta", "δ": "delta", "≥": ">="})
 _CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 10}
 
 

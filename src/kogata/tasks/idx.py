@@ -44,8 +44,7 @@ def read_idx(path: Path, sha256: str | None = None) -> npt.NDArray[np.uint8]:
         raise DataError(f"{path}: its header announces {size} values, it holds {found}. {REMEDY}")
     if sha256 is not None and (digest := hashlib.sha256(header + body).hexdigest()) != sha256:
         raise DataError(
-            f"{path}: not the published data: SHA-256 of its decompressed content is {digest}, expected {sha256}. "
-            f"{REMEDY}"
+            f"{path}: not the published data: SHA-256 of its decompressed content is {digest}, expected {sha256}. {REMEDY}"
         )
     return np.frombuffer(body, np.uint8).reshape(shape)
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -149,7 +149,7 @@ class _EveryPass:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def _importable(folder: Path) -> Generator[None, None, None]:
     """Let the task file import its neighbours."""
     sys.path.insert(0, str(folder))
     try:
@@ -169,7 +169,7 @@ def _execute(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _blaming(path: Path, where: str) -> Iterator[None]:
+def _blaming(path: Path, where: str) -> Generator[None, None, None]:
     try:
         yield
     except DataError:

@@ -91,9 +91,7 @@ def encode(
 
 
 @njit(cache=True, nogil=True)
-def decode(
-    states: NDArray[np.uint32], words: NDArray[np.uint16], table: NDArray[np.uint32], out: NDArray[np.uint8]
-) -> int:
+def decode(states: NDArray[np.uint32], words: NDArray[np.uint16], table: NDArray[np.uint32], out: NDArray[np.uint8]) -> int:
     """Fill ``out`` (a multiple of 8 symbols) and leave the final states in ``states``. Returns the words read, or -1.
 
     ``table`` (4096) packs frequency, x mod M - c and symbol in 12, 12 and 8 bits. The last 8 of ``words`` are

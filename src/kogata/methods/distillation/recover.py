@@ -78,12 +78,14 @@ class Recover(Method):
         labels = None if task.loss is None else task_loss(task)
 
         def loss(output: Any, inputs: Any, targets: Any) -> Tensor:
-            total = 0.0 if labels is None or alpha == 1 else (1 - alpha) * labels(output, inputs, targets)
+            parts = list[Tensor]()
+            if labels is not None and alpha < 1:
+                parts.append((1 - alpha) * labels(output, inputs, targets))
             if alpha > 0:
                 with torch.no_grad():
                     wanted = call(teacher.to(next(tensors(output)).device), inputs)
-                total = total + alpha * match(output, wanted, targets, self.temperature)
-            return total
+                parts.append(alpha * match(output, wanted, targets, self.temperature))
+            return torch.stack(parts).sum()
 
         return loss
 

@@ -23,7 +23,6 @@ from kogata.forms import Codebook, Form, Role
 from kogata.job import Site
 from kogata.method import About, WeightMethod
 
-
 BINS = 4096
 STEPS = 300
 
