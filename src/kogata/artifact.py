@@ -173,7 +173,8 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
         before = surgery.form_at(into, site)
         if isinstance(form, Dense) and isinstance(before, Dense):
             form.values.requires_grad_(before.values.requires_grad)  # a frozen weight stays frozen
-        surgery.attach(into, site, form)
+        device = next((leaf.values.device for _, leaf in before.leaves()), None)
+        surgery.attach(into, site, form.to(device))
     for name, tensor in artifact.buffers.items():
         owner, _, key = name.rpartition(".")
         before, tensor = buffers[name], tensor.to(buffers[name].device)

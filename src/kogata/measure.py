@@ -14,8 +14,9 @@ from kogata import artifact, profile, surgery
 from kogata.artifact import Graph, Packed
 from kogata.batch import call, take
 from kogata.calibrate import evaluating, first_batch
-from kogata.engines import Engine, OnnxRuntime, Session, onnx_graph
+from kogata.engines import Engine, Session
 from kogata.engines.latency import interleaved
+from kogata.engines.lowering import lowered
 from kogata.environment import environment
 from kogata.errors import DataError, EngineError
 from kogata.folder import Folder
@@ -28,22 +29,21 @@ log = logging.getLogger("kogata")
 
 
 def graph(job: Job, engine: Engine | None) -> tuple[Graph | None, list[str]]:
-    """The engine graph to put into the file, when the engine runs graphs; else None, with a note where it failed."""
-    if not isinstance(engine, OnnxRuntime):
+    """The engine graph to put into the file, if the engine has graphs; None, with a note, where it cannot be had."""
+    if engine is None:
         return None, []
     try:
-        proto = onnx_graph.export(surgery.lower(job.model).eval(), first_batch(job.reference, job.task)[0])
+        return engine.graph(job.model, first_batch(job.reference, job.task)[0]), []
     except EngineError as error:
         log.warning("%s", error)
         return None, [f"{error} The file loads with the model's class only."]
-    return onnx_graph.bind(proto, job.model), []
 
 
 def sessions(
     path: artifact.Artifact, loaded: nn.Module, dense: nn.Module, inputs: Any, engine: Engine
 ) -> tuple[Session, Session]:
     """The dense model and the file, both in the engine. Raises EngineError when one cannot run there."""
-    return engine.open_model(dense, inputs), engine.open_file(path, loaded)
+    return engine.open_model(dense, inputs), engine.open_file(path, loaded, inputs)
 
 
 def latencies(ours: Session, dense: Session, inputs: Any) -> tuple[Latency, Latency]:
@@ -72,9 +72,14 @@ def report(
     inputs = first_batch(job.reference, job.task)[0]
     dense, ours = job.reference, job.model
     latency: tuple[Latency | None, Latency | None] = None, None
-    if engine is not None and not (isinstance(engine, OnnxRuntime) and packed.graph_bytes == 0):
-        dense, ours = sessions(artifact.read(folder.model), job.model, job.reference, inputs, engine)
-        latency = latencies(ours, dense, inputs)
+    if engine is not None and not notes:  # a note says that the engine cannot run this model
+        stored = artifact.read(folder.model)
+        try:
+            dense, ours = sessions(stored, job.model, job.reference, inputs, engine)
+            engine.export(stored, folder.engine)
+            latency = latencies(ours, dense, inputs)
+        except EngineError as error:  # the file is written and good: what is known of it is reported
+            notes = [*notes, str(error)]
     built = Report(
         title=f"{job.task.name} · {recipe.name}", task=job.task.name, engine=engine.name if engine else None, command=command,
         seed=job.seed, recipe=recipe.resolved(), environment=environment(),
@@ -99,7 +104,7 @@ def layers(job: Job, packed: Packed, inputs: Any, *, timed: bool) -> tuple[Layer
     costs = profile.macs(job.reference, inputs)
     spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
     if timed:
-        pair = {"dense": surgery.plain(job.reference), "ours": surgery.lower(job.model)}
+        pair = {"dense": surgery.plain(job.reference), "ours": lowered(job.model, inputs)}
         spent = profile.times(pair, {site.module for site in sites}, inputs)
     found: list[Layer] = []
     for site in sites:

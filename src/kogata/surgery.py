@@ -55,7 +55,7 @@ def selected(job: Job) -> tuple[Site, ...]:
     """
     chosen = sites(job.model)
     for where in job.where:
-        hits = [site for site in chosen if where.wants(site.name, site.module) and site.kind in where.kinds]
+        hits = [site for site in chosen if site.kind in where.kinds and any(where.wants(*names) for names in _names(site))]
         wanted = [site for site in hits if (site.role is Role.VECTOR) == where.vectors]
         if not wanted:
             asked = "biases and normalization vectors" if where.vectors else "weights"
@@ -66,6 +66,12 @@ def selected(job: Job) -> tuple[Site, ...]:
             )
         chosen = tuple(wanted)
     return chosen if job.where else tuple(site for site in chosen if site.role is Role.MATRIX)
+
+
+def _names(site: Site) -> Iterator[tuple[str, str]]:
+    """The qualified name and the module's path of each owner of the parameter."""
+    for name in (site.name, *site.aliases):
+        yield name, name.rpartition(".")[0]
 
 
 def form_of(module: nn.Module, name: str) -> Form | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -126,14 +128,16 @@ class _Fit:
     def run(self) -> tuple[Epoch, ...]:
         self._resume()
         modes = {module: module.training for module in self.bare.modules()}
-        threads_rng = torch.get_rng_state()
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         for number in range(len(self.history) + 1, self.settings.epochs + 1):
             if self._stopped():
                 break
             set_seed(self.seed * 100_003 + number)
             self.history.append(self._epoch(number))
             self._save()
-        torch.set_rng_state(threads_rng)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
         if self.best is not None:
             self.bare.load_state_dict(self.best)
         for module, mode in modes.items():

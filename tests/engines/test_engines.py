@@ -19,6 +19,7 @@ from kogata.artifact import Graph
 from kogata.batch import call
 from kogata.engines import ENGINES, Eager, OnnxRuntime, onnx_graph
 from kogata.engines.latency import MINIMUM, WARM_UP, interleaved
+from kogata.engines.lowering import lowered
 from kogata.engines.onnxruntime import OnnxSession
 from kogata.errors import DataError, EngineError, FileFormatError
 from kogata.job import Job
@@ -60,7 +61,7 @@ def path(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_engine_runs_model_and_file(engine: Any, job: Job, path: Path) -> None:
     inputs, _ = batch_of(job)
     loaded = artifact.load(path, into=surgery.clone(job.reference, share=False))
-    assert_near(call(engine.open_file(artifact.read(path), loaded), inputs), output(job, job.model), 1e-4)
+    assert_near(call(engine.open_file(artifact.read(path), loaded, inputs), inputs), output(job, job.model), 1e-4)
     assert_near(call(engine.open_model(job.reference, inputs), inputs), output(job, job.reference), 1e-4)
 
 
@@ -147,7 +148,7 @@ def test_models_that_cannot_be_exported_say_why() -> None:
     with pytest.raises(EngineError, match="Branching cannot be exported to ONNX: "):
         OnnxRuntime().open_model(Branching(), torch.randn(2, 4))
     with torch.no_grad():
-        assert Eager().open_model(Branching(), None)(torch.ones(2, 4)).shape == (2, 4)
+        assert Eager().open_model(Branching(), torch.ones(2, 4))(torch.ones(2, 4)).shape == (2, 4)
 
 
 def test_an_exported_graph_is_deterministic_and_names_no_file(job: Job) -> None:
@@ -196,3 +197,26 @@ def test_slow_models_get_fewer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.perf_counter", lambda: now)
     (found,) = interleaved([slow])
     assert found.runs == MINIMUM
+
+
+class ReadsWeight(nn.Module):
+    """Uses its layer's weight past the layer's forward, as tied output layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) @ self.layer.weight
+
+
+def test_lowering_falls_back_where_a_forward_reads_the_weight(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model, x = ReadsWeight(), torch.randn(4, 32)
+    task = Task(calibration=[x])
+    job = SVD(rank=4).apply(Job(model=model, reference=model, task=task))
+    assert isinstance(surgery.lower(job.model).get_submodule("layer"), nn.Sequential)
+    plain = lowered(job.model, x)
+    assert isinstance(plain.get_submodule("layer"), nn.Linear)
+    torch.testing.assert_close(plain(x), job.model(x))
+    assert "keeps its dense layers" in caplog.text

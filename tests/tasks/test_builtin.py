@@ -46,8 +46,6 @@ def test_digits_reach_their_accuracy(places: dict[str, Path]):
     assert not model.training
     assert task.evaluate is not None
     assert task.evaluate(model) > 95
-    assert task.validate is not None
-    assert task.validate(model) > 95
 
 
 @pytest.mark.parametrize("name", ["mnist-lenet300", "mnist-lenet5", "fashion-lenet300", "fashion-lenet5"])
@@ -57,11 +55,12 @@ def test_images_open(name: str, places: dict[str, Path]):
     one_epoch = replace(builtin_task, training=replace(builtin_task.training, epochs=1))
     model, task = one_epoch.open(0, places["user"])
     inputs, targets = first_batch(model, task)
-    assert inputs.shape == (128, 1, 28, 28)
+    count = min(builtin_task.batch_size, 240)
+    assert inputs.shape == (count, 1, 28, 28)
     assert targets.dtype == torch.int64
-    assert model(inputs).shape == (128, 10)
+    assert model(inputs).shape == (count, 10)
     assert isinstance(task.train, Batches)
-    assert len(task.train.inputs) == 220, "of 240, a twelfth is held out"
+    assert len(task.train.inputs) == 240
     assert task.evaluate is not None
     assert 0 <= task.evaluate(model) <= 100
 

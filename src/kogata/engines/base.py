@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
 
-from kogata.artifact import Artifact
+from kogata.artifact import Artifact, Graph
 
 
 class Session(nn.Module, ABC):
@@ -19,10 +20,24 @@ class Engine(ABC):
 
     name: ClassVar[str]
 
+    def graph(self, model: nn.Module, inputs: Any) -> Graph | None:
+        """What a file must carry so that this engine runs it without the model's class; None when there is no such thing.
+
+        Raises EngineError when the model cannot be exported.
+        """
+        return None
+
+    @abstractmethod
+    def export(self, artifact: Artifact, path: Path) -> None:
+        """Write the engine's own file for what ``artifact`` holds, if the engine has one."""
+
     @abstractmethod
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
         """A plain model in the engine; ``inputs`` are those of one batch. Raises EngineError when it cannot run it."""
 
     @abstractmethod
-    def open_file(self, artifact: Artifact, model: nn.Module) -> Session:
-        """A file's contents in the engine; ``model`` is the same file loaded into the user's class."""
+    def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
+        """A file's contents in the engine; ``model`` is the same file loaded into the user's class.
+
+        Raises EngineError when it cannot run it.
+        """

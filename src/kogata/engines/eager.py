@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from kogata import surgery
 from kogata.artifact import Artifact
 from kogata.batch import call
 from kogata.engines.base import Engine, Session
+from kogata.engines.lowering import lowered
 
 
 @final
@@ -33,10 +34,13 @@ class Eager(Engine):
 
     name = "eager"
 
+    def export(self, artifact: Artifact, path: Path) -> None:
+        """Nothing: PyTorch runs the ``.kogata`` file itself."""
+
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
         """The model as it is."""
-        return EagerSession(surgery.lower(model))
+        return EagerSession(lowered(model, inputs))
 
-    def open_file(self, artifact: Artifact, model: nn.Module) -> Session:
+    def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
         """The loaded model, lowered."""
-        return EagerSession(surgery.lower(model))
+        return EagerSession(lowered(model, inputs))

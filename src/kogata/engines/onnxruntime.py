@@ -12,10 +12,11 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from kogata import surgery
-from kogata.artifact import Artifact, read
+from kogata.artifact import Artifact, Graph, read
+from kogata.atomic import writing
 from kogata.engines import onnx_graph
 from kogata.engines.base import Engine, Session
+from kogata.engines.lowering import lowered
 from kogata.errors import DataError, EngineError
 
 
@@ -56,12 +57,23 @@ class OnnxRuntime(Engine):
 
     name = "onnxruntime"
 
+    def graph(self, model: nn.Module, inputs: Any) -> Graph | None:
+        """The lowered model's ONNX graph, its weights bound to the forms of ``model``."""
+        return onnx_graph.bind(onnx_graph.export(lowered(model, inputs), inputs), model)
+
+    def export(self, artifact: Artifact, path: Path) -> None:
+        """Write an ONNX file with all weights in it."""
+        with writing(path) as file:
+            file.write(onnx_graph.fill(artifact).SerializeToString(deterministic=True))
+
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
         """Export, then load."""
-        return OnnxSession(onnx_graph.export(surgery.lower(model).eval(), inputs))
+        return OnnxSession(onnx_graph.export(lowered(model, inputs), inputs))
 
-    def open_file(self, artifact: Artifact, model: nn.Module) -> Session:
+    def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
         """The file's own graph and weights: nothing of ``model`` is used."""
+        if artifact.graph is None:
+            raise EngineError(f"onnxruntime: {artifact.source} carries no graph; it loads with the model's class only.")
         return OnnxSession(onnx_graph.fill(artifact))
 
 
