@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.__main__ import results
+from benchmarks.harness import RESULTS
 from kogata.recipe import open_recipe
 from kogata.report.data import Report
 
@@ -67,3 +69,8 @@ def test_links_and_paths_exist(document: Path) -> None:
 @pytest.mark.parametrize("recipe", sorted((ROOT / "benchmarks" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_of_the_benchmarks_are_valid(recipe: Path) -> None:
     assert len(open_recipe(str(recipe)).method.steps()) > 5
+
+
+def test_the_results_of_the_readme_are_the_committed_ones() -> None:
+    """``python -m benchmarks --results`` prints the table."""
+    assert results(RESULTS) in (ROOT / "README.md").read_text(encoding="utf-8")

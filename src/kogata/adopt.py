@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -30,6 +30,12 @@ def adopt(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
             raise DataError(
                 f"model: {name} of shape {tuple(tensor.shape)} holds {count} NaN or infinite values; every weight must be "
                 "finite. Load another checkpoint or train again."
+            )
+    for field in ("calibration", "train"):
+        if isinstance(getattr(task, field), Iterator):
+            raise DataError(
+                f"task {task.name!r}: {field} is an iterator, empty after one pass; give a list, a DataLoader, or another "
+                "object that can be iterated again."
             )
     if not surgery.sites(model):
         raise DataError(f"model: {type(model).__name__} has no weight that can be compressed.")

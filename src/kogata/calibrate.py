@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kogata import surgery
-from kogata.batch import call, output_error, split
+from kogata.batch import call, move, output_error, split
 from kogata.errors import DataError
 from kogata.forms import Form
 from kogata.job import Job, Kind, Site, Task
@@ -47,12 +47,12 @@ def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
             module.training = mode
 
 
-def first_batch(job_model: nn.Module, task: Task) -> tuple[Any, Any]:
+def first_batch(model: nn.Module, task: Task) -> tuple[Any, Any]:
     """``(inputs, targets)`` of the first calibration batch. Raises DataError when there is none."""
     if callable(task.calibration):
-        return _first_call(job_model, task), None
+        return _first_call(model, task), None
     for batch in task.calibration:
-        return split(batch)
+        return move(split(batch), _device(model))
     raise DataError(f"task {task.name!r}: its calibration data is empty; give at least one batch.")
 
 
@@ -63,7 +63,7 @@ def run(model: nn.Module, task: Task) -> None:
             task.calibration(model)
             return
         for batch in task.calibration:
-            call(model, split(batch)[0])
+            call(model, move(split(batch)[0], _device(model)))
 
 
 def gather(job: Job, sites: Iterable[Site], needs: frozenset[Stat]) -> Iterator[tuple[Site, Stats]]:
@@ -115,8 +115,8 @@ class _Sums:
             if total is not None and not torch.isfinite(total).all():
                 raise DataError(f"calibration: the inputs of {site.name} are NaN or infinite; check the data.")
         return Stats(
-            square_I=None if self.square is None else self.square / self.rows,
-            gram_II=None if self.gram is None else self.gram / self.rows,
+            square_I=None if self.square is None else (self.square / self.rows).cpu(),
+            gram_II=None if self.gram is None else (self.gram / self.rows).cpu(),
         )
 
 
@@ -166,6 +166,10 @@ class Probe:
         trial = surgery.clone(self.job.model)
         surgery.attach(trial, site, form)
         return self.loss(trial) - self.base
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it ends the user's loop after the first call

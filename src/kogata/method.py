@@ -85,11 +85,12 @@ class WeightMethod(Method):
         return replace(job, model=model, ledger=(*job.ledger, *rows))
 
     def _replace(self, job: Job, model: torch.nn.Module, site: Site, stats: Stats, probe: calibrate.Probe) -> Row:
+        """Encode the leaves of one site in ``model``, and say what came of it."""
         before, form = surgery.form_at(job.model, site), surgery.form_at(model, site)
         note, done, errors = "", False, 0.0
         norm = 0.0
         for path, leaf, part in list(surgery.leaves(form, site)):
-            weight = leaf.values.detach().float()
+            weight = leaf.values.detach().float().cpu()  # encoding is done once; the form goes to the leaf's device
             norm += float(torch.linalg.vector_norm(weight)) ** 2
             smaller, reason = self._encode(weight, leaf, part, stats)
             if smaller is None:

@@ -109,7 +109,7 @@ def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
     """Put ``form`` in the place of the leaf at ``path`` of the site's tree, in ``model`` itself."""
     root = form_at(model, site)
     leaf = cast("Dense", root.get_submodule(path))
-    form = form.to(leaf.values.dtype)
+    form = form.to(device=leaf.values.device, dtype=leaf.values.dtype)
     if isinstance(form, Dense):
         form.role = leaf.role  # other numbers, but what they are is the same
     attach(model, site, _with(root, path, form))

@@ -212,3 +212,10 @@ def test_models_and_data_that_cannot_be_used() -> None:
         adopt(nn.Linear(6, 2), Task(calibration=[torch.full((3, 6), float("nan"))]))
     with pytest.raises(DataError, match="is complex"):
         adopt(nn.Linear(6, 2, dtype=torch.complex64), Task(calibration=[inputs]))
+
+
+@pytest.mark.parametrize("field", ["calibration", "train"])
+def test_an_iterator_would_be_empty_the_second_time(field: str) -> None:
+    batches = [torch.randn(2, 4)]
+    with pytest.raises(DataError, match=f"{field} is an iterator"):
+        adopt(nn.Linear(4, 4), Task(**{"calibration": batches, field: iter(batches)}))

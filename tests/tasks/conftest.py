@@ -3,12 +3,10 @@
 import gzip
 import hashlib
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from kogata.tasks import data
 
@@ -32,15 +30,6 @@ def write_files(folder: Path, files: dict[str, bytes], packed: bool) -> None:
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / f"{name}.gz" if packed else folder / name).write_bytes(gzip.compress(content) if packed else content)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small train faster on one thread, many times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
