@@ -81,7 +81,6 @@ def rows_of(bar: Bar) -> list[Row]:
     errors = [100 - (report.compressed.score or 0) for report in reports]
     dense = [100 - (report.dense.score or 0) for report in reports]
     losses = [error - before for error, before in zip(errors, dense, strict=True)]
-    seconds = [sum(step.seconds for step in report.steps) for report in reports]
     limit = (bar.drop, "<=") if bar.drop is not None else (None, None)
     return [
         Row(bar.task, "file", statistics.mean(sizes), "bytes", bar.bytes, "<=", _spread(sizes)),
@@ -90,7 +89,6 @@ def rows_of(bar: Bar) -> list[Row]:
         Row(bar.task, "test error, dense", statistics.mean(dense), "%", note=_spread(dense)),
         Row(bar.task, "compression rate α", statistics.mean(report.alpha for report in reports), "x"),
         Row(bar.task, "file with Huffman coding", statistics.mean(huffman), "bytes", note=_spread(huffman)),
-        Row(bar.task, "time of all steps", statistics.mean(seconds), "s"),
     ]  # fmt: skip
 
 

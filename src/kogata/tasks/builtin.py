@@ -54,7 +54,7 @@ class BuiltinTask:
     def open(self, seed: int, data: Path | None) -> tuple[nn.Module, Task]:
         """Return the trained dense model and the task.
 
-        The models of seed 0 come with Kogata, as this code trained them. Others are trained on first use, which takes up to
+        The LeNets of seed 0 come with Kogata, as this code trained them. Others are trained on first use, which takes up to
         some minutes, then read from the cache folder.
 
         :param data: folder with the sub-folders ``mnist/`` and ``fashion-mnist/``; None to look where `find` looks.
