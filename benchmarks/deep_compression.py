@@ -11,12 +11,13 @@ The recipes were chosen on 10,000 images held out of the training set, never on 
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from benchmarks import harness
 from benchmarks.harness import Row
@@ -27,7 +28,7 @@ from kogata.coding.packed import Packed
 from kogata.coding.relative import Relative
 from kogata.compress import compress
 from kogata.folder import Folder
-from kogata.recipe import open_recipe
+from kogata.recipe import open_recipe, parse
 from kogata.report.data import Report
 from kogata.tasks.taskfile import open_task
 
@@ -64,7 +65,7 @@ def compressed(task: str, seed: int) -> tuple[Report, int]:
     model, opened = open_task(task, seed, None)
     if folder.finished:
         report = Report.load(folder.report)
-        if report.recipe != json.loads(json.dumps(recipe.resolved(), default=str)):
+        if parse(yaml.safe_dump(report.recipe), str(folder.path)) != recipe:
             raise SystemExit(f"{folder.path} holds a run of another recipe: delete it to measure anew.")
     else:
         report = compress(model, opened, recipe, output=folder.path, seed=seed, resume=folder.path.exists()).report

@@ -188,8 +188,14 @@ class Only(Method):
         return self.method.title()
 
     def settings(self) -> dict[str, Any]:
-        """The method's settings and where it works."""
-        return self.method.settings() | {"where": dataclasses.asdict(self.where)}
+        """The method's settings and where it works; a restriction says only what it restricts."""
+        default, where = dataclasses.asdict(Where()), dataclasses.asdict(self.where)
+        changed = {
+            key: [str(part) for part in value] if isinstance(value, tuple) else value
+            for key, value in where.items()
+            if value != default[key]
+        }
+        return self.method.settings() | {"where": changed}
 
     def apply(self, job: Job) -> Job:
         """Apply within the restriction, then lift it."""

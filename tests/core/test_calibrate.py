@@ -216,6 +216,7 @@ def test_models_and_data_that_cannot_be_used() -> None:
 
 @pytest.mark.parametrize("field", ["calibration", "train"])
 def test_an_iterator_would_be_empty_the_second_time(field: str) -> None:
-    batches = [torch.randn(2, 4)]
+    batches: dict[str, Any] = {"calibration": [torch.randn(2, 4)]}
+    batches[field] = iter([torch.randn(2, 4)])
     with pytest.raises(DataError, match=f"{field} is an iterator"):
-        adopt(nn.Linear(4, 4), Task(**{"calibration": batches, field: iter(batches)}))
+        adopt(nn.Linear(4, 4), Task(**batches))

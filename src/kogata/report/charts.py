@@ -217,7 +217,7 @@ def _training(report: Report, *, score_curve: bool) -> Figure | None:
     if not traces:
         return None
     for trace in traces:
-        trace["showlegend"] = len(traces) > 1
+        trace["showlegend"] = len({trace["name"] for trace in traces}) > 1
     x_axis = {"title": {"text": "epoch"}, "nticks": 8, "tickformat": "d"}
     margin = {"l": 64, "r": 12, "t": 12, "b": 44}
     return {"data": traces, "layout": _layout(240, x_axis, {"nticks": 5}) | {"margin": margin}}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, cast
 
 from kogata.report.data import Report
 
@@ -86,3 +88,18 @@ def speed_change(report: Report) -> str:
     if report.delta >= FASTER:
         return f"{rate(report.delta)} faster"
     return "no faster in this engine"
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """The settings of a step in one line: what is not set is left out, and so is the method's name beside its column."""
+    said = {key.replace("_", " "): value for key, value in values.items() if key != "method" and value is not None}
+    parts = [f"{key} {_setting(value)}" for key, value in said.items()]
+    return ", ".join(parts) or NOTHING
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({settings(cast('Mapping[str, Any]', value))})"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, cast("list[Any]", value))) or NOTHING
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
