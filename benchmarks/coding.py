@@ -33,7 +33,7 @@ from kogata.coding.rans import StaticRans
 from kogata.tasks.data import load
 from kogata.tasks.networks import lenet300
 
-MINUTES = 3
+MINUTES = 1
 SEED = 0
 DENSITIES = (0.05, 0.08, 0.26)
 CENTROIDS = 32
