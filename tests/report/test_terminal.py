@@ -37,7 +37,8 @@ def test_the_numbers_are_there(lenet: Report, width: int) -> None:
     for layer in lenet.layers:
         (line,) = [line for line in text.splitlines() if line.strip().startswith(layer.site)]
         assert f"{layer.parameters:,}" in line
-        assert f"{8 * layer.bytes / (layer.dense_bytes // 4):.3g}" in line
+        if width >= 100:  # in 80 columns the names of forms need the room
+            assert f"{8 * layer.bytes / (layer.dense_bytes // 4):.3g}" in line
     assert text.count("masked(codebook)") == len(lenet.layers)
     assert "1.60 MB → 34.8 kB" in text
     assert "0.212 → 0.118" in text

@@ -103,8 +103,9 @@ def _median(side: Side) -> str:
 
 def _layers(report: Report, console: Console) -> Table:
     wide = console.width >= WIDE
-    forms = ("form",) if wide else ()
-    table = grid(console, "Layers", "site", *forms, "values", "bytes", "bits/w", "ms", "loss")
+    columns = ("site", "form", "values", "bytes", "bits/w", "ms", "loss")
+    narrow = ("site", "values", "bytes", "ms", "loss")  # a form such as masked(codebook) needs the room of one column
+    table = grid(console, "Layers", *(columns if wide else narrow))
     if wide:
         table.columns[1].justify = "left"
         table.columns[1].no_wrap = False
@@ -123,7 +124,7 @@ def _cells(row: Row, console: Console, wide: bool) -> list[Text]:
         for cell in (
             f"{row.parameters:,}",
             f"{size(row.dense_bytes)} → {size(row.bytes)}",
-            number(row.bits_per_weight),
+            *((number(row.bits_per_weight),) if wide else ()),
             NOTHING if row.dense_ms is None and row.ms is None else f"{number(row.dense_ms)} → {number(row.ms)}",
             number(row.loss, signed=True),
         )
