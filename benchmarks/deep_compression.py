@@ -81,12 +81,13 @@ def rows_of(bar: Bar) -> list[Row]:
     sizes = [report.compressed.bytes for report in reports]
     errors = [100 - (report.compressed.score or 0) for report in reports]
     dense = [100 - (report.dense.score or 0) for report in reports]
-    losses = [error - before for error, before in zip(errors, dense, strict=True)]
+    # counts of 10,000 images: past the sixth digit there is only the noise of subtracting floats
+    losses = [round(error - before, 6) for error, before in zip(errors, dense, strict=True)]
     limit = (bar.drop, "<=") if bar.drop is not None else (None, None)
     return [
         Row(bar.task, "file", statistics.mean(sizes), "bytes", bar.bytes, "<=", _spread(sizes)),
         Row(bar.task, "test error", statistics.mean(errors), "%", bar.error, "<=", f"{_spread(errors)}; {bar.paper}"),
-        Row(bar.task, "points lost against the dense model", statistics.mean(losses), "points", *limit, _spread(losses)),
+        Row(bar.task, "points lost against the dense model", round(statistics.mean(losses), 6), "points", *limit, _spread(losses)),
         Row(bar.task, "test error, dense", statistics.mean(dense), "%", note=_spread(dense)),
         Row(bar.task, "compression rate α", statistics.mean(report.alpha for report in reports), "x"),
         Row(bar.task, "file with Huffman coding", statistics.mean(huffman), "bytes", note=_spread(huffman)),
