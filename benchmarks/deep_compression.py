@@ -83,11 +83,12 @@ def rows_of(bar: Bar) -> list[Row]:
     dense = [100 - (report.dense.score or 0) for report in reports]
     # counts of 10,000 images: past the sixth digit there is only the noise of subtracting floats
     losses = [round(error - before, 6) for error, before in zip(errors, dense, strict=True)]
+    lost = round(statistics.mean(losses), 6)
     limit = (bar.drop, "<=") if bar.drop is not None else (None, None)
     return [
         Row(bar.task, "file", statistics.mean(sizes), "bytes", bar.bytes, "<=", _spread(sizes)),
         Row(bar.task, "test error", statistics.mean(errors), "%", bar.error, "<=", f"{_spread(errors)}; {bar.paper}"),
-        Row(bar.task, "points lost against the dense model", round(statistics.mean(losses), 6), "points", *limit, _spread(losses)),
+        Row(bar.task, "points lost against the dense model", lost, "points", *limit, _spread(losses)),
         Row(bar.task, "test error, dense", statistics.mean(dense), "%", note=_spread(dense)),
         Row(bar.task, "compression rate α", statistics.mean(report.alpha for report in reports), "x"),
         Row(bar.task, "file with Huffman coding", statistics.mean(huffman), "bytes", note=_spread(huffman)),
