@@ -6,8 +6,8 @@ images. A run that was interrupted goes on, and a finished one is not repeated: 
 the first seed is kept as ``benchmarks/artifacts/TASK.kogata``. Huffman's bytes are the same planes in the coding of the paper:
 relative indices and Huffman codes.
 
-The recipes for Fashion-MNIST were chosen among several by 10,000 images held out of the training set; those for MNIST go on from
-settings found on 5,000 held-out images, at a higher sparsity. No recipe was kept for its test error.
+The recipes for Fashion-MNIST were chosen among several by 10,000 images held out of the training set; those for MNIST go
+on from settings found on 5,000 held-out images, at a higher sparsity. No recipe was kept for its test error.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), eq. 3;
 Han, Mao, Dally, "Deep Compression", ICLR 2016 (1510.00149), section 3:
     min Σ_k Σ_{w in c_k} |w − c_k|².
-In one dimension the clusters are intervals, and dynamic programming finds the best ones exactly, where Lloyd's steps from a
-linear start lose centroids to empty intervals, which costs small first layers most. Of large layers the intervals are those of ``BINS`` groups of equally many weights, then Lloyd's steps move them on all weights.
+In one dimension the clusters are intervals, and dynamic programming finds the best ones exactly, where Lloyd's steps from
+a linear start lose centroids to empty intervals, which costs small first layers most. Of large layers the intervals are
+those of ``BINS`` groups of equally many weights, then Lloyd's steps move them on all weights.
 """
 
 from __future__ import annotations
