@@ -6,7 +6,8 @@ It is a valid safetensors file with one byte tensor, ``payload``, and the metada
     manifest length (4 bytes, little-endian) | manifest (JSON, deflated) | coded planes, in the manifest's order | graph
 
 The manifest lists each weight as its names and its tree of forms, every plane with its spec and coded length; then buffers;
-then the engine graph (ONNX without the weights, zstd) and which tensor of which form each of its initializers is.
+then the activation quantizers by the path of their module, where there are any; then the engine graph (ONNX without the
+weights, zstd) and which tensor of which form each of its initializers is.
 Nothing in a file is executed, and every size is checked before memory is reserved.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,15 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kogata import __version__, surgery
+from kogata import __version__, activations, surgery
+from kogata.activations import QUANTIZERS, Quantizer
 from kogata.atomic import writing
 from kogata.coding import CODERS, Coder, Plane, PlaneKind, PlaneSpec, decode, encode
 from kogata.coding.packed import packed_bytes
 from kogata.coding.plane import MAX_ALPHABET
-from kogata.errors import FileFormatError
+from kogata.errors import FileFormatError, UsageError
 from kogata.forms import FORMS, Dense, Form
 from kogata.forms.base import float_plane, float_tensor
 from kogata.job import Site
+
+log = logging.getLogger("kogata")
 
 SCHEMA = 1
 MAX_MANIFEST = 64 << 20  # bytes once inflated: far above a model of ten thousand weights
@@ -81,10 +86,14 @@ class Packed:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """What a file holds: a form for each weight by all its names, the buffers, and the engine graph if there is one."""
+    """What a file holds: a form for each weight by all its names, buffers, activation quantizers by the path of their module.
+
+    ``graph`` is the engine graph, if there is one.
+    """
 
     forms: Mapping[tuple[str, ...], Form]
     buffers: Mapping[str, Tensor]
+    quantizers: Mapping[str, Quantizer]
     graph: Graph | None
     packed: Packed  # the file itself
     source: Path
@@ -117,6 +126,8 @@ def pack(model: nn.Module, graph: Graph | None = None, coders: tuple[Coder, ...]
         plane = float_plane(tensor) if tensor.is_floating_point() else Plane.integers(tensor.cpu().numpy())
         dtype = str(tensor.dtype).removeprefix("torch.")
         manifest["buffers"][name] = [dtype, code(name, "buffer", plane)]
+    if quantizers := {path: quantizer.header() for path, quantizer in activations.quantizers(model)}:
+        manifest["activations"] = quantizers
     if graph is not None:
         manifest["graph"] = {name: list(binding) for name, binding in graph.bindings.items()}
     text = json.dumps(manifest, separators=(",", ":")).encode()
@@ -152,23 +163,29 @@ def read(path: Path) -> Artifact:
 def load(path: Path | str, into: nn.Module) -> nn.Module:
     """Give ``into``, a model of the right class, the weights of a file, and return it.
 
-    Its parameters become the file's forms, trainable and differentiable as before. Raises FileFormatError when the file is
-    damaged or of another model; ``into`` is then as it was.
+    Its parameters become the file's forms, trainable and differentiable as before. A layer that lost channels becomes as small
+    as the file says: linear and convolutional layers, batch normalization and embeddings, where all tensors of the layer
+    agree. Raises FileFormatError when the file is damaged or of another model; ``into`` is then as it was.
     """
     artifact = read(Path(path))
     model_sites = {site.name: site for site in surgery.sites(into)}
     fitting: list[tuple[Site, Form]] = []
+    shapes: dict[str, tuple[int, ...]] = {}
     for names, form in artifact.forms.items():
         site = model_sites.pop(names[0], None)
-        if site is None or site.shape != tuple(form.shape):
-            found = "no such weight" if site is None else f"{site.shape}"
-            raise FileFormatError(f"{path}: holds {names[0]} of shape {tuple(form.shape)}, but the model has {found}.")
+        if site is None:
+            raise FileFormatError(f"{path}: holds {names[0]} of shape {tuple(form.shape)}, but the model has no such weight.")
+        shapes |= dict.fromkeys((site.name, *site.aliases), tuple(form.shape))
         fitting.append((site, form))
     buffers = _buffers(into)
-    wrong = [name for name, t in artifact.buffers.items() if name not in buffers or buffers[name].shape != t.shape]
+    wrong = [name for name in artifact.buffers if name not in buffers]
     missing = [*model_sites, *(name for name in buffers if name not in artifact.buffers)]
     if wrong or missing:
-        raise FileFormatError(f"{path}: is of another model: it lacks {missing}, and the model does not fit its {wrong}.")
+        raise FileFormatError(f"{path}: is of another model: it lacks {missing}, and the model has no {wrong}.")
+    shapes |= {name: tuple(tensor.shape) for name, tensor in artifact.buffers.items()}
+    for module, sizes in _shrunk(path, into, shapes).items():
+        for attribute, size in sizes.items():
+            setattr(into.get_submodule(module), attribute, size)
     for site, form in fitting:
         before = surgery.form_at(into, site)
         if isinstance(form, Dense) and isinstance(before, Dense):
@@ -181,6 +198,23 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
         kept = nn.Parameter(tensor, requires_grad=before.requires_grad) if isinstance(before, nn.Parameter) else tensor
         setattr(into.get_submodule(owner), key, kept)
     return into
+
+
+def _shrunk(path: Path | str, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
+    """The integers of each layer that is smaller in the file. Raises FileFormatError where the tensors do not fit the layer."""
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        owner, _, key = name.rpartition(".")
+        layers.setdefault(owner, {})[key] = shape
+    found: dict[str, dict[str, int]] = {}
+    for owner, tensors in layers.items():
+        try:
+            found[owner] = shrink.integers(model.get_submodule(owner), tensors)
+        except ValueError as error:
+            raise FileFormatError(f"{path}: is of another model: {f'{owner}.' if owner else ''}{error}.") from None
+    if smaller := [owner for owner, sizes in found.items() if sizes]:
+        log.info("%s: these layers are smaller than the model's: %s", path, ", ".join(smaller))
+    return found
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -240,6 +274,7 @@ class _Reader:
         """Everything in the file, in the order it was written."""
         forms = {tuple(map(str, names)): self._form(tree, str(names[0]), "") for names, tree in self.manifest["sites"]}
         buffers = {name: self._buffer(name, dtype, plane) for name, (dtype, plane) in self.manifest["buffers"].items()}
+        quantizers = {str(path): _quantizer(header) for path, header in self.manifest.get("activations", {}).items()}
         graph = None
         if "graph" in self.manifest:
             bindings = {name: (str(s), str(p), bool(t)) for name, (s, p, t) in self.manifest["graph"].items()}
@@ -250,7 +285,9 @@ class _Reader:
             data=self.data, planes=tuple(self.stored), header_bytes=self.header_bytes, manifest_bytes=self.manifest_bytes,
             graph_bytes=len(graph.data) if graph else 0,
         )  # fmt: skip
-        return Artifact(forms=forms, buffers=buffers, graph=graph, packed=packed, source=self.path)
+        return Artifact(
+            forms=forms, buffers=buffers, quantizers=quantizers, graph=graph, packed=packed, source=self.path,
+        )  # fmt: skip
 
     def _form(self, tree: Sequence[Any], site: str, path: str) -> Form:
         name, header, planes, parts = tree
@@ -281,6 +318,13 @@ class _Reader:
             packed_bytes=packed_bytes(spec), entropy_bits=Plane(array, spec).entropy_bits(),
         ))  # fmt: skip
         return array
+
+
+def _quantizer(header: Mapping[str, Any]) -> Quantizer:
+    try:
+        return QUANTIZERS[header["kind"]].restore(header)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def nodes(form: Form, path: str = "") -> Iterator[tuple[str, Form]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -37,6 +37,25 @@ def take(value: Any, rows: int) -> Any:
     if isinstance(value, tuple | list):
         return tuple(take(part, rows) for part in cast("Sequence[Any]", value))
     return value
+
+
+def row(value: Any, n: int) -> Any:
+    """Row ``n`` of every tensor in a nesting, as a batch of one."""
+    if isinstance(value, Tensor):
+        return value[n : n + 1] if value.ndim else value
+    if isinstance(value, Mapping):
+        return {key: row(part, n) for key, part in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, tuple | list):
+        return tuple(row(part, n) for part in cast("Sequence[Any]", value))
+    return value
+
+
+def length(value: Any) -> int:
+    """The rows of the first tensor with rows in a nesting; 1 when there is none."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    if isinstance(value, Tensor) and value.ndim:
+        return len(value)
+    return next((rows for part in cast("Iterable[Any]", parts) if (rows := length(part)) > 1), 1)
 
 
 def move(value: Any, device: torch.device) -> Any:

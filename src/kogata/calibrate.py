@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+import inspect
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kogata import surgery
 from kogata.batch import call, move, output_error, split
 from kogata.errors import DataError
 from kogata.forms import Form
-from kogata.job import Job, Kind, Site, Task
+from kogata.gradients import gradient_statistics
+from kogata.job import Job, Site, Task
+from kogata.lockstep import in_turn
+from kogata.stats import GRADIENTS, INPUTS, Gathered, Gradients, Stat
+from kogata.views import View, view_of
 
-
-class Stat(StrEnum):
-    """A statistic of the inputs X ``[rows, columns]`` that a weight seen as ``[outputs, columns]`` multiplies."""
-
-    SQUARE = "square"  # mean of x² of each column
-    GRAM = "gram"  # XᵀX / rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """What one pass gathered for a site. A statistic that was not asked for, or that the layer has not, is None."""
-
-    square_I: Tensor | None = None
-    gram_II: Tensor | None = None
+Gathering = Generator[tuple[Site, Gathered], None, None]
 
 
 @contextmanager
@@ -49,89 +39,114 @@ def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
 
 def first_batch(model: nn.Module, task: Task) -> tuple[Any, Any]:
     """``(inputs, targets)`` of the first calibration batch. Raises DataError when there is none."""
-    if callable(task.calibration):
-        return _first_call(model, task), None
-    for batch in task.calibration:
-        return move(split(batch), _device(model))
-    raise DataError(f"task {task.name!r}: its calibration data is empty; give at least one batch.")
+    found = next(_calls(model, task, 1) if callable(task.calibration) else batches(model, task), None)
+    if found is None:
+        what = "calibration function never calls the model" if callable(task.calibration) else "calibration data is empty"
+        raise DataError(f"task {task.name!r}: its {what}; give at least one batch.")
+    return found
 
 
-def run(model: nn.Module, task: Task) -> None:
-    """Feed all calibration batches through the model; ``calibration`` may also be a function that does so itself."""
-    with evaluating(model):
-        if callable(task.calibration):
-            task.calibration(model)
-            return
-        for batch in task.calibration:
-            call(model, move(split(batch)[0], _device(model)))
+def batches(model: nn.Module, task: Task) -> Iterator[tuple[Any, Any]]:
+    """``(inputs, targets)`` of every calibration batch, on the model's device.
 
-
-def gather(job: Job, sites: Iterable[Site], needs: frozenset[Stat]) -> Iterator[tuple[Site, Stats]]:
-    """Each site with the statistics it needs, all from one pass over the calibration data.
-
-    Linear layers and ungrouped one- and two-dimensional convolutions have inputs to look at; for other sites the statistics
-    are None.
+    A ``calibration`` that feeds the model itself is run once, to see what it feeds; it has no targets.
     """
-    sums = {site.name: _Sums(needs) for site in sites if needs}
-    handles: list[Any] = []
-    for site in sites if needs else ():
-        module = job.model.get_submodule(site.module)
-        convolution = isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1
-        if site.kind in (Kind.LINEAR, Kind.CONV) and (isinstance(module, nn.Linear) or convolution):
-            hook = sums[site.name]
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    if callable(task.calibration):
+        return _calls(model, task, None)
+    return (move(split(batch), _device(model)) for batch in task.calibration)
+
+
+def _calls(model: nn.Module, task: Task, most: int | None) -> Iterator[tuple[Any, None]]:
+    """What the user's own loop passes to the model, in at most so many calls."""
+    caught: list[Any] = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if kwargs else args)
+        if len(caught) == most:
+            raise _Stop
+
+    handle = model.register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        if handles:
-            run(job.model, job.task)
+        with evaluating(model):
+            cast("Any", task.calibration)(model)
+    except _Stop:
+        pass
     finally:
-        for handle in handles:
-            handle.remove()
-    for site in sites:
-        yield site, sums.pop(site.name).stats(site) if needs else Stats()
+        handle.remove()
+    return iter([(inputs, None) for inputs in caught])
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: it ends the user's loop early
+    """Raised inside the user's calibration function."""
+
+
+def gather(job: Job, sites: Sequence[Site], needs: frozenset[Stat], model: nn.Module) -> Gathering:
+    """Each site with what there is to know of its layer, in the order in which ``model`` runs, while the caller changes it.
+
+    Inputs are those that come out of what the caller has made of the layers before: one pass, which holds the statistics of
+    one layer. Gradients are those of ``job.model``, gathered before it. Linear layers, one- and two-dimensional convolutions
+    and attention projections have inputs to look at; for other sites, and for layers that never run, they are None.
+    """
+    gradients: dict[str, Gradients] = {}
+    if needs & GRADIENTS:
+        gradients = gradient_statistics(job, batches(job.model, job.task), sites, needs)
+    left = {site.name: site for site in sites}
+    if needs & INPUTS:
+        with closing(_arrivals(job, sites, needs, model)) as arrivals:
+            for site, sums in arrivals:
+                yield left.pop(site.name), sums.gathered(site, gradients.get(site.name, Gradients()))
+    for name, site in left.items():
+        yield site, Gathered(gradients=gradients.get(name, Gradients()))
+
+
+def _arrivals(
+    job: Job, sites: Sequence[Site], needs: frozenset[Stat], model: nn.Module
+) -> Generator[tuple[Site, _Sums], None, None]:
+    """Each site whose inputs can be seen, when all batches have arrived at it; its sums are dropped when the next one comes."""
+    watched = {site.name: (site, *view) for site in sites if (view := view_of(model, site)) is not None}
+    with evaluating(model):
+        forwards = [partial(call, model, inputs) for inputs, _ in batches(model, job.task)]
+        sums = {name: _Sums(view, needs) for name, (_, _, view) in watched.items()}
+        layers = [(name, module, sums[name]) for name, (_, module, _) in watched.items()]
+        with closing(in_turn(forwards, layers)) as names:
+            for name in names:
+                yield watched[name][0], sums[name]
+                sums[name].clear()
 
 
 class _Sums:
     """Running sums of one layer's statistics."""
 
-    def __init__(self, needs: frozenset[Stat]) -> None:
-        self.needs, self.rows = needs, 0
+    def __init__(self, view: View, needs: frozenset[Stat]) -> None:
+        self.view, self.needs, self.rows = view, needs, 0
         self.square: Tensor | None = None
         self.gram: Tensor | None = None
 
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        """A forward hook: add the inputs of one call."""
-        inputs = args[0] if args else kwargs["input"]
-        x_NI = as_matrix(layer, inputs.detach()).float()
-        self.rows += len(x_NI)
-        if Stat.SQUARE in self.needs:
-            square = x_NI.square().sum(0)
-            self.square = square if self.square is None else self.square + square
-        if Stat.GRAM in self.needs:
-            gram = x_NI.T @ x_NI
-            self.gram = gram if self.gram is None else self.gram + gram
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Add the inputs of one call."""
+        for x_GNI in self.view(layer, args, kwargs):
+            x_GNI = x_GNI.float()
+            self.rows += x_GNI.shape[1]
+            if Stat.SQUARE in self.needs:
+                square = x_GNI.square().sum(1)
+                self.square = square if self.square is None else self.square.add_(square)
+            if Stat.GRAM in self.needs:
+                if self.gram is None:
+                    self.gram = x_GNI.new_zeros(x_GNI.shape[0], x_GNI.shape[2], x_GNI.shape[2])
+                self.gram.baddbmm_(x_GNI.mT, x_GNI)
 
-    def stats(self, site: Site) -> Stats:
+    def clear(self) -> None:
+        """Free the memory."""
+        self.square = self.gram = None
+
+    def gathered(self, site: Site, gradients: Gradients) -> Gathered:
         for total in (self.square, self.gram):
             if total is not None and not torch.isfinite(total).all():
                 raise DataError(f"calibration: the inputs of {site.name} are NaN or infinite; check the data.")
-        return Stats(
-            square_I=None if self.square is None else (self.square / self.rows).cpu(),
-            gram_II=None if self.gram is None else (self.gram / self.rows).cpu(),
-        )
-
-
-def as_matrix(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """The inputs as the matrix ``[rows, columns]`` that the layer's weight, flattened to ``[outputs, columns]``, multiplies."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return inputs.flatten(0, -2)
-    pads: list[int] = layer._reversed_padding_repeated_twice  # pyright: ignore[reportPrivateUsage] - "same" is resolved there
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    inputs = functional.pad(inputs, pads, mode=mode)
-    if isinstance(layer, nn.Conv1d):
-        inputs = inputs.unsqueeze(2)
-    kernel, stride, dilation = ((1,) * (2 - len(v)) + tuple(v) for v in (layer.kernel_size, layer.stride, layer.dilation))
-    columns_NIL = functional.unfold(inputs, cast("Any", kernel), cast("Any", dilation), stride=cast("Any", stride))
-    return columns_NIL.transpose(1, 2).flatten(0, 1)
+        return Gathered(
+            square_GI=None if self.square is None else (self.square / self.rows).cpu(),
+            gram_GII=None if self.gram is None else self.gram.div_(self.rows).cpu(), gradients=gradients,
+        )  # fmt: skip
 
 
 class Probe:
@@ -170,27 +185,3 @@ class Probe:
 
 def _device(model: nn.Module) -> torch.device:
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-
-
-class _Stop(Exception):  # noqa: N818 - not an error: it ends the user's loop after the first call
-    pass
-
-
-def _first_call(model: nn.Module, task: Task) -> Any:
-    """What the user's forward loop passes to the model in its first call."""
-    caught: list[Any] = []
-
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(kwargs if kwargs else args)
-        raise _Stop
-
-    handle = model.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        cast("Any", task.calibration)(model)
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-    if not caught:
-        raise DataError(f"task {task.name!r}: its calibration function never calls the model.")
-    return caught[0]

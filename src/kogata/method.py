@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kogata import calibrate, surgery
-from kogata.calibrate import Stat, Stats
 from kogata.errors import DataError, NotApplicable
 from kogata.forms import Dense, Form, Role
 from kogata.forms.base import squared_distance
 from kogata.job import Job, Kind, Row, Site, Where
+from kogata.stats import Gathered, Stat, Stats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +78,15 @@ class WeightMethod(Method):
         model = surgery.clone(job.model)
         probe = calibrate.Probe(job)
         rows: list[Row] = []
-        for site, stats in calibrate.gather(job, chosen, self.NEEDS):
-            rows.append(self._replace(job, model, site, stats, probe))
+        with closing(calibrate.gather(job, chosen, self.NEEDS, model)) as gathered:
+            for site, found in gathered:
+                rows.append(self._replace(job, model, site, found, probe))
         if not any(row.note == "" for row in rows):
             reasons = "; ".join(f"{row.site}: {row.note}" for row in rows)
             raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")
         return replace(job, model=model, ledger=(*job.ledger, *rows))
 
-    def _replace(self, job: Job, model: torch.nn.Module, site: Site, stats: Stats, probe: calibrate.Probe) -> Row:
+    def _replace(self, job: Job, model: nn.Module, site: Site, found: Gathered, probe: calibrate.Probe) -> Row:
         """Encode the leaves of one site in ``model``, and say what came of it."""
         before, form = surgery.form_at(job.model, site), surgery.form_at(model, site)
         note, done, errors = "", False, 0.0
@@ -92,7 +94,7 @@ class WeightMethod(Method):
         for path, leaf, part in list(surgery.leaves(form, site)):
             weight = leaf.values.detach().float().cpu()  # encoding is done once; the form goes to the leaf's device
             norm += float(torch.linalg.vector_norm(weight)) ** 2
-            smaller, reason = self._encode(weight, leaf, part, stats)
+            smaller, reason = self._encode(weight, leaf, part, found.of(before, path))
             if smaller is None:
                 note = note or reason
                 continue
@@ -127,20 +129,30 @@ class WeightMethod(Method):
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles through this method; raises NotApplicable when no selected site has a leaf it accepts."""
-        after, reasons = dict(roles), dict[str, None]()
-        for site in surgery.selected(job):
-            if site.kind not in self.ABOUT.layers:
-                reasons[f"{site.name} is {site.kind}"] = None
-            elif not roles[site] & self.ACCEPTS:
-                reasons[f"{site.name} holds {_words(roles[site])}"] = None
-            else:
-                after[site] = (roles[site] - self.ACCEPTS) | self.LEAVES
-        if after == roles and len(reasons) == len(surgery.selected(job)):
-            raise NotApplicable(
-                f"{self.ABOUT.name}: it takes {_words(self.ACCEPTS)} of {', '.join(self.ABOUT.layers)} layers, but at this "
-                f"point of the chain {'; '.join(list(reasons)[:5])}. Structure comes first, then sparsity, then precision."
-            )
-        return after
+        return follow(self.ABOUT, self.ACCEPTS, self.LEAVES, roles, job)
+
+
+def follow(
+    about: About, accepts: frozenset[Role], leaves: frozenset[Role], roles: Mapping[Site, frozenset[Role]], job: Job
+) -> Mapping[Site, frozenset[Role]]:
+    """The roles after a method that puts ``leaves`` in the place of the leaves it accepts, at the selected sites.
+
+    Raises NotApplicable when there is no such site.
+    """
+    after, reasons = dict(roles), dict[str, None]()
+    for site in surgery.selected(job):
+        if site.kind not in about.layers:
+            reasons[f"{site.name} is {site.kind}"] = None
+        elif not roles[site] & accepts:
+            reasons[f"{site.name} holds {_words(roles[site])}"] = None
+        else:
+            after[site] = (roles[site] - accepts) | leaves
+    if after == roles and len(reasons) == len(surgery.selected(job)):
+        raise NotApplicable(
+            f"{about.name}: it takes {_words(accepts)} of {', '.join(about.layers)} layers, but at this "
+            f"point of the chain {'; '.join(list(reasons)[:5])}. Structure comes first, then sparsity, then precision."
+        )
+    return after
 
 
 @final

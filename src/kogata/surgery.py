@@ -106,9 +106,9 @@ def leaves(root: Form, site: Site) -> Iterator[tuple[str, Dense, Site]]:
 
 
 def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
-    """Put ``form`` in the place of the leaf at ``path`` of the site's tree, in ``model`` itself."""
+    """Put ``form`` in the place of the leaf, or other part, at ``path`` of the site's tree, in ``model`` itself."""
     root = form_at(model, site)
-    leaf = cast("Dense", root.get_submodule(path))
+    _, leaf = next(cast("Form", root.get_submodule(path)).leaves())
     form = form.to(device=leaf.values.device, dtype=leaf.values.dtype)
     if isinstance(form, Dense):
         form.role = leaf.role  # other numbers, but what they are is the same

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -61,6 +62,40 @@ class Training:
         return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
+class Regime(nn.Module, ABC):
+    """A model under a training-time method: it is trained in place of the model, by any loop, and finished into one.
+
+    >>> from kogata.methods import BinaryConnect, Recover
+    >>> net = BinaryConnect(recover=Recover(epochs=1)).begin(nn.Linear(4, 2))
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> loss = net(torch.ones(3, 4)).square().mean() + net.penalty()
+    >>> loss.backward()
+    >>> optimizer.step()
+    >>> net.step(progress=1.0)
+    >>> type(net.finish())
+    <class 'torch.nn.utils.parametrize.ParametrizedLinear'>
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model makes of its inputs."""
+        return self.model(*args, **kwargs)
+
+    def penalty(self) -> Tensor:
+        """What to add to the loss: a scalar."""
+        return torch.zeros((), device=next(self.parameters()).device)
+
+    def step(self, progress: float) -> None:
+        """To be called after each step of the optimizer, with the fraction of all steps that are done."""
+
+    @abstractmethod
+    def finish(self) -> nn.Module:
+        """The trained model, its weights in forms that can be stored."""
+
+
 def task_loss(task: Task) -> Objective:
     """The task's own loss. Raises DataError when it has none."""
     loss = task.loss
@@ -89,7 +124,7 @@ def fit(
     model: nn.Module, task: Task, settings: Training, objective: Objective, *, seed: int, what: str,
     checkpoint: Path | None = None,
 ) -> tuple[Epoch, ...]:  # fmt: skip
-    """Train ``model`` in place on ``task.train`` and return its epochs.
+    """Train ``model`` in place on ``task.train`` and return its epochs; a :class:`Regime` adds its penalty and its step.
 
     A ``checkpoint`` is written after every epoch and read first if it is there. Raises DataError when there is no training
     data, when it is empty, or when the loss is not finite.
@@ -111,6 +146,7 @@ class _Fit:
         self.task, self.settings, self.objective = task, settings, objective
         self.seed, self.what, self.checkpoint = seed, what, checkpoint
         self.bare, self.home = model, next(model.parameters()).device
+        self.regime = model if isinstance(model, Regime) else None
         self.accelerator = Accelerator(mixed_precision="bf16" if _fast_bfloat16() else "no")
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
@@ -158,9 +194,11 @@ class _Fit:
         share = None if count is None else math.ceil(count / self.accelerator.num_processes)
         with progress.bar(f"{self.what} {number}/{self.settings.epochs}", share) as line:
             for batch in shard:
-                rate = self.settings.rate((number - 1 + (steps / share if share else 0)) / self.settings.epochs)
+                rate = self.settings.rate(self._progress(number, steps, share))
                 loss = self._step(batch, rate)
                 total, steps = total + loss, steps + 1
+                if self.regime is not None:
+                    self.regime.step(self._progress(number, steps, share))
                 if steps == 1 or steps % 20 == 0:
                     self._finite(total, number)
                     line.advance(f"loss {float(total) / steps:.4f}")
@@ -180,10 +218,16 @@ class _Fit:
         inputs, targets = move(split(batch), self.accelerator.device)
         with self.accelerator.autocast():  # the model has its own; this is for the teacher in the objective
             loss = self.objective(call(self.model, inputs), inputs, targets)
+        if self.regime is not None:
+            loss = loss + self.regime.penalty()
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
         return loss.detach()
+
+    def _progress(self, number: int, steps: int, share: int | None) -> float:
+        """The fraction of all steps that are done; of data without a length, of all epochs."""
+        return (number - 1 + (steps / share if share else 0)) / self.settings.epochs
 
     def _finite(self, total: Tensor, number: int) -> None:
         if not torch.isfinite(total):

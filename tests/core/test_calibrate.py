@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from kogata import Task, surgery
 from kogata.adopt import adopt
-from kogata.calibrate import Probe, Stat, Stats, first_batch, gather
+from kogata.calibrate import Probe, first_batch, gather
 from kogata.errors import DataError
-from kogata.forms import Dense, Role
+from kogata.forms import Dense, Masked, Role
 from kogata.job import Job
+from kogata.methods import SVD, MagnitudePruning
+from kogata.stats import Gathered, Stat
 from tests.contract.checks import assert_untouched, snapshot
 
-BOTH = frozenset(Stat)
+BOTH = frozenset({Stat.SQUARE, Stat.GRAM})
 
 
-def stats(job: Job, needs: frozenset[Stat] = BOTH) -> dict[str, Stats]:
-    return {site.name: found for site, found in gather(job, surgery.selected(job), needs)}
+def stats(job: Job, needs: frozenset[Stat] = BOTH) -> dict[str, Gathered]:
+    return {site.name: found for site, found in gather(job, surgery.selected(job), needs, surgery.clone(job.model))}
 
 
 def columns_by_loops(layer: nn.Conv1d | nn.Conv2d, images: np.ndarray) -> np.ndarray:
@@ -74,10 +76,10 @@ def test_convolutions_equal_loops(layer: nn.Conv1d | nn.Conv2d, shape: tuple[int
     ours = columns_by_loops(layer, batches[0].numpy()) @ layer.weight.detach().flatten(1).numpy().T.astype(np.float64)
     assert layer.bias is not None
     np.testing.assert_allclose(ours + layer.bias.detach().numpy(), outputs, rtol=1e-4, atol=1e-5)
-    assert found.square_I is not None
-    assert found.gram_II is not None
-    np.testing.assert_allclose(found.square_I, (rows**2).mean(0), rtol=1e-4)
-    np.testing.assert_allclose(found.gram_II, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
+    assert found.square_GI is not None
+    assert found.gram_GII is not None
+    np.testing.assert_allclose(found.square_GI[0], (rows**2).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found.gram_GII[0], rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
 
 
 def test_linear_equals_loops_over_any_leading_axes() -> None:
@@ -90,10 +92,10 @@ def test_linear_equals_loops_over_any_leading_axes() -> None:
             for i in range(6):
                 for j in range(6):
                     gram[i, j] += x[i] * x[j]
-    assert found.gram_II is not None
-    assert found.square_I is not None
-    np.testing.assert_allclose(found.gram_II, gram / count, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.square_I, np.diag(gram) / count, rtol=1e-4)
+    assert found.gram_GII is not None
+    assert found.square_GI is not None
+    np.testing.assert_allclose(found.gram_GII[0], gram / count, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.square_GI[0], np.diag(gram) / count, rtol=1e-4)
 
 
 def test_a_layer_called_twice_sums_both_calls() -> None:
@@ -106,9 +108,9 @@ def test_a_layer_called_twice_sums_both_calls() -> None:
             return self.inner(self.inner(x))
 
     model, inputs = Twice(), torch.randn(4, 6)
-    found = stats(adopt(model, Task(calibration=[inputs])))["inner.weight"].square_I
+    found = stats(adopt(model, Task(calibration=[inputs])))["inner.weight"].square_GI
     assert found is not None
-    np.testing.assert_allclose(found, torch.cat([inputs, model.inner(inputs).detach()]).square().mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found[0], torch.cat([inputs, model.inner(inputs).detach()]).square().mean(0), rtol=1e-5)
 
 
 def test_inputs_passed_by_name_are_seen() -> None:
@@ -121,17 +123,17 @@ def test_inputs_passed_by_name_are_seen() -> None:
             return self.inner(input=x)
 
     inputs = torch.randn(4, 6)
-    found = stats(adopt(Named(), Task(calibration=[{"x": inputs}])))["inner.weight"].square_I
+    found = stats(adopt(Named(), Task(calibration=[{"x": inputs}])))["inner.weight"].square_GI
     assert found is not None
-    np.testing.assert_allclose(found, inputs.square().mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found[0], inputs.square().mean(0), rtol=1e-5)
 
 
 def test_only_what_is_asked_for() -> None:
     job = adopt(nn.Linear(6, 2), Task(calibration=[torch.randn(3, 6)]))
     square = stats(job, frozenset({Stat.SQUARE}))["weight"]
-    assert square.square_I is not None
-    assert square.gram_II is None
-    assert stats(job, frozenset())["weight"] == Stats()
+    assert square.square_GI is not None
+    assert square.gram_GII is None
+    assert stats(job, frozenset())["weight"] == Gathered()
 
 
 def test_a_forward_loop_calibrates() -> None:
@@ -146,9 +148,9 @@ def test_a_forward_loop_calibrates() -> None:
 
     job = adopt(model, Task(calibration=loop))  # type: ignore[arg-type]
     found, wanted = stats(job)["weight"], stats(adopt(model, Task(calibration=[inputs])))["weight"]
-    assert found.square_I is not None
-    assert wanted.square_I is not None
-    np.testing.assert_allclose(found.square_I, wanted.square_I, rtol=1e-6)
+    assert found.square_GI is not None
+    assert wanted.square_GI is not None
+    np.testing.assert_allclose(found.square_GI, wanted.square_GI, rtol=1e-6)
     assert calls[-2:] == [2, 3]
     first, targets = first_batch(model, job.task)
     assert torch.equal(first[0], inputs[:2])
@@ -220,3 +222,83 @@ def test_an_iterator_would_be_empty_the_second_time(field: str) -> None:
     batches[field] = iter([torch.randn(2, 4)])
     with pytest.raises(DataError, match=f"{field} is an iterator"):
         adopt(nn.Linear(4, 4), Task(**batches))
+
+
+def per_sample(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Mean over samples of the squared gradient of each parameter, by one backward pass a sample."""
+    squares = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    count = 0
+    for inputs, targets in batches:
+        for x, y in zip(inputs, targets, strict=True):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(x[None]), y[None]).backward()
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None
+                squares[name] += parameter.grad**2
+            count += 1
+    return {name: square / count for name, square in squares.items()}
+
+
+def test_fisher_is_the_mean_squared_gradient_of_single_samples() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 5))
+    batches = [(torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 4])), (torch.randn(2, 1, 4, 4), torch.tensor([2, 2]))]
+    job = adopt(model, Task(calibration=batches, loss=nn.functional.cross_entropy))
+    found = {
+        site.name: gathered.gradients.fisher[""]
+        for site, gathered in gather(job, surgery.selected(job), frozenset({Stat.FISHER}), surgery.clone(model))
+    }
+    for name, wanted in per_sample(surgery.clone(model, share=False), batches).items():
+        if name in found:
+            torch.testing.assert_close(found[name], wanted)
+    assert set(found) == {"0.weight", "3.weight"}
+
+
+def test_fisher_of_kept_values_is_that_of_the_kept_weights() -> None:
+    model = nn.Linear(6, 4)
+    batches = [(torch.randn(7, 6), torch.randint(0, 4, (7,)))]
+    job = MagnitudePruning(sparsity=0.5).apply(adopt(model, Task(calibration=batches, loss=nn.functional.cross_entropy)))
+    site = surgery.selected(job)[0]
+    form = surgery.form_at(job.model, site)
+    assert isinstance(form, Masked)
+    ((_, gathered),) = gather(job, [site], frozenset({Stat.FISHER}), surgery.clone(job.model))
+    stats = gathered.of(form, "values")
+    pruned = nn.Linear(6, 4)
+    pruned.load_state_dict(surgery.plain(job.model).state_dict())
+    dense = per_sample(pruned, batches)["weight"]
+    assert stats.fisher is not None
+    assert stats.position is not None
+    torch.testing.assert_close(stats.fisher, dense.flatten()[stats.position])
+
+
+def test_output_gradients_give_the_second_factor_of_the_hessian() -> None:
+    """Of a linear layer with one row a sample, gradient of the weight = g xᵀ, so the Fisher diagonal is E[g² x²]."""
+    model = nn.Linear(5, 3)
+    batches = [(torch.randn(6, 5), torch.randint(0, 3, (6,)))]
+    job = adopt(model, Task(calibration=batches, loss=nn.functional.cross_entropy))
+    ((_, gathered),) = gather(job, surgery.selected(job), frozenset({Stat.GRADIENT}), surgery.clone(model))
+    g = (torch.softmax(model(batches[0][0]), 1) - nn.functional.one_hot(batches[0][1], 3)).detach()
+    found = gathered.gradients.gradient_OO
+    assert found is not None
+    torch.testing.assert_close(found, g.T @ g / 6)
+
+
+def test_without_labels_the_fisher_is_that_of_the_outputs() -> None:
+    """One output: v² = 1, so a sample's gradient is ±x and the mean of its square needs no sign."""
+    model, inputs = nn.Linear(5, 1), torch.randn(6, 5)
+    job = adopt(model, Task(calibration=[inputs]))
+    ((_, gathered),) = gather(job, surgery.selected(job), frozenset({Stat.FISHER}), surgery.clone(model))
+    torch.testing.assert_close(gathered.gradients.fisher[""], inputs.square().mean(0, keepdim=True))
+
+
+def test_left_factor_sees_what_the_right_one_gives() -> None:
+    model, inputs = nn.Linear(8, 6), torch.randn(20, 8)
+    job = SVD(rank=2).apply(adopt(model, Task(calibration=[inputs])))
+    site = surgery.selected(job)[0]
+    form = surgery.form_at(job.model, site)
+    ((_, gathered),) = gather(job, [site], frozenset({Stat.GRAM}), surgery.clone(job.model))
+    left, right = gathered.of(form, "factors.0").gram_GII, gathered.of(form, "factors.1").gram_GII
+    middle = inputs @ form.get_submodule("factors.1").get_parameter("values").detach().T
+    assert left is not None
+    assert right is not None
+    torch.testing.assert_close(left[0], middle.T @ middle / 20)
+    torch.testing.assert_close(right[0], inputs.T @ inputs / 20)

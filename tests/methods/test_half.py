@@ -11,12 +11,12 @@ from torch import nn
 
 from kogata import Task, surgery
 from kogata.adopt import adopt
-from kogata.calibrate import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Role
 from kogata.job import Kind, Site, Where
 from kogata.method import chain, only
 from kogata.methods import Half, KMeans
+from kogata.stats import Stats
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 

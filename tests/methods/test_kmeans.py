@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from kogata import Task, surgery
 from kogata.adopt import adopt
-from kogata.calibrate import Stats
 from kogata.errors import UsageError
 from kogata.forms import Codebook, Role
 from kogata.job import Kind, Site
 from kogata.methods import KMeans
-from kogata.methods.sharing.kmeans import BINS, nearest
+from kogata.methods.sharing.scalar import BINS, nearest
+from kogata.stats import Stats
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 

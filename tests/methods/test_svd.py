@@ -9,12 +9,13 @@ from torch import nn
 
 from kogata import Task, surgery
 from kogata.adopt import adopt
-from kogata.calibrate import Stats, evaluating
+from kogata.calibrate import evaluating
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Product, Role
 from kogata.job import Kind, Site
 from kogata.method import chain
 from kogata.methods import SVD, KMeans, MagnitudePruning
+from kogata.stats import Stats
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)

@@ -1,11 +1,13 @@
-"""Forms: the small programs that regenerate a weight."""
+"""Forms: small trainable programs that regenerate a weight."""
 
 from kogata.forms.affine import Affine
 from kogata.forms.base import Dense, Form, Role
+from kogata.forms.binary import Binary
 from kogata.forms.codebook import Codebook
+from kogata.forms.latent import Latent
 from kogata.forms.masked import Masked
 from kogata.forms.product import Product
 
-FORMS: tuple[type[Form], ...] = (Dense, Masked, Affine, Codebook, Product)
+FORMS: tuple[type[Form], ...] = (Dense, Masked, Affine, Codebook, Binary, Product)
 
-__all__ = ["FORMS", "Affine", "Codebook", "Dense", "Form", "Masked", "Product", "Role"]
+__all__ = ["FORMS", "Affine", "Binary", "Codebook", "Dense", "Form", "Latent", "Masked", "Product", "Role"]

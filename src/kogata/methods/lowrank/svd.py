@@ -14,12 +14,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from kogata.calibrate import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import PAIR
 from kogata.job import Site
 from kogata.method import About, WeightMethod
+from kogata.stats import Stats
 
 
 @final

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from kogata import surgery
-from kogata.calibrate import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Masked, Role
 from kogata.job import Job, Site
 from kogata.method import About, Method, WeightMethod
 from kogata.methods.distillation.recover import Recover
+from kogata.stats import Stats
 
 
 @final

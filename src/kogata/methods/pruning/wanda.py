@@ -13,11 +13,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from kogata.calibrate import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Masked, Role
 from kogata.job import Kind, Site
 from kogata.method import About, WeightMethod
+from kogata.stats import Stat, Stats
 
 
 @final
@@ -48,12 +48,13 @@ class Wanda(WeightMethod):
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""
-        rows_OI = weight.flatten(1)
-        if stats.square_I is None or len(stats.square_I) != rows_OI.shape[1]:
-            raise NotApplicable("its inputs could not be matched to the columns of this weight")
-        keep = round((1 - self.sparsity) * rows_OI.shape[1])
-        if not 0 < keep < rows_OI.shape[1]:
-            raise NotApplicable(f"keeping {keep} of {rows_OI.shape[1]} weights a row changes nothing or leaves nothing")
-        order_OI = (rows_OI.abs() * stats.square_I.sqrt()).argsort(dim=1, descending=True, stable=True)
-        mask = torch.zeros_like(rows_OI, dtype=torch.bool).scatter(1, order_OI[:, :keep], True)
-        return Masked.of(weight, mask.reshape(weight.shape))
+        if stats.square_GI is None:
+            raise NotApplicable("its inputs could not be seen")
+        groups, columns = stats.square_GI.shape
+        keep = round((1 - self.sparsity) * columns)
+        if not 0 < keep < columns:
+            raise NotApplicable(f"keeping {keep} of {columns} weights a row changes nothing or leaves nothing")
+        score_GOI = weight.abs().reshape(groups, -1, columns) * stats.square_GI.sqrt()[:, None]
+        order_OI = score_GOI.flatten(0, 1).argsort(dim=1, descending=True, stable=True)
+        mask_OI = torch.zeros(order_OI.shape, dtype=torch.bool).scatter(1, order_OI[:, :keep], True)
+        return Masked.of(weight, mask_OI.reshape(weight.shape))

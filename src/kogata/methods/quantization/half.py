@@ -9,11 +9,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from kogata.calibrate import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Role
 from kogata.job import Job, Site
 from kogata.method import About, WeightMethod
+from kogata.stats import Stats
 
 
 @final

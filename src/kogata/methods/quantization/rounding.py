@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kogata.calibrate import Stats
 from kogata.errors import UsageError
 from kogata.forms import Affine, Form, Role
 from kogata.forms.affine import as_rows
 from kogata.job import Site
 from kogata.method import About, WeightMethod
+from kogata.stats import Stats
 
 
 @final

@@ -1,0 +1,57 @@
+"""Binary: every entry is ± the scale of its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kogata.coding.plane import Plane
+from kogata.forms.affine import as_rows
+from kogata.forms.base import Dense, Form, Role
+
+
+class Binary(Form):
+    """``scale`` where ``positive`` (bool, of ``shape``), else ``-scale``; the scales are trainable, the signs are not.
+
+    The tensor is seen as rows ``[shape[0], -1]`` (a vector is one row); ``scale`` is ``[rows, 1]``, or ``[1, 1]`` for all.
+    """
+
+    positive: Tensor
+    scale: Form
+
+    def __init__(self, positive: Tensor, scale: Form) -> None:
+        super().__init__()
+        self.shape = positive.shape
+        self.register_buffer("positive", positive)
+        self.scale = scale
+
+    @classmethod
+    def of(cls, weight: Tensor, scale: Tensor) -> Self:
+        """The signs of ``weight``, zero counting as positive, with trainable scales."""
+        return cls(weight >= 0, Dense(scale, Role.SCALE))
+
+    def dense(self) -> Tensor:
+        """± scale, of ``shape``."""
+        scale = self.scale.dense()
+        return torch.where(as_rows(self.positive), scale, -scale).reshape(self.shape)
+
+    def planes(self) -> dict[str, Plane]:
+        """One bit for each entry."""
+        return {"positive": Plane.mask(self.positive.cpu().numpy())}
+
+    def header(self) -> dict[str, Any]:
+        """Nothing: the plane knows the shape."""
+        return {}
+
+    @classmethod
+    def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
+        """Rebuild; raises ValueError when the scales do not fit the rows."""
+        positive, scale = torch.from_numpy(planes["positive"].astype(np.bool_)), parts["scale"]
+        rows = as_rows(positive).shape[0]
+        if tuple(scale.shape) not in ((rows, 1), (1, 1)):
+            raise ValueError(f"scales of shape {tuple(scale.shape)}, expected {(rows, 1)} or (1, 1)")
+        return cls(positive, scale)

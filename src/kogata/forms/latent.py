@@ -1,0 +1,57 @@
+"""Latent: a weight in training, of which every forward sees a quantized version."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self, final
+
+import numpy as np
+from torch import Tensor
+
+from kogata.coding.plane import Plane
+from kogata.errors import UsageError
+from kogata.forms.base import Dense, Form
+
+
+class Latent(Form, ABC):
+    """Real values that are trained, while the model computes with what ``dense`` makes of them.
+
+    Rounding has no useful derivative, so ``dense`` lets the gradient through to the values as if it had not rounded: the
+    straight-through estimator (Bengio, Léonard, Courville 2013, 1308.3432). It cannot be saved; ``freeze`` can.
+    """
+
+    values: Dense
+
+    def __init__(self, values: Dense) -> None:
+        super().__init__()
+        self.shape = values.shape
+        self.values = values
+
+    @abstractmethod
+    def freeze(self) -> Form:
+        """The form that holds what ``dense`` gives now, to be stored."""
+
+    def step(self) -> None:
+        """Called after each step of the optimizer, while the gradients are still there."""
+
+    @final
+    def planes(self) -> dict[str, Plane]:
+        """Raises UsageError: training must be finished first."""
+        raise UsageError(f"{type(self).__name__}: this model is still in training; call finish() on it before saving it.")
+
+    @final
+    def header(self) -> dict[str, Any]:
+        """Raises UsageError, as ``planes`` does."""
+        raise UsageError(f"{type(self).__name__}: this model is still in training; call finish() on it before saving it.")
+
+    @classmethod
+    @final
+    def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
+        """Raises ValueError: no file holds one."""
+        raise ValueError("a weight in training is never stored")
+
+
+def straight_through(rounded: Tensor, values: Tensor) -> Tensor:
+    """``rounded``, with the gradient of ``values``."""
+    return values + (rounded - values).detach()

@@ -1,0 +1,135 @@
+"""Tied: every entry is plus or minus one entry of a smaller base, by a map that is computed and never stored.
+
+Which entry and which sign is the business of an :class:`IndexMap`. A map is a frozen dataclass of JSON values, and ``MAPS`` is
+the only list of them: one more transform of filters, or one more structured matrix, is one more class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kogata.coding.plane import Plane
+from kogata.forms.base import PIECE, Dense, Form, Role
+from kogata.forms.product import MAX_ENTRIES
+
+
+class IndexMap(ABC):
+    """Says which entry of the flattened base an entry of the tensor is, and with which sign."""
+
+    @abstractmethod
+    def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        """Index (int32, in ``[0, size)``) and sign (int8, ±1), both of ``shape``, for a base of ``size`` entries.
+
+        The same on every platform. Raises ValueError when no tensor of ``shape`` can be made of such a base.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Hash(IndexMap):
+    """A pseudo-random map: entry p, in row-major order, goes to bucket ``⌊size · h / 2³²⌋``, its sign is the last bit of h.
+
+    ``h = mix(p ⊕ mix(seed))``, where ``mix`` is a bijection of 32 bits in which every bit of the input flips every bit of
+    the output half of the time (xor-shift-multiply, with Wellons' constants of low bias). Bucket and sign come from opposite
+    ends of h, so they are independent up to 2³¹ entries.
+    """
+
+    seed: int  # in [0, 2**32)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**32):  # pyright: ignore[reportUnnecessaryIsInstance] - a file may say anything
+            raise ValueError(f"seed {self.seed!r}, expected a whole number from 0 to below 2**32")
+
+    def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        """See :class:`IndexMap`; any shape fits any base."""
+        count, start = math.prod(shape), _mix(np.array([self.seed], np.uint32))
+        index, sign = np.empty(count, np.int32), np.empty(count, np.int8)
+        for low in range(0, count, PIECE):
+            piece = slice(low, min(low + PIECE, count))
+            hashed = _mix(np.arange(piece.start, piece.stop, dtype=np.uint32) ^ start)
+            index[piece] = (hashed.astype(np.uint64) * np.uint64(size)) >> np.uint64(32)
+            sign[piece] = 1 - 2 * (hashed & np.uint32(1)).astype(np.int8)
+        return torch.from_numpy(index).reshape(shape), torch.from_numpy(sign).reshape(shape)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """uint32 to uint32, one to one; arithmetic is modulo 2³²."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))
+
+
+MAPS: tuple[type[IndexMap], ...] = (Hash,)
+
+
+class Tied(Form):
+    """Entry i is ``sign[i] · base[index[i]]``; index and sign follow from ``map``, shape and the size of the base.
+
+    The gradient of an entry of the base is the signed sum of the gradients of its copies: autograd's rule for indexing. The
+    base is a smaller weight, not a table: pruning, sharing and rounding may follow, so its leaf has the role ``values``
+    where it is one-dimensional and ``matrix`` where it has the shape of filters.
+    """
+
+    index: Tensor
+    sign: Tensor
+    base: Form
+
+    def __init__(self, map: IndexMap, base: Form, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.map, self.shape = map, torch.Size(shape)
+        index, sign = map.index(shape, base.shape.numel())
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("sign", sign, persistent=False)
+        self.base = base
+
+    @classmethod
+    def of(cls, map: IndexMap, weight: Tensor, base: Sequence[int]) -> Self:
+        """The form nearest to ``weight`` in least squares: each entry of a base of this shape is the signed mean of its copies.
+
+        An entry without copies is 0.
+        """
+        size = math.prod(base)
+        index, sign = map.index(weight.shape, size)
+        sums = torch.zeros(size, dtype=torch.float64).index_add_(0, index.flatten(), (sign * weight.double()).flatten())
+        means = sums / torch.bincount(index.flatten(), minlength=size).clamp_min(1)
+        role = Role.VALUES if len(base) == 1 else Role.MATRIX
+        return cls(map, Dense(means.to(weight.dtype).reshape(tuple(base)), role), weight.shape)
+
+    def dense(self) -> Tensor:
+        """The signed copies, of ``shape``."""
+        copies = self.base.dense().flatten().index_select(0, self.index.flatten())
+        return copies.reshape(self.shape) * self.sign
+
+    def kept(self) -> int:
+        """The numbers of the base."""
+        return self.base.kept()
+
+    def planes(self) -> dict[str, Plane]:
+        """Nothing of its own: the map is computed."""
+        return {}
+
+    def header(self) -> dict[str, Any]:
+        """The map's name and fields, and the shape."""
+        fields = dataclasses.asdict(cast("Any", self.map))
+        return {"map": [type(self.map).__name__.lower(), fields], "shape": list(self.shape)}
+
+    @classmethod
+    def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
+        """Rebuild; raises ValueError on a map that is unknown or does not fit, or on a shape out of bounds."""
+        (name, fields), shape, base = header["map"], header["shape"], parts["base"]
+        kinds = {kind.__name__.lower(): kind for kind in MAPS}
+        if name not in kinds:
+            raise ValueError(f"map {name!r} is none of {', '.join(kinds)}")
+        entries = base.shape.numel()
+        if not shape or min(shape) < 1 or not 1 <= entries <= math.prod(shape) <= MAX_ENTRIES:
+            raise ValueError(f"shape {shape} from a base of {entries} entries")
+        return cls(kinds[name](**fields), base, shape)

@@ -1,0 +1,109 @@
+"""Product quantization with error correction: the sub-vectors that keep the layer's *outputs*, not its weights.
+
+Wu, Leng, Wang, Hu, Cheng, "Quantized Convolutional Neural Networks for Mobile Devices", CVPR 2016 (1512.06473), section 3.3:
+    min ‖X Wᵀ − X Ŵᵀ‖²,  Ŵ = [C¹B¹, …, CˢBˢ],
+on the inputs X that the layers compressed before it leave, one sub-space after the other. Only G = XᵀX is needed. With all
+other sub-spaces fixed, the best sub-vector of row o without any sharing is
+    t_o = G_ss⁻¹ ((w_o − ŵ_o) G_·s + ŵ_os G_ss),
+and the error that a centroid c adds to it is (c − t_o)ᵀ G_ss (c − t_o). With G_ss = L Lᵀ that is plain k-means of Lᵀ t_o, so
+assignments are exact and centroids are least-squares solutions. No step makes the error larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Role
+from kogata.forms.vectors import Vectors
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.sharing import subvectors
+from kogata.stats import Stat, Stats
+
+SWEEPS = 10  # over all sub-spaces
+ENOUGH = 1e-3  # stop when a sweep takes off less than this part of the error
+DAMPING = 1e-3  # of the mean of G's diagonal: inputs that are always 0 leave the weight to decide
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CorrectedPQ(WeightMethod):
+    """Product quantization with ``clusters`` vectors of ``length`` columns, corrected for the output on calibration data."""
+
+    clusters: int
+    length: int
+
+    ABOUT = About(
+        name="corrected-pq",
+        family="sharing",
+        summary="product quantization that keeps a layer's outputs on the calibration data",
+        paper="Wu et al. 2016, arXiv 1512.06473",
+        layers=(Kind.LINEAR, Kind.CONV),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.TABLE})
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"clusters": (8, 16, 32, 64, 256), "length": (2, 4, 8)}
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.clusters <= 2**15:
+            raise UsageError(f"corrected-pq: clusters is {self.clusters}; expected 1 to 32,768.")
+        if self.length < 1:
+            raise UsageError(f"corrected-pq: length is {self.length}; expected 1 or more columns.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """Product quantization, then sweeps over the sub-spaces."""
+        points_SOD = subvectors.split(weight, self.length, self.clusters)
+        gram_GII, columns = stats.gram_GII, weight[0].numel()
+        if gram_GII is None or gram_GII.shape[1] != columns:
+            raise NotApplicable("its inputs could not be matched to the columns of this weight")
+        if len(gram_GII) > 1:
+            raise NotApplicable("it is a grouped convolution, whose rows have no inputs in common")
+        damping_I = (DAMPING * gram_GII[0].diagonal().mean()).clamp_min(torch.finfo(torch.float32).tiny).expand(columns)
+        index_OS, table_SKD = subvectors.clustered(points_SOD, self.clusters)
+        descent = _Descent(weight.flatten(1), gram_GII[0] + damping_I.diag(), index_OS, table_SKD)
+        error = descent.error()
+        for _ in range(SWEEPS):
+            descent.sweep()
+            before, error = error, descent.error()
+            if not error < (1 - ENOUGH) * before:
+                break
+        return Vectors.of(descent.index_OS, descent.table_SKD, weight.shape)
+
+
+class _Descent:
+    """Index and table of one layer, and what they leave over: ``rest`` = (W − Ŵ) and ``pull`` = (W − Ŵ) G, ``[O, I]``."""
+
+    def __init__(self, weight_OI: Tensor, gram_II: Tensor, index_OS: Tensor, table_SKD: Tensor) -> None:
+        self.gram_II, self.index_OS, self.table_SKD = gram_II, index_OS.clone(), table_SKD.clone()
+        with torch.no_grad():
+            self.rest_OI = weight_OI - Vectors.of(index_OS, table_SKD, weight_OI.shape).dense()
+        self.pull_OI = self.rest_OI @ gram_II
+
+    def error(self) -> float:
+        """tr (W − Ŵ) G (W − Ŵ)ᵀ."""
+        return float((self.pull_OI.double() * self.rest_OI.double()).sum())
+
+    def sweep(self) -> None:
+        """Each sub-space once."""
+        length, columns = self.table_SKD.shape[2], self.gram_II.shape[0]
+        for s, low in enumerate(range(0, columns, length)):
+            at = slice(low, min(low + length, columns))
+            width = at.stop - low
+            block_DD = self.gram_II[at, at]
+            root_DD = torch.linalg.cholesky(block_DD)  # of a damped matrix: positive definite
+            table_KD = self.table_SKD[s, :, :width]
+            old_OD = table_KD[self.index_OS[:, s]]
+            target_OD = torch.cholesky_solve((self.pull_OI[:, at] + old_OD @ block_DD).T, root_DD).T
+            index_SO, white_SKD = subvectors.refined((target_OD @ root_DD)[None], (table_KD @ root_DD)[None])
+            new_KD = torch.linalg.solve_triangular(root_DD, white_SKD[0], upper=False, left=False)
+            self.index_OS[:, s], self.table_SKD[s, :, :width] = index_SO[0], new_KD
+            change_OD = new_KD[index_SO[0]] - old_OD
+            self.rest_OI[:, at] -= change_OD
+            self.pull_OI -= change_OD @ self.gram_II[at]

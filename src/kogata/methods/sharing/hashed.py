@@ -1,0 +1,55 @@
+"""HashedNets: weights that a hash function sends to the same bucket are one weight, up to a sign.
+
+Chen, Wilson, Tyree, Weinberger, Chen, "Compressing Neural Networks with the Hashing Trick", ICML 2015 (1504.04788), eq. 7, 12:
+    V_ij = ξ(i, j) w_h(i, j),   ∂L/∂w_k = Σ_{h(i, j) = k} ξ(i, j) ∂L/∂V_ij.
+The hash is computed, so only the buckets are stored. The paper trains them from scratch; of a trained weight they are the
+least-squares projection w_k = mean of ξ(i, j) V_ij over its bucket, which keeps little of it: train afterwards.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Role
+from kogata.forms.tied import Hash, Tied
+from kogata.job import Site
+from kogata.method import About, WeightMethod
+from kogata.stats import Stats
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Hashed(WeightMethod):
+    """Keep as many numbers as ``fraction`` of the weights, in (0, 1); each weight is plus or minus one of them.
+
+    Every weight has a hash of its own, seeded by its name.
+    """
+
+    fraction: float
+
+    ABOUT = About(
+        name="hashed",
+        family="sharing",
+        summary="a hash function decides which weights are the same number",
+        paper="Chen et al. 2015, arXiv 1504.04788",
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.VALUES})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"fraction": (0.02, 0.05, 0.1, 0.2, 0.5)}
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise UsageError(f"hashed: fraction is {self.fraction}; expected more than 0 and less than 1, such as 0.1.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The signed mean of each bucket."""
+        buckets = round(self.fraction * weight.numel())
+        if not 1 <= buckets < weight.numel():
+            raise NotApplicable(f"{buckets} buckets for {weight.numel()} weights change nothing or leave nothing")
+        return Tied.of(Hash(zlib.crc32(site.name.encode())), weight, (buckets,))

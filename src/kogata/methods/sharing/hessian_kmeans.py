@@ -1,0 +1,51 @@
+"""Weight sharing by Hessian-weighted k-means: weights that the loss feels most lie closest to their centroid.
+
+Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (1612.01543), equation 7:
+    min Σ_k Σ_{w_i in c_k} h_ii |w_i − c_k|²,  so that  c_k = Σ h_ii w_i / Σ h_ii,
+for at a minimum of the loss L the change of L is about ½ Σ h_ii (w_i − c_k)². The diagonal h of the Hessian is that of the
+Fisher information, the mean squared gradient: one pass, never negative, and at such a minimum the same in expectation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.errors import UsageError
+from kogata.forms import Form, Role
+from kogata.job import Site
+from kogata.method import About, WeightMethod
+from kogata.methods.sharing import scalar
+from kogata.stats import Stat, Stats
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class HessianKMeans(WeightMethod):
+    """Share ``clusters`` values among all weights of a layer, chosen for the loss rather than for the weights."""
+
+    clusters: int
+
+    ABOUT = About(
+        name="hessian-k-means",
+        family="sharing",
+        summary="k-means in which weights count by the curvature of the loss",
+        paper="Choi et al. 2017, arXiv 1612.01543",
+    )
+    NEEDS = frozenset({Stat.FISHER})
+    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
+    LEAVES = frozenset({Role.TABLE})
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"clusters": (4, 8, 16, 32, 64, 256)}
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.clusters <= 2**15:
+            raise UsageError(f"hessian-k-means: clusters is {self.clusters}; expected 1 to 32,768.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """Indices into sorted centroids; centroids that no weight is nearest to are dropped."""
+        values = weight.flatten()
+        centroids = scalar.clustered(values, scalar.importance(weight, stats.fisher), self.clusters).to(values.dtype).unique()
+        return scalar.codebook(weight, scalar.nearest(values, centroids), centroids)

@@ -1,0 +1,86 @@
+"""K-means of sub-vectors, one codebook for each sub-space, shared by the methods that build :class:`kogata.forms.Vectors`.
+
+Lloyd, "Least squares quantization in PCM", 1982, from the start of Arthur and Vassilvitskii, "k-means++", SODA 2007: each
+next centroid is a point drawn with a probability proportional to its squared distance from the nearest one so far. All
+sub-spaces are clustered side by side, with fixed random numbers: the same points give the same codebooks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kogata.errors import NotApplicable
+
+STEPS = 50
+PIECE = 1 << 24  # distances held at a time
+
+
+def split(weight: Tensor, length: int, clusters: int) -> Tensor:
+    """The rows of ``weight`` as points ``[S, O, D]`` of S sub-spaces; zeros fill up the last one.
+
+    Raises NotApplicable where there is nothing to share.
+    """
+    if weight.ndim < 2:
+        raise NotApplicable("a vector has no rows to cut into sub-vectors")
+    rows_OI = weight.flatten(1)
+    rows, columns = rows_OI.shape
+    if length > columns:
+        raise NotApplicable(f"its rows have {columns} entries, too few for sub-vectors of {length}")
+    if rows <= clusters:
+        raise NotApplicable(f"its {rows} rows have no more sub-vectors in a sub-space than there are clusters ({clusters})")
+    padded_OI = functional.pad(rows_OI, (0, -columns % length))
+    return padded_OI.reshape(rows, -1, length).transpose(0, 1).contiguous()
+
+
+def clustered(points_SOD: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Index ``[O, S]`` into, and table ``[S, K, D]`` of, the k centroids of each sub-space."""
+    random = torch.Generator().manual_seed(0)
+    several = max(1, PIECE // (points_SOD.shape[1] * clusters))
+    found = [refined(points, seeded(points, clusters, random)) for points in points_SOD.split(several)]
+    return torch.cat([index for index, _ in found]).T, torch.cat([table for _, table in found])
+
+
+def seeded(points_SOD: Tensor, clusters: int, random: torch.Generator) -> Tensor:
+    """The start of k-means++, ``[S, K, D]``."""
+    spaces, rows, _ = points_SOD.shape
+    every = torch.arange(spaces)
+    chosen_SD = points_SOD[every, torch.randint(rows, (spaces,), generator=random)]
+    table, distance_SO = [chosen_SD], torch.full((spaces, rows), torch.inf)
+    for _ in range(1, clusters):
+        distance_SO = torch.minimum(distance_SO, (points_SOD - chosen_SD[:, None]).square().sum(2))
+        odds_SO = distance_SO.where(distance_SO.sum(1, keepdim=True) > 0, 1.0)  # all points chosen: any will do
+        chosen_SD = points_SOD[every, torch.multinomial(odds_SO, 1, generator=random)[:, 0]]
+        table.append(chosen_SD)
+    return torch.stack(table, dim=1)
+
+
+def refined(points_SOD: Tensor, table_SKD: Tensor) -> tuple[Tensor, Tensor]:
+    """Lloyd's steps until no assignment changes, at most ``STEPS``: index ``[S, O]`` of the nearest centroid, and table."""
+    index_SO = nearest(points_SOD, table_SKD)
+    for _ in range(STEPS):
+        table_SKD = _means(points_SOD, index_SO, table_SKD)
+        found_SO = nearest(points_SOD, table_SKD)
+        if torch.equal(found_SO, index_SO):
+            break
+        index_SO = found_SO
+    return index_SO, table_SKD
+
+
+def nearest(points_SOD: Tensor, table_SKD: Tensor) -> Tensor:
+    """argmin_k ‖x − c_k‖² = ‖c_k‖² − 2 x·c_k + …, ``[S, O]``."""
+    return torch.baddbmm(table_SKD.square().sum(2)[:, None], points_SOD, table_SKD.mT, alpha=-2).argmin(2)
+
+
+def _means(points_SOD: Tensor, index_SO: Tensor, table_SKD: Tensor) -> Tensor:
+    """The mean of each cluster; an empty one moves to the point that is farthest from its centroid."""
+    wide_SOD = index_SO[:, :, None].expand_as(points_SOD)
+    count_SK = torch.zeros(table_SKD.shape[:2]).scatter_add_(1, index_SO, torch.ones(index_SO.shape))
+    sum_SKD = torch.zeros_like(table_SKD).scatter_add_(1, wide_SOD, points_SOD)
+    mean_SKD = sum_SKD / count_SK[:, :, None].clamp_min(1)
+    for space in (count_SK == 0).any(1).nonzero().flatten().tolist():
+        empty_E = (count_SK[space] == 0).nonzero().flatten()
+        error_O = (points_SOD[space] - mean_SKD[space, index_SO[space]]).square().sum(1)
+        mean_SKD[space, empty_E] = points_SOD[space, error_O.topk(len(empty_E)).indices]
+    return mean_SKD

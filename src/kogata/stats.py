@@ -1,0 +1,84 @@
+"""What methods may ask to know of a layer: statistics of its inputs and of the gradients of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import cast
+
+from torch import Tensor
+
+from kogata.forms import Form, Masked, Product
+from kogata.forms.product import PAIR
+
+
+class Stat(StrEnum):
+    """A statistic of one layer, whose weight is seen as ``[outputs, columns]``.
+
+    Its outputs are cut into G equal groups (one, save for grouped convolutions), each of which multiplies inputs
+    X ``[rows, columns]`` of its own.
+    """
+
+    SQUARE = "square"  # mean of x² of each column
+    GRAM = "gram"  # XᵀX / rows
+    FISHER = "fisher"  # mean over samples of the squared gradient of each weight
+    GRADIENT = "gradient"  # mean over samples of gᵀg, g the gradient of the layer's outputs
+
+
+INPUTS = frozenset({Stat.SQUARE, Stat.GRAM})
+GRADIENTS = frozenset({Stat.FISHER, Stat.GRADIENT})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """What is known of one leaf. A statistic that was not asked for, or that the layer has not, is None.
+
+    ``square_GI`` and ``gram_GII`` are of the inputs that the leaf, seen as rows, multiplies; ``fisher`` has the leaf's shape.
+    ``position`` (int64) says where the kept values of a mask lie in the flattened tensor that they stand for.
+    """
+
+    square_GI: Tensor | None = None
+    gram_GII: Tensor | None = None
+    fisher: Tensor | None = None
+    gradient_OO: Tensor | None = None
+    position: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """Of one site: the Fisher diagonal of each leaf by its path, and the second moment of the output gradients."""
+
+    fisher: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    gradient_OO: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What one pass gathered for a site."""
+
+    square_GI: Tensor | None = None
+    gram_GII: Tensor | None = None
+    gradients: Gradients = field(default_factory=Gradients)
+
+    def of(self, root: Form, path: str) -> Stats:
+        """What is known of the leaf at ``path`` of the site's tree ``root``.
+
+        The layer's inputs are those of a leaf that is the weight itself, or its kept values. Of the product of two matrices
+        the right one meets the inputs first, and the left one what the right one makes of them. Other leaves have none.
+        """
+        names = path.split(".") if path else []
+        parent = root.get_submodule(".".join(names[:-1])) if names else None
+        square, gram = self.square_GI, self.gram_GII
+        inner = names[:-1] if isinstance(parent, Masked) else names
+        if inner and not (len(inner) == 2 and isinstance(root, Product) and root.equation == PAIR):
+            square = gram = None
+        elif inner == ["factors", "0"]:
+            right_RI = cast("Form", cast("Product", root).factors[1]).dense().detach().float().cpu()
+            gram = None if gram is None or len(gram) > 1 else right_RI @ gram @ right_RI.T
+            square = None if gram is None else gram.diagonal(dim1=1, dim2=2)
+        return Stats(
+            square_GI=square, gram_GII=gram, fisher=self.gradients.fisher.get(path),
+            gradient_OO=self.gradients.gradient_OO if not inner else None,
+            position=parent.position.long().cpu() if isinstance(parent, Masked) else None,
+        )  # fmt: skip

@@ -1,0 +1,119 @@
+"""Methods that need training: each begins a :class:`kogata.train.Regime` and, as a step of a chain, trains and finishes it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from kogata import surgery
+from kogata.errors import NotApplicable
+from kogata.forms import Dense, Latent, Role
+from kogata.job import Job, Row, Site, Task, Where
+from kogata.method import Method, follow
+from kogata.train import Regime, fit
+
+if TYPE_CHECKING:
+    from kogata.methods.distillation.recover import Recover
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One leaf to be trained: where it is, and the leaf. ``site.shape`` is that of the tensor that it stands for."""
+
+    site: Site
+    path: str
+    leaf: Dense
+
+
+class TrainingMethod(Method):
+    """Trains leaves of weights into smaller forms. Concrete ones have the training's settings in a field ``recover``."""
+
+    ACCEPTS: ClassVar[frozenset[Role]]  # the leaves it trains
+    LEAVES: ClassVar[frozenset[Role]]  # the leaves it leaves in their place
+    recover: Recover
+
+    @abstractmethod
+    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+        """Prepare ``model``, which is the caller's to change, for the training of ``targets``.
+
+        Raises NotApplicable with the reason when it can do nothing for them.
+        """
+
+    def begin(self, model: nn.Module, where: Where | None = None) -> Regime:
+        """A copy of ``model`` under this method, for a loop of one's own. Raises NotApplicable as ``apply`` does."""
+        job = Job(model=model, reference=model, task=Task(calibration=()), where=() if where is None else (where,))
+        return self._begin(job)
+
+    def apply(self, job: Job) -> Job:
+        """Train under the regime and finish it; raises DataError without training data."""
+        regime = self._begin(job)
+        checkpoint = None if job.folder is None else job.folder / "training.pt"
+        objective = self.recover.objective(job.task, job.reference)
+        epochs = fit(
+            regime, job.task, self.recover.training, objective, seed=job.seed, what=self.ABOUT.name, checkpoint=checkpoint
+        )
+        model = regime.finish()
+        rows = tuple(
+            Row(
+                method=self.ABOUT.name, site=site.name, bits_before=surgery.form_at(job.model, site).stored_bits(),
+                bits_after=surgery.form_at(model, site).stored_bits(), note=note,
+            )
+            for site, note in self._selection(job)
+        )  # fmt: skip
+        return replace(job, model=model, epochs=epochs, ledger=(*job.ledger, *rows))
+
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
+        """Follow the roles through this method; raises NotApplicable when no selected site has a leaf it accepts."""
+        return follow(self.ABOUT, self.ACCEPTS, self.LEAVES, roles, job)
+
+    def _begin(self, job: Job) -> Regime:
+        chosen = self._selection(job)
+        if all(note for _, note in chosen):
+            reasons = "; ".join(f"{site.name}: {note}" for site, note in chosen)
+            raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")
+        model = surgery.clone(job.model, share=False)
+        targets = [
+            Target(site=part, path=path, leaf=leaf)
+            for site, note in chosen if not note
+            for path, leaf, part in surgery.leaves(surgery.form_at(model, site), site) if leaf.role in self.ACCEPTS
+        ]  # fmt: skip
+        return self.regime(model, targets)
+
+    def _selection(self, job: Job) -> list[tuple[Site, str]]:
+        """Each selected site, with the reason why it is left alone, if it is."""
+        found: list[tuple[Site, str]] = []
+        for site in surgery.selected(job):
+            roles = {leaf.role for _, leaf in surgery.form_at(job.model, site).leaves()}
+            if site.kind not in self.ABOUT.layers:
+                note = f"it is for {', '.join(self.ABOUT.layers)} layers, this is {site.kind}"
+            elif not roles & self.ACCEPTS:
+                note = f"it takes {' or '.join(sorted(self.ACCEPTS))}, but the steps before left {' or '.join(sorted(roles))}"
+            else:
+                note = ""
+            found.append((site, note))
+        return found
+
+
+class LatentRegime(Regime):
+    """Weights that are quantized in every forward: each target's leaf becomes a :class:`Latent`, and then what it froze to."""
+
+    def __init__(self, model: nn.Module, latents: Sequence[tuple[Target, Latent]]) -> None:
+        super().__init__(model)
+        for target, latent in latents:
+            surgery.replace(model, target.site, target.path, latent)
+        self._latents = list(latents)
+
+    def step(self, progress: float) -> None:
+        """Let each latent weight look at its gradient."""
+        for _, latent in self._latents:
+            latent.step()
+
+    def finish(self) -> nn.Module:
+        """The model, its latent weights frozen."""
+        for target, latent in self._latents:
+            surgery.replace(self.model, target.site, target.path, latent.freeze())
+        return self.model
