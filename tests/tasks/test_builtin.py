@@ -12,6 +12,7 @@ from kogata.calibrate import first_batch
 from kogata.tasks import builtin
 from kogata.tasks.batches import Batches
 from kogata.tasks.builtin import BUILTIN_TASKS, BuiltinTask, accuracy
+from kogata.tasks.images import Pictures
 
 from .conftest import small_files, write_files
 
@@ -37,6 +38,13 @@ def test_names_are_unique_and_told():
         "mnist-lenet300",
         "mnist-lenet5",
         "digits-mlp",
+        "cifar-vgg",
+        "cifar-vgg-small",
+        "cifar-resnet20",
+        "cifar-resnet20-small",
+        "cifar-resnet56",
+        "cifar-nin",
+        "cifar-allcnn",
     ]
     assert all(task.description for task in BUILTIN_TASKS)
 
@@ -61,6 +69,25 @@ def test_images_open(name: str, places: dict[str, Path]):
     assert model(inputs).shape == (count, 10)
     assert isinstance(task.train, Batches)
     assert len(task.train.inputs) == 240
+    assert task.evaluate is not None
+    assert 0 <= task.evaluate(model) <= 100
+
+
+@pytest.mark.parametrize("name", ["cifar-vgg-small", "cifar-resnet20-small"])
+def test_pictures_open(name: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    images_NCHW = torch.randint(256, (240, 3, 32, 32), dtype=torch.uint8)
+    labels_N = torch.arange(240) % 10
+    monkeypatch.setattr(builtin, "load_pictures", lambda wanted, _: Pictures(images_NCHW, labels_N, images_NCHW, labels_N))
+    one_epoch = replace(named(name), training=replace(named(name).training, epochs=1))
+    model, task = one_epoch.open(0, None)
+    inputs, targets = first_batch(model, task)
+    assert model(inputs).shape == (128, 10)
+    assert torch.equal(targets, labels_N[:128])
+    mean_C, deviation_C = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+    expected = (images_NCHW[:128].permute(0, 2, 3, 1) / 255 - mean_C) / deviation_C
+    torch.testing.assert_close(inputs.permute(0, 2, 3, 1), expected)
+    assert isinstance(task.train, Batches)
+    assert (task.train.shift, task.train.mirror, task.train.inputs.dtype) == (4, True, torch.uint8)
     assert task.evaluate is not None
     assert 0 <= task.evaluate(model) <= 100
 

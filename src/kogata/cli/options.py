@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from kogata.engines import Engine
 
 # The names of kogata.tasks.builtin, which a test compares: importing that takes seconds, a key press must not.
-TASKS = ("fashion-lenet300", "fashion-lenet5", "mnist-lenet300", "mnist-lenet5", "digits-mlp")
+TASKS = (
+    "fashion-lenet300", "fashion-lenet5", "mnist-lenet300", "mnist-lenet5", "digits-mlp", "cifar-vgg", "cifar-vgg-small",
+    "cifar-resnet20", "cifar-resnet20-small", "cifar-resnet56", "cifar-nin", "cifar-allcnn",
+)  # fmt: skip
 RECIPES = tuple(sorted(entry.name.removesuffix(".yaml") for entry in (files("kogata") / "recipes").iterdir()))
 
 
@@ -53,7 +56,7 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data", metavar="DIR", exists=True, file_okay=False,
-        help="Folder with mnist/ and fashion-mnist/, for built-in tasks. Without it: $KOGATA_DATA, the usual places.",
+        help="Folder with mnist/, fashion-mnist/ and cifar10/, for built-in tasks. Without it: $KOGATA_DATA, the usual places.",
     ),
 ]  # fmt: skip
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")]

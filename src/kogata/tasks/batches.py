@@ -10,19 +10,38 @@ from torch.nn import functional
 from kogata.errors import DataError
 
 
+@dataclass(frozen=True)
+class Normalization:
+    """Makes images in 0..255 what a network wants: per channel, on the scale 0..1, ``(value − mean) / deviation``."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, images_NCHW: Tensor) -> Tensor:
+        """Return float32 ``[N, C, H, W]`` of any type that holds 0..255.
+
+        >>> Normalization(mean=(0.5,), deviation=(0.25,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).tolist()
+        [[[[-2.0, 2.0]]]]
+        """
+        mean_C11, deviation_C11 = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.deviation))
+        return (images_NCHW.float() / 255 - mean_C11) / deviation_C11
+
+
 @dataclass(frozen=True, eq=False)
 class Batches:
     """An iterable over ``(inputs, targets)`` pairs of at most ``batch_size`` examples; the last may be smaller.
 
-    The order of a shuffled pass comes from torch's global generator, so seeding that repeats it.
+    The order of a shuffled pass, and how images move, come from torch's global generator, so seeding that repeats them.
 
     >>> batches = Batches(torch.arange(5.0), torch.arange(5), batch_size=2, shuffle=False)
     >>> len(batches), [targets.tolist() for _, targets in batches]
     (3, [[0, 1], [2, 3], [4]])
 
-    :param inputs: ``[N, ...]``; images ``[N, C, H, W]`` where they are shifted.
-    :param shift: each image moves by up to so many pixels along each axis, at random, its edge pixels repeated.
+    :param inputs: ``[N, ...]``; images ``[N, C, H, W]`` where they are shifted, mirrored or normalized.
     :param targets: ``[N, ...]``.
+    :param shift: each image moves by up to so many pixels along each axis, at random, its edge pixels repeated.
+    :param mirror: each image is mirrored left to right, or not, at random.
+    :param normalization: applied batch by batch, so that images wait in memory as a quarter of the bytes.
     :raises DataError: there are no examples, or not as many targets as inputs.
     """
 
@@ -31,6 +50,8 @@ class Batches:
     batch_size: int
     shuffle: bool
     shift: int = 0
+    mirror: bool = False
+    normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would make a pass silently do nothing or pair the wrong things."""
@@ -47,7 +68,10 @@ class Batches:
         """Yield one pass over the examples."""
         order = torch.randperm(len(self.inputs)) if self.shuffle else torch.arange(len(self.inputs))
         for index in order.split(self.batch_size):
-            yield self._shifted(self.inputs[index]), self.targets[index]
+            inputs = self.inputs[index]
+            if self.normalization is not None:
+                inputs = self.normalization(inputs)
+            yield self._mirrored(self._shifted(inputs)), self.targets[index]
 
     def _shifted(self, inputs_NCHW: Tensor) -> Tensor:
         if self.shift == 0:
@@ -57,3 +81,9 @@ class Batches:
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         down, right = torch.randint(2 * self.shift + 1, (2, len(inputs_NCHW)))
         return windows[torch.arange(len(inputs_NCHW)), :, down, right]
+
+    def _mirrored(self, inputs_NCHW: Tensor) -> Tensor:
+        if not self.mirror:
+            return inputs_NCHW
+        chosen_N111 = torch.randint(2, (len(inputs_NCHW), 1, 1, 1)).bool()
+        return torch.where(chosen_N111, inputs_NCHW.flip(3), inputs_NCHW)

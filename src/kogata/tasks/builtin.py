@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,32 +10,35 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from kogata.atomic import writing
 from kogata.calibrate import evaluating
-from kogata.errors import DataError, UsageError
+from kogata.errors import UsageError
 from kogata.job import Task
 from kogata.tasks import networks
-from kogata.tasks.batches import Batches
+from kogata.tasks.batches import Batches, Normalization
 from kogata.tasks.data import Name, cache_folder, load
+from kogata.tasks.images import CIFAR10, load_pictures
+from kogata.tasks.kept import keep, read_kept
 from kogata.train import Training, fit, task_loss
 
 SHIPPED = Path(__file__).parent / "weights"
 CALIBRATION = 1024  # examples
 EVALUATION_BATCH = 1000  # examples; only memory depends on it
 
-log = logging.getLogger("kogata")
-
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Inputs ``[N, ...]`` as the network wants them and labels ``[N]``, for training and for the score."""
+    """Inputs ``[N, ...]`` and labels ``[N]``, for training and for the score.
+
+    :param normalization: makes the inputs what the network wants; None when they are.
+    :param mirror: a mirrored input is as good an example, which does not hold for digits.
+    """
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
+    normalization: Normalization | None = None
+    mirror: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +56,37 @@ class BuiltinTask:
     def open(self, seed: int, data: Path | None) -> tuple[nn.Module, Task]:
         """Return the trained dense model and the task.
 
-        The LeNets of seed 0 come with Kogata, as this code trained them. Others are trained on first use, which takes up to
-        some minutes, then read from the cache folder.
+        The LeNets and the small CIFAR networks of seed 0 come with Kogata, as this code trained them. Others are trained on
+        first use, which takes minutes, or hours for the large ones without a GPU, then read from the cache folder.
 
-        :param data: folder with the sub-folders ``mnist/`` and ``fashion-mnist/``; None to look where `find` looks.
+        :param data: folder with ``mnist/``, ``fashion-mnist/`` and ``cifar10/``; None to look where `find` and
+            `load_pictures` look.
         :raises DataError: the data is missing or damaged.
         """
         split = self.split(data)
         inputs, labels = split.train
+        batches = partial(Batches, normalization=split.normalization)
         task = Task(
             name=self.name,
-            calibration=Batches(inputs[:CALIBRATION], labels[:CALIBRATION], self.batch_size, shuffle=False),
-            train=Batches(inputs, labels, self.batch_size, shuffle=True, shift=self.shift),
+            calibration=batches(inputs[:CALIBRATION], labels[:CALIBRATION], self.batch_size, shuffle=False),
+            train=batches(inputs, labels, self.batch_size, shuffle=True, shift=self.shift, mirror=split.mirror),
             loss=nn.functional.cross_entropy,
-            evaluate=partial(accuracy, Batches(*split.test, EVALUATION_BATCH, shuffle=False)),
+            evaluate=partial(accuracy, batches(*split.test, EVALUATION_BATCH, shuffle=False)),
         )
         with torch.random.fork_rng():  # so that what follows is the same whether the model was trained or read
             torch.manual_seed(seed)
             model = self.network()
             name = self._weights_name(seed)
             weights = cache_folder() / "dense" / name
-            if not _read_weights(model, SHIPPED / name) and not _read_weights(model, weights):
+            again = "training the dense model again"
+            state = read_kept(SHIPPED / name, again) or read_kept(weights, again)
+            if state is not None:
+                model.load_state_dict(state)
+            else:
                 what = f"Training the dense model of {self.name}"
                 fit(model, task, self.training, task_loss(task), seed=seed, what=what)
-                _write_weights(model, weights)
+                state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+                keep(weights, state, "The dense model is not kept: it will be trained again next time.")
         return model.eval(), task
 
     def _weights_name(self, seed: int) -> str:
@@ -92,39 +101,6 @@ def accuracy(batches: Batches, model: nn.Module) -> float:
     with evaluating(model):
         hits = [model(inputs.to(first.device)).argmax(1).cpu() == labels for inputs, labels in batches]
     return 100 * int(torch.cat(hits).sum()) / len(batches.targets)
-
-
-def _digest(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode() + state[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _read_weights(model: nn.Module, path: Path) -> bool:
-    """Fill the model from the cache; False when the file is not there, or damaged, which is logged."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            intact = (file.metadata() or {}).get("sha256") == _digest(state)
-        if intact:
-            model.load_state_dict(state)
-            return True
-    except (OSError, SafetensorError, RuntimeError):
-        intact = False
-    log.warning("%s is damaged: training the dense model again", path)
-    return intact
-
-
-def _write_weights(model: nn.Module, path: Path) -> None:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        with writing(path) as file:
-            file.write(save(state, metadata={"sha256": _digest(state)}))
-    except DataError as error:
-        log.warning("%s The dense model is not kept: it will be trained again next time.", error)
 
 
 def _images(name: Name, mean: float, deviation: float, folder: Path | None) -> Split:
@@ -152,6 +128,17 @@ def _digits(folder: Path | None) -> Split:
     inputs, labels = torch.tensor(inputs / 16 - 0.5, dtype=torch.float32), torch.tensor(labels)
     train, test = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=0)
     return Split(train=(inputs[train], labels[train]), test=(inputs[test], labels[test]))
+
+
+def _cifar(folder: Path | None) -> Split:
+    """Read CIFAR-10, normalized by the mean and deviation of its training images."""
+    pictures = load_pictures(CIFAR10, folder)
+    return Split(
+        train=(pictures.train_images_NCHW, pictures.train_labels_N),
+        test=(pictures.test_images_NCHW, pictures.test_labels_N),
+        normalization=Normalization(mean=(0.4914, 0.4822, 0.4465), deviation=(0.2470, 0.2435, 0.2616)),
+        mirror=True,
+    )
 
 
 _fashion = partial(_images, "fashion-mnist", 0.2860, 0.3530)
@@ -197,5 +184,61 @@ BUILTIN_TASKS = (
         split=_digits,
         training=Training(epochs=20, learning_rate=1e-2),
         batch_size=64,
+    ),
+    BuiltinTask(
+        name="cifar-vgg",
+        description="VGG-16 with batch normalization on CIFAR-10: 10 kinds of things, 14,724,042 parameters",
+        network=networks.cifar_vgg,
+        split=_cifar,
+        training=Training(epochs=100, learning_rate=1e-3, weight_decay=0.05),
+        shift=4,
+    ),
+    BuiltinTask(
+        name="cifar-vgg-small",
+        description="Six convolutions on CIFAR-10: 288,746 parameters, an epoch in 40 s on one core",
+        network=networks.cifar_vgg_small,
+        split=_cifar,
+        training=Training(epochs=25, learning_rate=4e-3, weight_decay=0.05),
+        shift=4,
+    ),
+    BuiltinTask(
+        name="cifar-resnet20",
+        description="ResNet-20 on CIFAR-10: 272,474 parameters",
+        network=partial(networks.cifar_resnet, 20),
+        split=_cifar,
+        training=Training(epochs=100, learning_rate=4e-3, weight_decay=0.05),
+        shift=4,
+    ),
+    BuiltinTask(
+        name="cifar-resnet20-small",
+        description="ResNet-20 of half the width on CIFAR-10: 68,786 parameters",
+        network=partial(networks.cifar_resnet, 20, width=0.5),
+        split=_cifar,
+        training=Training(epochs=20, learning_rate=4e-3, weight_decay=0.05),
+        shift=4,
+    ),
+    BuiltinTask(
+        name="cifar-resnet56",
+        description="ResNet-56 on CIFAR-10: 855,770 parameters",
+        network=partial(networks.cifar_resnet, 56),
+        split=_cifar,
+        training=Training(epochs=100, learning_rate=4e-3, weight_decay=0.05),
+        shift=4,
+    ),
+    BuiltinTask(
+        name="cifar-nin",
+        description="Network in Network on CIFAR-10: 966,986 parameters",
+        network=networks.cifar_nin,
+        split=_cifar,
+        training=Training(epochs=100, learning_rate=1e-3, weight_decay=0.05),
+        shift=4,
+    ),
+    BuiltinTask(
+        name="cifar-allcnn",
+        description="All-CNN-C on CIFAR-10: 1,369,738 parameters",
+        network=networks.cifar_allcnn,
+        split=_cifar,
+        training=Training(epochs=100, learning_rate=1e-3, weight_decay=0.05),
+        shift=4,
     ),
 )

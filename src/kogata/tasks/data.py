@@ -81,6 +81,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kogata"
 
 
+def named_folder(folder: Path | None) -> Path | None:
+    """Return the folder that the user names: ``folder`` or else ``$KOGATA_DATA``; None when there is neither."""
+    return folder or (Path(os.environ["KOGATA_DATA"]) if os.environ.get("KOGATA_DATA") else None)
+
+
 def load(name: Name, folder: Path | None) -> Images:
     """Find a set as `find` does, read it and check every file against its published content.
 
@@ -118,7 +123,7 @@ def _source(name: Name) -> Source:
 
 
 def _places(source: Source, folder: Path | None) -> list[Path]:
-    named = folder or (Path(os.environ["KOGATA_DATA"]) if os.environ.get("KOGATA_DATA") else None)
+    named = named_folder(folder)
     places = (named and named / source.name, source.system, cache_folder() / "data" / source.name)
     return [place for place in places if place]
 

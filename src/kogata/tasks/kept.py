@@ -1,0 +1,51 @@
+"""Tensors that took long to make, kept in a file with a checksum."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from kogata.atomic import writing
+from kogata.errors import DataError
+
+log = logging.getLogger("kogata")
+
+
+def read_kept(path: Path, otherwise: str) -> dict[str, Tensor] | None:
+    """Return what `keep` wrote; None when the file is not there, or damaged, which is logged.
+
+    :param otherwise: what is done then, for the log.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if (file.metadata() or {}).get("sha256") == _digest(tensors):
+                return tensors
+    except (OSError, SafetensorError):
+        pass  # told below
+    log.warning("%s is damaged: %s", path, otherwise)
+    return None
+
+
+def keep(path: Path, tensors: dict[str, Tensor], otherwise: str) -> None:
+    """Write tensors of the CPU; that it fails costs time only, and is logged.
+
+    :param otherwise: what follows when it fails, for the log.
+    """
+    try:
+        with writing(path) as file:
+            file.write(save(tensors, metadata={"sha256": _digest(tensors)}))
+    except DataError as error:
+        log.warning("%s %s", error, otherwise)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
