@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kogata import __version__, activations, surgery
+from kogata import __version__, activations, shrink, surgery
 from kogata.activations import QUANTIZERS, Quantizer
 from kogata.atomic import writing
 from kogata.coding import CODERS, Coder, Plane, PlaneKind, PlaneSpec, decode, encode
@@ -36,7 +36,6 @@ from kogata.coding.plane import MAX_ALPHABET
 from kogata.errors import FileFormatError, UsageError
 from kogata.forms import FORMS, Dense, Form
 from kogata.forms.base import float_plane, float_tensor
-from kogata.job import Site
 
 log = logging.getLogger("kogata")
 
@@ -168,22 +167,20 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
     agree. Raises FileFormatError when the file is damaged or of another model; ``into`` is then as it was.
     """
     artifact = read(Path(path))
-    model_sites = {site.name: site for site in surgery.sites(into)}
-    fitting: list[tuple[Site, Form]] = []
-    shapes: dict[str, tuple[int, ...]] = {}
-    for names, form in artifact.forms.items():
-        site = model_sites.pop(names[0], None)
-        if site is None:
-            raise FileFormatError(f"{path}: holds {names[0]} of shape {tuple(form.shape)}, but the model has no such weight.")
-        shapes |= dict.fromkeys((site.name, *site.aliases), tuple(form.shape))
-        fitting.append((site, form))
-    buffers = _buffers(into)
-    wrong = [name for name in artifact.buffers if name not in buffers]
-    missing = [*model_sites, *(name for name in buffers if name not in artifact.buffers)]
+    trial = surgery.clone(into)  # what does not fit is found on it, before ``into`` is changed
+    _quantize(path, trial, artifact)
+    found, buffers = {site.name: site for site in surgery.sites(trial)}, _buffers(trial)
+    held = [names[0] for names in artifact.forms]
+    wrong = [*(name for name in held if name not in found), *(name for name in artifact.buffers if name not in buffers)]
+    missing = [*(name for name in found if name not in held), *(name for name in buffers if name not in artifact.buffers)]
     if wrong or missing:
         raise FileFormatError(f"{path}: is of another model: it lacks {missing}, and the model has no {wrong}.")
+    fitting = [(found[names[0]], form) for names, form in artifact.forms.items()]
+    shapes = {name: tuple(form.shape) for site, form in fitting for name in (site.name, *site.aliases)}
     shapes |= {name: tuple(tensor.shape) for name, tensor in artifact.buffers.items()}
-    for module, sizes in _shrunk(path, into, shapes).items():
+    smaller = _shrunk(path, trial, shapes)
+    _quantize(path, into, artifact)
+    for module, sizes in smaller.items():
         for attribute, size in sizes.items():
             setattr(into.get_submodule(module), attribute, size)
     for site, form in fitting:
@@ -200,6 +197,16 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
     return into
 
 
+def _quantize(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
+    """Put the file's activation quantizers on their modules. Raises FileFormatError where there is no such module."""
+    device = next((parameter.device for parameter in model.parameters()), None)
+    for owner, quantizer in artifact.quantizers.items():
+        try:
+            activations.attach(model.get_submodule(owner), quantizer.to(device))
+        except AttributeError:
+            raise FileFormatError(f"{path}: is of another model: it quantizes what flows into {owner!r}.") from None
+
+
 def _shrunk(path: Path | str, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
     """The integers of each layer that is smaller in the file. Raises FileFormatError where the tensors do not fit the layer."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -212,7 +219,7 @@ def _shrunk(path: Path | str, model: nn.Module, shapes: Mapping[str, tuple[int, 
             found[owner] = shrink.integers(model.get_submodule(owner), tensors)
         except ValueError as error:
             raise FileFormatError(f"{path}: is of another model: {f'{owner}.' if owner else ''}{error}.") from None
-    if smaller := [owner for owner, sizes in found.items() if sizes]:
+    if smaller := [owner or "the model itself" for owner, sizes in found.items() if sizes]:
         log.info("%s: these layers are smaller than the model's: %s", path, ", ".join(smaller))
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -118,10 +117,10 @@ def layers(job: Job, packed: Packed, inputs: Any, *, timed: bool) -> tuple[Layer
             if plane.site == site.name
         )  # fmt: skip
         losses = [row.loss for row in job.ledger if row.site == site.name and row.loss is not None]
-        dtype = cast("Tensor", getattr(job.reference.get_submodule(site.module), site.parameter)).dtype
+        original = cast("Tensor", getattr(job.reference.get_submodule(site.module), site.parameter))
         found.append(Layer(
             site=site.name, kind=site.kind, shape=site.shape, form=form.describe(), parameters=form.kept(),
-            macs=costs.get(site.name), dense_bytes=math.prod(site.shape) * dtype.itemsize,
+            macs=costs.get(site.name), dense_bytes=original.numel() * original.itemsize,
             bytes=sum(plane.bytes for plane in planes), dense_ms=spent["dense"].get(site.module),
             ms=spent["ours"].get(site.module), loss=sum(losses) if losses else None, planes=planes,
         ))  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 import tempfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,20 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from kogata import __version__, artifact, surgery
+from kogata import __version__, activations, artifact, surgery
 from kogata.artifact import MAX_MANIFEST, SCHEMA, dense_bytes, load, pack, read, write
 from kogata.atomic import writing
+from kogata.batch import call, tensors
 from kogata.coding import Plane, encode
 from kogata.errors import DataError, FileFormatError
 from kogata.forms import Dense
+from kogata.graph import coupled, remove
 from kogata.job import Job
 from kogata.method import chain, only
 from kogata.methods import SVD, KMeans, MagnitudePruning, RoundToNearest
-from tests.contract.checks import assert_equal, assert_untouched, snapshot, weights
+from tests.contract.checks import assert_equal, assert_untouched, batch_of, snapshot, weights
 from tests.contract.models import ConvNet, job_of
+from tests.core.architectures import ARCHITECTURES, built, some
 
 
 @pytest.fixture(scope="module")
@@ -306,9 +311,9 @@ def test_a_file_of_another_model_leaves_it_as_it_was(data: bytes, tmp_path: Path
 
     for kind, reason in (
         (Wider, "lacks"),
-        (Narrower, r"holds out\.\w+ of shape"),
-        (Bare, "does not fit"),
-        (lambda: nn.Linear(2, 2), "holds"),
+        (Narrower, r"another model: out\.\w+ has shape \(6,.*but the model has \(5,"),
+        (Bare, r"the model has no \['norm\.running_mean'"),
+        (lambda: nn.Linear(2, 2), "another model"),
     ):
         into = kind()
         before = snapshot(into)
@@ -393,3 +398,85 @@ def test_forms_are_trainable_after_loading(job: Job, data: bytes, tmp_path: Path
     grads = {name for name, p in into.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
     assert grads == {name for name, p in into.named_parameters() if p.requires_grad}
     assert all(isinstance(leaf, Dense) for site in surgery.sites(into) for _, leaf in surgery.form_at(into, site).leaves())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_that_lost_channels_loads_into_its_own_class(name: str, seed: int, tmp_path: Path) -> None:
+    model, inputs = built(name)
+    torch.manual_seed(seed)
+    smaller = remove(model, some(coupled(model, inputs)))
+    write(tmp_path / "m.kogata", pack(smaller))
+    into = load(tmp_path / "m.kogata", into=built(name)[0])
+    with torch.no_grad():
+        for found, wanted in zip(tensors(call(into, inputs)), tensors(call(smaller, inputs)), strict=True):
+            assert torch.equal(found, wanted)
+    assert repr(into) == repr(smaller)  # the integers of every layer
+    assert pack(into).data == pack(smaller).data
+
+
+def test_the_log_names_the_layers_that_are_smaller(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Shapes alone cannot tell a model that lost channels from one that never had them."""
+    model = ConvNet()
+    model.out = nn.Linear(32, 5)
+    write(tmp_path / "m.kogata", pack(model))
+    with caplog.at_level(logging.INFO, logger="kogata"):
+        into = load(tmp_path / "m.kogata", into=ConvNet())
+    assert into(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+    assert "these layers are smaller than the model's: out" in caplog.text
+
+
+def test_channels_lost_before_other_steps(tmp_path: Path) -> None:
+    """Forms on the smaller layers, one after the other with and without a file between."""
+    job = job_of("conv")
+    smaller = remove(job.model, some(coupled(job.model, batch_of(job)[0])))
+    job = chain(only(SVD(rank=2), "hidden"), KMeans(clusters=4)).apply(replace(job, model=smaller))
+    write(tmp_path / "m.kogata", pack(job.model))
+    into = load(tmp_path / "m.kogata", into=ConvNet())
+    assert_equal(weights(into), weights(job.model))
+
+
+def test_tensors_of_a_smaller_layer_must_agree(tmp_path: Path) -> None:
+    """Shrunk halfway, along an axis that must stay, or away: refused, and the model is as it was."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.deep, self.linear = nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 4)
+            self.scale = nn.Parameter(torch.ones(8))
+
+    for name, shape, reason in (
+        ("conv.bias", (7,), r"conv\.weight has shape \(8, 3, 3, 3\), which does not fit out_channels = 7"),
+        ("conv.weight", (8, 3, 3, 2), r"conv\.weight has shape"),
+        ("conv.weight", (8, 0, 3, 3), r"conv\.weight has shape"),
+        ("conv.weight", (8, 3, 9), r"conv\.weight has shape"),
+        ("norm.running_mean", (7,), "num_features"),
+        ("norm.num_batches_tracked", (1,), r"norm\.num_batches_tracked has shape"),
+        ("deep.weight", (7, 1, 3, 3), "out_channels"),
+        ("linear.weight", (5, 8), r"linear\.weight has shape"),
+        ("scale", (7,), r"scale has shape \(7,\), but the model has \(8,\)"),
+    ):
+        model, into = Normed(), Normed()
+        owner, _, key = name.rpartition(".")
+        old = getattr(model.get_submodule(owner), key)
+        new = torch.ones(shape, dtype=old.dtype)
+        setattr(model.get_submodule(owner), key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+        write(tmp_path / "m.kogata", pack(model))
+        before, said = snapshot(into), repr(into)
+        with pytest.raises(FileFormatError, match=rf"is of another model: .*{reason}"):
+            load(tmp_path / "m.kogata", into=into)
+        assert_untouched(into, before)
+        assert repr(into) == said
+
+
+def test_activation_quantizers_come_back(tmp_path: Path) -> None:
+    model = ConvNet().eval()
+    activations.attach(model.hidden, activations.Static(torch.tensor(0.1), bits=4, zero=3))
+    write(tmp_path / "m.kogata", pack(model))
+    inputs = torch.randn(4, 3, 8, 8)
+    into = load(tmp_path / "m.kogata", into=ConvNet().eval())
+    assert torch.equal(into(inputs), model(inputs))
+    other = nn.Linear(2, 2)
+    with pytest.raises(FileFormatError, match="another model"):
+        load(tmp_path / "m.kogata", into=other)

@@ -12,12 +12,15 @@ from torch import Tensor
 from kogata.coding.plane import Plane
 from kogata.forms.base import Dense, Form, Role, index_dtype
 
+MAX_BITS = 16
+
 
 class Affine(Form):
     """Uniform quantization of a tensor seen as rows ``[shape[0], -1]`` (a vector is one row) cut into groups.
 
-    ``code`` (uint8, of ``shape``) is in ``[0, 2**bits)``; ``scale`` and ``zero`` have shape ``[rows, groups]``. The last
-    group of a row may be shorter. ``zero`` is uint8 in ``[0, 2**bits)``. The scales are trainable, the codes are not.
+    ``code`` (of ``shape``) is in ``[0, 2**bits)``; ``scale`` and ``zero`` have shape ``[rows, groups]``. The last group of a
+    row may be shorter. ``zero`` is in ``[0, 2**bits)`` and, as ``code``, of the narrowest integer type for that: uint8 up to 8
+    of at most ``MAX_BITS`` bits. The scales are trainable, the codes are not.
     """
 
     code: Tensor
@@ -35,8 +38,8 @@ class Affine(Form):
     def of(cls, weight: Tensor, scale: Tensor, zero: Tensor, *, bits: int, group: int) -> Self:
         """Round ``weight`` to the nearest code under ``scale`` and ``zero``, both ``[rows, groups]``."""
         code = grouped(as_rows(weight), scale, zero, group, lambda rows, s, z: rows.div(s).round_().add_(z))
-        codes = code.clamp_(0, 2**bits - 1).to(torch.uint8).reshape(weight.shape)
-        return cls(codes, Dense(scale, Role.SCALE), zero.to(torch.uint8), bits=bits, group=group)
+        codes = code.clamp_(0, 2**bits - 1).to(index_dtype(2**bits)).reshape(weight.shape)
+        return cls(codes, Dense(scale, Role.SCALE), zero.to(codes.dtype), bits=bits, group=group)
 
     def dense(self) -> Tensor:
         """scale · (code − zero), of ``shape``."""
@@ -61,13 +64,14 @@ class Affine(Form):
         """Rebuild; raises ValueError when scales do not fit the rows and groups."""
         bits, group = header["bits"], header["group"]
         code, zero, scale = torch.from_numpy(planes["code"]), torch.from_numpy(planes["zero"]), parts["scale"]
-        if not (isinstance(bits, int) and 1 <= bits <= 8 and isinstance(group, int) and group >= 1):
+        if not (isinstance(bits, int) and 1 <= bits <= MAX_BITS and isinstance(group, int) and group >= 1):
             raise ValueError(f"bits {bits!r} and group {group!r}")
         rows, columns = as_rows(code).shape
         expected = (rows, -(-columns // group))
         if tuple(scale.shape) != expected or tuple(zero.shape) != expected:
             raise ValueError(f"scales {tuple(scale.shape)}, zero points {tuple(zero.shape)}, expected {expected}")
-        return cls(code.to(index_dtype(2**bits)), scale, zero.to(torch.uint8), bits=bits, group=group)
+        dtype = index_dtype(2**bits)
+        return cls(code.to(dtype), scale, zero.to(dtype), bits=bits, group=group)
 
 
 def as_rows(tensor: Tensor) -> Tensor:

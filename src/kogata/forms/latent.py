@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self, final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from kogata.coding.plane import Plane
@@ -53,5 +54,15 @@ class Latent(Form, ABC):
 
 
 def straight_through(rounded: Tensor, values: Tensor) -> Tensor:
-    """``rounded``, with the gradient of ``values``."""
-    return values + (rounded - values).detach()
+    """``rounded``, bit for bit, with the gradient of ``values``."""
+    return rounded.detach() + (values - values.detach()) if values.requires_grad else rounded
+
+
+def narrowed(scale: Tensor) -> Tensor:
+    """Scales rounded to half precision, in their own dtype, with a straight-through gradient: the file then spends 16 bits.
+
+    One outside the normal range of half precision, such as zero, stays as it is.
+    """
+    limits, size = torch.finfo(torch.float16), scale.detach().abs()
+    normal = (size >= limits.smallest_normal) & (size <= limits.max)
+    return straight_through(scale.detach().half().to(scale.dtype).where(normal, scale.detach()), scale)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kogata.coding.plane import Plane
 from kogata.forms.base import PIECE, Dense, Form, Role
-from kogata.forms.product import MAX_ENTRIES
+
+MAX_ENTRIES = 1 << 28  # of the whole weight: a small damaged file must not reserve more than five bytes for each
 
 
 class IndexMap(ABC):

@@ -1,9 +1,9 @@
 """Entropy-constrained scalar quantization: share values so that the loss and the entropy-coded size are small together.
 
-Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (1612.01543), equations 12 and 13:
+Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (1612.01543), section 4:
     J = Σ_i h_i (w_i − c_k(i))² − λ Σ_i log2 p_k(i),
     k(i) = argmin_k h_i (w_i − c_k)² − λ log2 p_k,   c_k = Σ h w / Σ h over cluster k,   p_k its share of the weights,
-repeated until no weight moves. h is the diagonal of the Fisher information, in one unit for all layers.
+in turn. h is the diagonal of the Fisher information, in one unit for all layers.
 
 The paper has one table for all layers, whose J is minimized jointly. Here each layer has a table of its own, and its own p, for
 each layer's indices are coded by themselves; the joint problem is then Σ_layers J_layer with one λ, which falls apart into
@@ -27,10 +27,13 @@ from kogata.forms import Form, Role
 from kogata.job import Job, Site
 from kogata.method import About, WeightMethod
 from kogata.methods.sharing import scalar
+from kogata.methods.sharing.hessian_kmeans import HessianKMeans
 from kogata.stats import Stat, Stats
 
-PIECE = 1 << 22  # costs of (weight, centroid) pairs computed at a time
-HALVINGS = 20  # of the interval of log λ
+SAMPLE = 16_381  # weights of a layer that λ and the first centroids are found on; prime, so that they fall in all columns
+ENOUGH = 1e-5  # of J: stop when a step gains less
+PIECE = 1 << 18  # costs of (weight, centroid) pairs computed at a time
+HALVINGS = 12  # of the interval of log λ
 
 
 @final
@@ -43,7 +46,7 @@ class ECSQ(WeightMethod):
     """
 
     bits: float
-    clusters: int = 64
+    clusters: int = 32
 
     ABOUT = About(
         name="ecsq",
@@ -68,8 +71,8 @@ class ECSQ(WeightMethod):
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The layer as if it were the only one."""
-        parts = [Part(weight, scalar.importance(weight, stats.fisher), self.clusters)]
-        return AtPenalty(penalty=smallest(parts, self.bits), clusters=self.clusters).encode(weight, site, stats)
+        part = Part.of(weight, scalar.importance(weight, stats.fisher), self.clusters)
+        return AtPenalty(penalty=smallest([part], self.bits), clusters=self.clusters).encode(weight, site, stats)
 
     def _penalty(self, job: Job) -> float:
         """The λ for all leaves of all selected layers."""
@@ -80,7 +83,7 @@ class ECSQ(WeightMethod):
                 if leaf.role in self.ACCEPTS:
                     weight = leaf.values.detach().float().cpu()
                     try:
-                        parts.append(Part(weight, scalar.importance(weight, found.of(root, path).fisher), self.clusters))
+                        parts.append(Part.of(weight, scalar.importance(weight, found.of(root, path).fisher), self.clusters))
                     except NotApplicable:
                         continue  # the report will say so
         return smallest(parts, self.bits) if parts else 0.0
@@ -100,72 +103,89 @@ class AtPenalty(WeightMethod):
     LEAVES = ECSQ.LEAVES
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Indices into sorted centroids."""
-        part = Part(weight, scalar.importance(weight, stats.fisher), self.clusters)
-        index, centroids = part.quantized(self.penalty)
-        return scalar.codebook(weight, index, centroids.to(weight.dtype))
+        """Indices and centroids of least J."""
+        if self.penalty == 0:
+            return HessianKMeans(clusters=self.clusters).encode(weight, site, stats)
+        values, importance = weight.flatten().double(), scalar.importance(weight, stats.fisher)
+        found = Part.of(weight, importance, self.clusters).quantized(self.penalty)
+        found = descended(values, importance, found.centroids, found.price, self.penalty)
+        return scalar.codebook(weight, found.index, found.centroids.to(weight.dtype))
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """Index of each weight, and value and price (−λ log2 p) of each cluster; J and the bits of all indices together."""
+
+    index: Tensor
+    centroids: Tensor
+    price: Tensor
+    objective: float
+    bits: float
+
+
+@dataclass(frozen=True)
 class Part:
-    """The weights of one layer, flat float64, with their importance and the codebooks to start from.
+    """A sample of one layer: flat float64 weights, their importance, how many they stand for, codebooks to start from."""
 
-    The steps stop at the nearest minimum of J, and clusters only die. So they start from k-means with ``clusters`` centroids,
-    with half as many, and so on, and the least J counts.
-    """
+    values: Tensor
+    importance: Tensor
+    count: int
+    starts: Sequence[Tensor]
 
-    def __init__(self, weight: Tensor, importance: Tensor, clusters: int) -> None:
-        self.values, self.importance = weight.flatten().double(), importance
+    @classmethod
+    def of(cls, weight: Tensor, importance: Tensor, clusters: int) -> Part:
+        """Evenly spaced weights, and k-means with ``clusters`` centroids, half as many, and so on.
+
+        Steps stop at the nearest minimum of J, and clusters only die in them: the best of a few starts is better.
+        """
+        size = min(weight.numel(), SAMPLE)
+        chosen = torch.arange(size) * weight.numel() // size
+        values, importance = weight.flatten()[chosen].double(), importance[chosen]
         sizes = [clusters >> shift for shift in range(clusters.bit_length())]
-        self.starts = [scalar.clustered(self.values, importance, size).float().double().unique() for size in sizes]
+        return cls(values, importance, weight.numel(), [scalar.clustered(values, importance, k) for k in sizes])
 
-    def quantized(self, penalty: float) -> tuple[Tensor, Tensor]:
-        """Index of each weight and centroids of least J, clusters that died out left away."""
-        if penalty == 0:
-            return scalar.nearest(self.values, self.starts[0]), self.starts[0]
-        found = [self._descended(start, penalty) for start in self.starts]
-        return min(found, key=lambda result: self._objective(*result, penalty))
-
-    def _descended(self, centroids: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-        """The steps from one start, until no weight moves."""
-        index = scalar.nearest(self.values, centroids)
-        for _ in range(scalar.STEPS):
-            used, index = index.unique(return_inverse=True)
-            mass = torch.zeros(len(used), dtype=torch.float64).index_add_(0, index, self.importance)
-            centroids = torch.zeros_like(mass).index_add_(0, index, self.importance * self.values) / mass
-            price = -penalty * (torch.bincount(index) / len(index)).log2()
-            found = self._cheapest(centroids, price)
-            if torch.equal(found, index):
-                break
-            index = found
-        return index, centroids
-
-    def _cheapest(self, centroids: Tensor, price: Tensor) -> Tensor:
-        """argmin_k h (w − c_k)² + price_k of each weight."""
-        rows = max(1, PIECE // len(centroids))
-        pairs = zip(self.values.split(rows), self.importance.split(rows), strict=True)
-        return torch.cat([torch.addcmul(price, h[:, None], (w[:, None] - centroids).square_()).argmin(1) for w, h in pairs])
-
-    def _objective(self, index: Tensor, centroids: Tensor, penalty: float) -> float:
-        error = (self.importance * (self.values - centroids[index]).square()).sum()
-        return float(error) + penalty * entropy(index)
+    def quantized(self, penalty: float) -> Quantized:
+        """The result of least J."""
+        found = [descended(self.values, self.importance, c, torch.zeros_like(c), penalty) for c in self.starts]
+        return min(found, key=lambda result: result.objective)
 
 
-def entropy(index: Tensor) -> float:
-    """Bits of all indices together."""
+def descended(values: Tensor, importance: Tensor, centroids: Tensor, price: Tensor, penalty: float) -> Quantized:
+    """The steps of Choi et al. until they gain next to nothing; clusters that die out are left away."""
+    found, index, least = cheapest(values, importance, centroids, price)[0], torch.empty(0), math.inf
+    for _ in range(scalar.STEPS):
+        used, index = found.unique(return_inverse=True)
+        mass = torch.zeros(len(used), dtype=torch.float64).index_add_(0, index, importance)
+        centroids = torch.zeros_like(mass).index_add_(0, index, importance * values) / mass
+        price = -penalty * (torch.bincount(index) / len(index)).log2()
+        found, objective = cheapest(values, importance, centroids, price)
+        if least - objective <= ENOUGH * objective:
+            break
+        least = objective
     counts = torch.bincount(index).double()
-    return float(-torch.xlogy(counts, counts / len(index)).sum() / math.log(2))
+    bits = float(-torch.xlogy(counts, counts / len(index)).sum() / math.log(2))
+    error = float((importance * (values - centroids[index]).square()).sum())
+    return Quantized(index, centroids, price, error + penalty * bits, bits)
+
+
+def cheapest(values: Tensor, importance: Tensor, centroids: Tensor, price: Tensor) -> tuple[Tensor, float]:
+    """argmin_k h (w − c_k)² + price_k of each weight, and the sum of these least costs."""
+    rows = max(1, PIECE // len(centroids))
+    pairs = zip(values.split(rows), importance.split(rows), strict=True)
+    least = [torch.addcmul(price, h[:, None], (w[:, None] - centroids).square_()).min(1) for w, h in pairs]
+    return torch.cat([piece.indices for piece in least]), float(torch.stack([piece.values.sum() for piece in least]).sum())
 
 
 def smallest(parts: Sequence[Part], bits: float) -> float:
-    """The smallest λ at which the indices of all parts together need at most ``bits`` a weight, to a few per mille."""
-    budget = bits * sum(len(part.values) for part in parts)
+    """The smallest λ at which the indices of all parts together need at most ``bits`` a weight, to about a per mille."""
 
     def fits(penalty: float) -> bool:
-        return sum(entropy(part.quantized(penalty)[0]) for part in parts) <= budget
+        needed = sum(part.quantized(penalty).bits / len(part.values) * part.count for part in parts)
+        return needed <= bits * sum(part.count for part in parts)
 
     if fits(0.0):
         return 0.0
-    # at high λ each layer is one cluster; there the price of a bit is of the order of the variance that it could save
+    # where a bit costs as much as the variance it could save, each layer is about one cluster
     high = max(float((part.importance * part.values.square()).mean()) for part in parts)
     while not fits(high):
         high *= 16

@@ -1,6 +1,6 @@
 """HashedNets: weights that a hash function sends to the same bucket are one weight, up to a sign.
 
-Chen, Wilson, Tyree, Weinberger, Chen, "Compressing Neural Networks with the Hashing Trick", ICML 2015 (1504.04788), eq. 7, 12:
+Chen, Wilson, Tyree, Weinberger, Chen, "Compressing Neural Networks with the Hashing Trick", ICML 2015 (1504.04788), section 4:
     V_ij = ξ(i, j) w_h(i, j),   ∂L/∂w_k = Σ_{h(i, j) = k} ξ(i, j) ∂L/∂V_ij.
 The hash is computed, so only the buckets are stored. The paper trains them from scratch; of a trained weight they are the
 least-squares projection w_k = mean of ξ(i, j) V_ij over its bucket, which keeps little of it: train afterwards.

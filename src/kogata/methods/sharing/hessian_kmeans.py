@@ -1,6 +1,6 @@
 """Weight sharing by Hessian-weighted k-means: weights that the loss feels most lie closest to their centroid.
 
-Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (1612.01543), equation 7:
+Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (1612.01543), section 3:
     min Σ_k Σ_{w_i in c_k} h_ii |w_i − c_k|²,  so that  c_k = Σ h_ii w_i / Σ h_ii,
 for at a minimum of the loss L the change of L is about ½ Σ h_ii (w_i − c_k)². The diagonal h of the Hessian is that of the
 Fisher information, the mean squared gradient: one pass, never negative, and at such a minimum the same in expectation.

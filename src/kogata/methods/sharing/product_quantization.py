@@ -1,6 +1,6 @@
 """Product quantization: every stretch of a few columns of a row is one of k shared vectors.
 
-Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), section 3.2.2:
+Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), section 3.2:
     W = [W¹, …, Wˢ],  min Σ_o ‖wˢ_o − cˢ_k(o)‖²  for each sub-matrix Wˢ of d columns,
 so that a row costs log2 k bits for each of its S sub-vectors, and S tables of k vectors are shared by all rows. The filters
 of a convolution are its rows.

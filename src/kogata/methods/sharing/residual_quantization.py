@@ -1,6 +1,6 @@
 """Residual quantization: a vector is the sum of one centroid from each of several codebooks.
 
-Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), section 3.2.3:
+Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), section 3.2:
     w ≈ c¹ + c² + … + cᵗ,  cˢ the centroid nearest to w − c¹ − … − cˢ⁻¹, from k-means of these residuals.
 The paper quantizes whole rows, whose tables are large; here rows may be cut into sub-vectors as in product quantization.
 """
