@@ -10,15 +10,17 @@ Uniform quantization to b bits, with straight-through gradients (Jacob et al. 20
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from kogata.errors import UsageError
 from kogata.forms.latent import straight_through
+from kogata.job import Kind, Site
+from kogata.views import view_of
 
 CHILD = "input_quantizer"
 MAX_BITS = 16
@@ -56,9 +58,8 @@ class Static(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Round to the grid of ``scale``; the gradient of the scale is that of LSQ without its factor."""
-        scale = self.scale.to(x.dtype)
-        clamped = (x / scale).clamp(-self.zero, 2**self.bits - 1 - self.zero)
-        return straight_through(clamped.round(), clamped) * scale
+        clamped = (x / self.scale).clamp(-self.zero, 2**self.bits - 1 - self.zero)  # in the wider of the two dtypes
+        return (straight_through(clamped.round(), clamped) * self.scale).to(x.dtype)
 
     def header(self) -> dict[str, Any]:
         """Bits and zero point."""
@@ -88,12 +89,13 @@ class Dynamic(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Round between the smallest and the largest value, zero included, so that zero stays exact."""
         axes = list(range(x.ndim)) if self.granularity is Granularity.TENSOR else [x.ndim - 1]
-        low, high = x.detach().amin(axes, keepdim=True).clamp(max=0), x.detach().amax(axes, keepdim=True).clamp(min=0)
+        values = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+        low, high = values.amin(axes, keepdim=True).clamp(max=0), values.amax(axes, keepdim=True).clamp(min=0)
         levels = 2**self.bits - 1
-        scale = ((high - low) / levels).clamp_min(torch.finfo(x.dtype).tiny)
+        scale = ((high - low) / levels).clamp_min(torch.finfo(values.dtype).tiny)
         zero = (-low / scale).round()
-        rounded = ((x / scale).round() + zero).clamp(0, levels) - zero
-        return straight_through(rounded * scale, x)
+        rounded = ((values / scale).round() + zero).clamp(0, levels) - zero
+        return straight_through((rounded * scale).to(x.dtype), x)
 
     def header(self) -> dict[str, Any]:
         """Bits and granularity."""
@@ -124,6 +126,28 @@ class Sign(Quantizer):
         return cls()
 
 
+class LatentQuantizer(Quantizer):
+    """A quantizer in training. It cannot be saved; what it freezes to can."""
+
+    @abstractmethod
+    def freeze(self) -> Quantizer:
+        """What is to be stored and run instead."""
+
+    def step(self) -> None:
+        """Called after each step of the optimizer."""
+
+    @final
+    def header(self) -> dict[str, Any]:
+        """Raises UsageError: training must be finished first."""
+        raise UsageError(f"{type(self).__name__}: this model is still in training; call finish() on it before saving it.")
+
+    @classmethod
+    @final
+    def restore(cls, header: Mapping[str, Any]) -> Self:
+        """Raises ValueError: no file holds one."""
+        raise ValueError("a quantizer in training is never stored")
+
+
 QUANTIZERS: Mapping[str, type[Quantizer]] = {"static": Static, "dynamic": Dynamic, "sign": Sign}
 
 
@@ -137,6 +161,20 @@ def attach(module: nn.Module, quantizer: Quantizer) -> None:
         else:
             module.register_forward_pre_hook(_round_input, with_kwargs=True)
     setattr(module, CHILD, quantizer)
+
+
+def layer_of(model: nn.Module, site: Site) -> nn.Module | None:
+    """The linear or convolutional layer whose input the site's weight multiplies; None when there is no such layer."""
+    view = view_of(model, site)
+    if view is None or view[0] is not model.get_submodule(site.module) or site.kind not in (Kind.LINEAR, Kind.CONV):
+        return None
+    return view[0]
+
+
+def layers_of(model: nn.Module, sites: Iterable[Site]) -> list[nn.Module]:
+    """Those of several sites, each once."""
+    found = (layer_of(model, site) for site in sites)
+    return list(dict.fromkeys(layer for layer in found if layer is not None))
 
 
 def quantizer_of(module: nn.Module) -> Quantizer | None:

@@ -98,7 +98,9 @@ def in_turn(
         def arrived(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if name in done:
                 return
-            batch = next(batch for batch in batches if batch.ident == threading.get_ident())
+            batch = next((batch for batch in batches if batch.ident == threading.get_ident()), None)
+            if batch is None:  # the caller's own call of the layer that it was handed
+                return
             visit(layer, args, kwargs)
             batch.visits[name] += 1
             if batch.visits[name] >= calls[name]:

@@ -123,6 +123,7 @@ class WeightMethod(Method):
             return None, str(error)
         if not all(torch.isfinite(part.values).all() for _, part in form.leaves()):
             raise DataError(f"{self.ABOUT.name}: {site.name} of shape {site.shape} became NaN or infinite.")
+        form = form.to(leaf.values.dtype)
         if form.stored_bits() >= leaf.stored_bits():
             return None, f"it would not get smaller ({leaf.stored_bits() / 8:.0f} → {form.stored_bits() / 8:.0f} bytes)"
         return form, ""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import nn
 
-from kogata import surgery
+from kogata import activations, surgery
+from kogata.activations import LatentQuantizer
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Latent, Role
 from kogata.job import Job, Row, Site, Task, Where
@@ -34,7 +36,8 @@ class TrainingMethod(Method):
 
     ACCEPTS: ClassVar[frozenset[Role]]  # the leaves it trains
     LEAVES: ClassVar[frozenset[Role]]  # the leaves it leaves in their place
-    recover: Recover
+    if TYPE_CHECKING:  # a field of each method: that module cannot be imported here, for its package imports this one
+        recover: Recover
 
     @abstractmethod
     def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
@@ -42,6 +45,10 @@ class TrainingMethod(Method):
 
         Raises NotApplicable with the reason when it can do nothing for them.
         """
+
+    def unfit(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[Site, str]:
+        """The sites that must be left alone, and why, beyond their kind and what the steps before left."""
+        return {}
 
     def begin(self, model: nn.Module, where: Where | None = None) -> Regime:
         """A copy of ``model`` under this method, for a loop of one's own. Raises NotApplicable as ``apply`` does."""
@@ -86,34 +93,57 @@ class TrainingMethod(Method):
     def _selection(self, job: Job) -> list[tuple[Site, str]]:
         """Each selected site, with the reason why it is left alone, if it is."""
         found: list[tuple[Site, str]] = []
-        for site in surgery.selected(job):
+        sites = surgery.selected(job)
+        unfit = self.unfit(job.model, [site for site in sites if site.kind in self.ABOUT.layers])
+        for site in sites:
             roles = {leaf.role for _, leaf in surgery.form_at(job.model, site).leaves()}
             if site.kind not in self.ABOUT.layers:
                 note = f"it is for {', '.join(self.ABOUT.layers)} layers, this is {site.kind}"
             elif not roles & self.ACCEPTS:
                 note = f"it takes {' or '.join(sorted(self.ACCEPTS))}, but the steps before left {' or '.join(sorted(roles))}"
             else:
-                note = ""
+                note = unfit.get(site, "")
             found.append((site, note))
         return found
 
 
 class LatentRegime(Regime):
-    """Weights that are quantized in every forward: each target's leaf becomes a :class:`Latent`, and then what it froze to."""
+    """Numbers that are quantized in every forward: each target's leaf becomes a :class:`Latent`, and then what it froze to.
 
-    def __init__(self, model: nn.Module, latents: Sequence[tuple[Target, Latent]]) -> None:
+    So does the input of each layer that comes with a quantizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        latents: Sequence[tuple[Target, Latent]],
+        flows: Sequence[tuple[nn.Module, LatentQuantizer]] = (),
+    ) -> None:
         super().__init__(model)
         for target, latent in latents:
             surgery.replace(model, target.site, target.path, latent)
-        self._latents = list(latents)
+        for layer, quantizer in flows:
+            activations.attach(layer, quantizer.to(next(layer.parameters()).device))
+        self._latents, self._flows = list(latents), list(flows)
 
     def step(self, progress: float) -> None:
-        """Let each latent weight look at its gradient."""
-        for _, latent in self._latents:
-            latent.step()
+        """Let each latent weight look at its gradient, and each quantizer mind its own parameters."""
+        for _, part in (*self._latents, *self._flows):
+            part.step()
 
     def finish(self) -> nn.Module:
-        """The model, its latent weights frozen."""
+        """The model, its latent weights and its quantizers frozen."""
         for target, latent in self._latents:
             surgery.replace(self.model, target.site, target.path, latent.freeze())
+        for layer, quantizer in self._flows:
+            activations.attach(layer, quantizer.freeze().to(next(layer.parameters()).device))
         return self.model
+
+
+class PreciseRegime(LatentRegime):
+    """One whose numbers are finer than the bfloat16 of autocast."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model makes of its inputs, without autocast."""
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return super().forward(*args, **kwargs)

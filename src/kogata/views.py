@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -56,7 +55,7 @@ def _attended(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
 def _heads(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """What the heads give is what the attention would with an identity as its last projection, so it is run with one."""
     attention = cast("nn.MultiheadAttention", layer)
-    twin = copy.copy(attention)
+    twin = type(attention).__new__(type(attention))  # copy.copy refuses modules with parametrizations
     weight = attention.out_proj.weight
     identity = nn.modules.linear.NonDynamicallyQuantizableLinear(
         len(weight), len(weight), device=weight.device, dtype=weight.dtype
@@ -64,10 +63,8 @@ def _heads(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
     with torch.no_grad():
         identity.weight.copy_(torch.eye(len(weight)))
         identity.bias.zero_()
-    twin.__dict__ |= {
-        "_modules": dict(attention.named_children()) | {"out_proj": identity},
-        "_forward_pre_hooks": OrderedDict(),
-    }
+    children = dict(attention.named_children()) | {"out_proj": identity}
+    twin.__dict__.update(attention.__dict__ | {"_modules": children, "_forward_pre_hooks": OrderedDict()})
     yield twin(*args, **kwargs)[0].reshape(1, -1, len(weight))
 
 

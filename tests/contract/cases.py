@@ -5,31 +5,127 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kogata.method import Method
-from kogata.methods import SVD, Half, KMeans, MagnitudePruning, Recover, RoundToNearest, Wanda
+from kogata.methods import (
+    ECSQ,
+    BRECQ,
+    GPTQ,
+    LAB,
+    LSQ,
+    OBD,
+    OBS,
+    SVD,
+    AdaRound,
+    ADMMPruning,
+    BiasedWeightDecay,
+    BinaryConnect,
+    BinaryNet,
+    ChannelPruning,
+    CorrectedPQ,
+    DynamicActivations,
+    FixedPoint,
+    GroupLasso,
+    Half,
+    Hashed,
+    HessianKMeans,
+    KMeans,
+    MagnitudePruning,
+    MovementPruning,
+    NeuronMerging,
+    ProductQuantization,
+    Recover,
+    ResidualQuantization,
+    RoundToNearest,
+    SoftWeightSharing,
+    SparseGPT,
+    StaticActivations,
+    Ternary,
+    Wanda,
+    XNORNet,
+)
+
+BRIEF = Recover(epochs=1, learning_rate=1e-2)
 
 CASES: Mapping[type[Method], Method] = {
     MagnitudePruning: MagnitudePruning(sparsity=0.6),
     Wanda: Wanda(sparsity=0.5),
+    SparseGPT: SparseGPT(sparsity=0.5),
+    OBD: OBD(sparsity=0.6),
+    OBS: OBS(sparsity=0.5),
+    BiasedWeightDecay: BiasedWeightDecay(strength=1e-3, recover=BRIEF),
+    GroupLasso: GroupLasso(strength=0.05, recover=BRIEF),
+    MovementPruning: MovementPruning(sparsity=0.6, recover=BRIEF),
+    ADMMPruning: ADMMPruning(sparsity=0.6, recover=BRIEF),
+    ChannelPruning: ChannelPruning(sparsity=0.5),
+    NeuronMerging: NeuronMerging(sparsity=0.5),
     KMeans: KMeans(clusters=6),
+    HessianKMeans: HessianKMeans(clusters=6),
+    ECSQ: ECSQ(bits=2.0, clusters=8),
+    ProductQuantization: ProductQuantization(clusters=4, length=2),
+    ResidualQuantization: ResidualQuantization(clusters=2, stages=2, length=4),
+    CorrectedPQ: CorrectedPQ(clusters=4, length=2),
+    Hashed: Hashed(fraction=0.25),
+    SoftWeightSharing: SoftWeightSharing(recover=BRIEF),
     RoundToNearest: RoundToNearest(bits=4, group=16),
+    GPTQ: GPTQ(bits=4, group=16),
+    AdaRound: AdaRound(bits=4, group=16, iterations=20),
+    BRECQ: BRECQ(bits=4, blocks=("deep", "hidden", "out", "encoder"), iterations=5),
+    LSQ: LSQ(bits=4, recover=BRIEF),
+    FixedPoint: FixedPoint(integer=4, fraction=8, recover=BRIEF),
+    BinaryConnect: BinaryConnect(recover=BRIEF),
+    LAB: LAB(recover=BRIEF),
+    XNORNet: XNORNet(recover=BRIEF),
+    BinaryNet: BinaryNet(recover=BRIEF),
+    Ternary: Ternary(recover=BRIEF),
     Half: Half(),
+    StaticActivations: StaticActivations(bits=8),
+    DynamicActivations: DynamicActivations(bits=8),
     SVD: SVD(rank=0.25),
     Recover: Recover(epochs=1, learning_rate=1e-2),
 }
 
+# What trains the model, or parts of it: half precision cannot be trained.
+TRAINED = frozenset(kind for kind in CASES if kind.ABOUT.training) | {BRECQ}
+
 # The models a method can do nothing for, and what its refusal must say.
 REFUSED: Mapping[tuple[type[Method], str], str] = {
     (Wanda, "tied"): "this is embedding",
+    **{(kind, "tied"): "this is embedding" for kind in (CorrectedPQ, OBS, AdaRound)},
+    (BRECQ, "tied"): "in none of the blocks",
+    (NeuronMerging, "embedding"): "its outputs are the model's",
+    (NeuronMerging, "tied"): "nothing to do",
+    **{
+        (kind, name): reason
+        for kind in (XNORNet, BinaryNet)
+        for name, reason in (
+            ("attention", "inputs cannot become signs"),
+            ("embedding", r"reads the result of mean\(\)"),
+            ("tied", "this is embedding"),
+        )
+    },
+    **{(FixedPoint, name): "cannot hold 12 bits" for name in ("float16", "bfloat16")},
+    **{(kind, "tied"): "not the weight of a linear" for kind in (StaticActivations, DynamicActivations)},
     (Half, "float16"): "would not get smaller",
     (Half, "bfloat16"): "would not get smaller",
 }
 
+# What may come after what. A method that needs whole weights cannot follow one that leaves only some of their numbers, and
+# nothing that works on numbers can follow one that left codes, signs or indices of them.
+ANYTIME = frozenset({Half, Recover, StaticActivations, DynamicActivations})
+WHOLE = frozenset({
+    SVD, Wanda, SparseGPT, OBS, GroupLasso, ChannelPruning, NeuronMerging, ProductQuantization, ResidualQuantization,
+    CorrectedPQ, Hashed, XNORNet, BinaryNet,
+})  # fmt: skip
+LEAVES_NUMBERS = frozenset({MagnitudePruning, Wanda, SparseGPT, OBD, OBS, MovementPruning, ADMMPruning, Hashed})
+LEAVES_CODES = frozenset({
+    KMeans, HessianKMeans, ECSQ, ProductQuantization, ResidualQuantization, CorrectedPQ, SoftWeightSharing, RoundToNearest,
+    GPTQ, AdaRound, BRECQ, LSQ, FixedPoint, BinaryConnect, LAB, Ternary,
+})  # fmt: skip
+
 # Second steps that a first step leaves no leaf for: the order is wrong whatever the weights are.
 ILLEGAL: Mapping[type[Method], frozenset[type[Method]]] = {
-    KMeans: frozenset({MagnitudePruning, Wanda, KMeans, RoundToNearest, SVD}),
-    RoundToNearest: frozenset({MagnitudePruning, Wanda, KMeans, RoundToNearest, SVD}),
-    MagnitudePruning: frozenset({Wanda, SVD}),
-    Wanda: frozenset({Wanda, SVD}),
+    **dict.fromkeys(LEAVES_NUMBERS, WHOLE),
+    **dict.fromkeys(LEAVES_CODES, frozenset(CASES) - ANYTIME),
+    SVD: frozenset({ChannelPruning, NeuronMerging}),  # they shrink plain weights
 }
 
 # Orders that are legal, but where the second of two methods with these settings has nothing left to gain.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kogata import artifact, surgery
 from kogata.batch import call, tensors
 from kogata.calibrate import evaluating, first_batch
+from kogata.forms import Affine, Codebook, Dense, Masked, Product, Sum, Tied
 from kogata.job import Job
 
 
@@ -94,3 +95,33 @@ def through_file(job: Job, model: nn.Module, folder: Path) -> nn.Module:
     path = folder / "model.kogata"
     artifact.write(path, artifact.pack(model))
     return artifact.load(path, into=fresh)
+
+
+def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:
+    """What was pruned is still zero, and what was shared is still shared, in every part of every weight's tree.
+
+    Both are looked for in the numbers that the node at the same place in ``after`` gives. A weight whose shape changed had no
+    form to keep.
+    """
+    sites = {site.name: site for site in surgery.sites(after)}
+    for site in surgery.sites(before):
+        if site.name not in sites or sites[site.name].shape != site.shape:
+            assert isinstance(surgery.form_at(before, site), Dense)
+            continue
+        trees = dict(artifact.nodes(surgery.form_at(after, site)))
+        for path, node in artifact.nodes(surgery.form_at(before, site)):
+            if isinstance(node, Dense | Product | Sum):
+                continue  # what they hold is looked at itself
+            was, now = node.dense().detach().double(), trees[path].dense().detach().double()
+            if isinstance(node, Masked | Affine):  # a zero of another form is a value like any other
+                assert float(now[was == 0].abs().sum()) == 0, f"{site.name} {path}: pruned entries came back"
+            if isinstance(node, Codebook):
+                assert_shared(node.index.flatten().long(), now.flatten(), f"{site.name} {path}")
+            if isinstance(node, Tied):
+                assert_shared(node.index.flatten().long(), (now.flatten() * node.sign.flatten()), f"{site.name} {path}")
+
+
+def assert_shared(index: Tensor, values: Tensor, where: str) -> None:
+    """All entries of one index have one value."""
+    low = values.new_full((int(index.max()) + 1,), float("inf")).scatter_reduce(0, index, values, "amin")
+    assert torch.equal(low[index], values), f"{where}: shared entries drifted apart"

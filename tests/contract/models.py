@@ -23,15 +23,15 @@ class ConvNet(nn.Module):
     def __init__(self, convolution: type[nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
         self.conv = convolution(3, 16, 3, padding=1, stride=2)
-        self.norm = nn.BatchNorm2d(16)
-        self.deep = nn.Conv2d(16, 24, 3)
-        self.hidden = nn.Linear(24 * 4, 32)
+        self.norm, self.first = nn.BatchNorm2d(16), nn.ReLU()
+        self.deep, self.second = nn.Conv2d(16, 24, 3), nn.ReLU()
+        self.hidden, self.third = nn.Linear(24 * 4, 32), nn.ReLU()
         self.out = nn.Linear(32, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.conv(images)))
-        x = torch.relu(self.deep(x)).flatten(1)
-        return self.out(torch.relu(self.hidden(x)))
+        x = self.first(self.norm(self.conv(images)))
+        x = self.second(self.deep(x)).flatten(1)
+        return self.out(self.third(self.hidden(x)))
 
 
 class PaddedConv2d(nn.Conv2d):

@@ -56,6 +56,7 @@ def test_a_matrix_of_low_rank_is_recovered() -> None:
         (nn.Conv2d(6, 16, 3, bias=False, padding_mode="reflect", padding=1), torch.randn(2, 6, 9, 8)),
         (nn.Conv1d(6, 12, 5, stride=2), torch.randn(2, 6, 20)),
         (nn.Conv3d(3, 8, 3), torch.randn(2, 3, 5, 6, 5)),
+        (nn.Conv2d(8, 16, 3, groups=2), torch.randn(2, 8, 7, 7)),
         (nn.Embedding(30, 12, padding_idx=3), torch.randint(0, 30, (4, 5))),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -81,12 +82,11 @@ def test_lowering_reads_nested_factors(step: MagnitudePruning | KMeans) -> None:
         assert_near(lowered(inputs), job.model(inputs), 1e-5)
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(8, 16, 3, groups=2), nn.ConvTranspose2d(8, 16, 3)], ids=["grouped", "transposed"])
-def test_layers_that_two_cannot_replace_stay_dense(layer: nn.Module) -> None:
+def test_layers_that_others_cannot_replace_stay_dense() -> None:
     inputs = torch.randn(2, 8, 7, 7)
-    job = SVD(rank=2).apply(adopt(nn.Sequential(layer), Task(calibration=[inputs])))
+    job = SVD(rank=2).apply(adopt(nn.Sequential(nn.ConvTranspose2d(8, 16, 3)), Task(calibration=[inputs])))
     lowered = surgery.lower(job.model)
-    assert type(lowered[0]) is type(layer)  # type: ignore[index]
+    assert type(lowered[0]) is nn.ConvTranspose2d  # type: ignore[index]
     with evaluating(job.model):
         assert_near(lowered(inputs), job.model(inputs), 1e-6)
 

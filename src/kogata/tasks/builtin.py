@@ -214,7 +214,7 @@ BUILTIN_TASKS = (
         description="ResNet-20 of half the width on CIFAR-10: 68,786 parameters",
         network=partial(networks.cifar_resnet, 20, width=0.5),
         split=_cifar,
-        training=Training(epochs=20, learning_rate=4e-3, weight_decay=0.05),
+        training=Training(epochs=16, learning_rate=4e-3, weight_decay=0.05),
         shift=4,
     ),
     BuiltinTask(

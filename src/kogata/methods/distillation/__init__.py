@@ -1,5 +1,1 @@
 """Distillation: a model learns from another one."""
-
-from kogata.methods.distillation.recover import Recover
-
-__all__ = ["Recover"]

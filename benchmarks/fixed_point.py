@@ -1,0 +1,84 @@
+"""Fixed-point training from scratch: 16-bit numbers, rounded stochastically or to nearest, against floating point.
+
+LeNet-300-100 on Fashion-MNIST from random weights, each with the same seed, epochs and learning rate: in floating point, and in
+numbers of 4 integer and 12 fraction bits under both roundings (Gupta et al. 2015, 1502.02551). Test errors are those of the
+model read back from its file, on 10,000 images; the weights in the files are the 16-bit numbers themselves.
+
+A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/fixed_point/`` to measure anew.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from benchmarks import harness
+from benchmarks.harness import Row
+from kogata import surgery
+from kogata.compress import compress
+from kogata.folder import Folder
+from kogata.method import Method
+from kogata.methods import FixedPoint, Recover
+from kogata.report.data import Report
+from kogata.tasks.taskfile import open_task
+
+MINUTES = 5
+SEEDS = (0, 1, 2)
+TASK = "fashion-lenet300"
+RUNS = Path(__file__).parent.parent / "runs" / "fixed_point"
+TRAINING = Recover(epochs=4, learning_rate=1e-3, distill=0.0)
+STALLED = 1.0  # points of error past floating point, from which on a rounding has failed
+
+METHODS: Mapping[str, Method] = {
+    "float32": TRAINING,
+    "16 bits, stochastic": FixedPoint(integer=4, fraction=12, recover=TRAINING),
+    "16 bits, nearest": FixedPoint(integer=4, fraction=12, rounding="nearest", recover=TRAINING),
+}
+
+
+def untrained(model: nn.Module, seed: int) -> nn.Module:
+    """The same network with random weights."""
+    torch.manual_seed(seed)
+    fresh = surgery.clone(model, share=False)
+    for module in fresh.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    return fresh
+
+
+def trained(name: str, seed: int) -> Report:
+    """The report of one run."""
+    folder = Folder(RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}")
+    if folder.finished:
+        return Report.load(folder.report)
+    model, task = open_task(TASK, 0, None)  # the data and the network; its weights are not used
+    fresh, resume = untrained(model, seed), folder.path.exists()
+    return compress(fresh, task, METHODS[name], output=folder.path, seed=seed, engine=None, resume=resume).report
+
+
+def main() -> int:
+    """Every rounding on every seed."""
+    reports = {name: [trained(name, seed) for seed in SEEDS] for name in METHODS}
+    errors = {
+        name: round(statistics.mean(100 - (run.compressed.score or 0) for run in runs), 6) for name, runs in reports.items()
+    }
+    bars: Mapping[str, tuple[float, Literal["<=", ">="], str]] = {
+        "16 bits, stochastic": (round(errors["float32"] + 0.3, 6), "<=", "within 0.3 points of floating point"),
+        "16 bits, nearest": (round(errors["float32"] + STALLED, 6), ">=", "where rounding to nearest fails"),
+    }
+    rows: list[Row] = []
+    for name, runs in reports.items():
+        rows += [
+            Row(name, "test error", errors[name], "%", *bars.get(name, (None, None, ""))),
+            Row(name, "file", statistics.mean(run.compressed.bytes for run in runs), "bytes"),
+        ]
+    return harness.run("fixed_point", rows, SEEDS)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,78 @@
+"""Pruning under a quadratic loss: which weights to keep, and what the others must become.
+
+Without the weights it loses, a row has the least error (w − v) H (w − v)ᵀ where v is the least-squares solution on the kept
+ones; the compensating updates of Optimal Brain Surgeon, one removal after another, end there (Hassibi and Stork, 1992). The
+kept set is sought by alternating directions (Boža, "Fast and Effective Weight Update for Pruned Large Language Models",
+2401.02938): with columns scaled so that diag H = 1,
+    z = (v + u) where it is among the largest, else 0;   u += v − z;   v = (w H + ρ (z − u)) (H + ρ)⁻¹,
+while the share of kept weights falls to the one that is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kogata.kernels import conjugate_gradients
+
+ROUNDS = 12  # of alternating directions
+RAMP = 9  # of them, over which the sparsity rises
+PENALTY = 1.0  # ρ, of a quadratic whose diagonal is 1
+
+Choose = Callable[[Tensor, float], Tensor]
+"""Of scores ``[G, O, I]`` and how much of the sparsity to reach, in (0, 1]: which entries to keep (bool)."""
+
+
+def select(weight_GOI: Tensor, gram_GII: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
+    """Which weights to keep (bool, ``[G, O, I]``), and about what they become. The gram must have an inverse."""
+    scale_GI = gram_GII.diagonal(dim1=1, dim2=2).sqrt()
+    unit_GII = gram_GII / scale_GI[:, :, None] / scale_GI[:, None]
+    inverse_GII = torch.linalg.inv(unit_GII + PENALTY * torch.eye(unit_GII.shape[1]))
+    start = found = weight_GOI * scale_GI[:, None]
+    pulled = start @ (unit_GII @ inverse_GII)
+    dual = torch.zeros_like(start)
+    for k in range(1, ROUNDS):
+        both = found + dual
+        sparse = both * choose(both.abs(), min(1.0, k / RAMP) ** (1 / 3))
+        dual = both - sparse
+        found = torch.baddbmm(pulled, sparse - dual, inverse_GII, alpha=PENALTY)
+    return choose((found + dual).abs(), 1.0), found / scale_GI[:, None]
+
+
+def refit(
+    weight_GOI: Tensor, gram_GII: Tensor, kept_GOI: Tensor, start_GOI: Tensor, steps: int, outer_OO: Tensor | None = None
+) -> Tensor:
+    """The kept weights after ``steps`` steps of conjugate gradients towards least squares from ``start_GOI``; zero elsewhere.
+
+    The loss is tr(E H Eᵀ), of which each row is a system of its own, or with the curvature ``outer_OO`` of the loss in the
+    outputs tr(G E H Eᵀ), one system for the layer.
+    """
+    shape = (-1, weight_GOI.shape[2]) if outer_OO is None else (1, -1)
+
+    def curved(matrix_GOI: Tensor) -> Tensor:
+        image = matrix_GOI @ gram_GII
+        return image if outer_OO is None else outer_OO @ image
+
+    def normal(rows: Tensor) -> Tensor:
+        return (curved(rows.reshape(weight_GOI.shape)) * kept_GOI).reshape(shape)
+
+    diagonal = gram_GII.diagonal(dim1=1, dim2=2)[:, None] * kept_GOI
+    if outer_OO is not None:
+        diagonal = diagonal * outer_OO.diagonal()[:, None]
+    right = (curved(weight_GOI) * kept_GOI).reshape(shape)
+    start = (start_GOI * kept_GOI).reshape(shape)
+    found = conjugate_gradients.solve(normal, right, diagonal.reshape(shape), start, steps)
+    return found.reshape(weight_GOI.shape)
+
+
+def largest(score: Tensor, keep: int) -> Tensor:
+    """The ``keep`` highest scores (bool, of its shape); of equal ones the first in memory."""
+    flat = score.flatten()
+    if keep >= len(flat):
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = flat.kthvalue(len(flat) - keep + 1).values
+    kept = flat > threshold
+    ties = (flat == threshold).nonzero().flatten()
+    return kept.index_fill(0, ties[: keep - int(kept.sum())], True).reshape(score.shape)

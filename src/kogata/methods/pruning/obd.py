@@ -1,0 +1,109 @@
+"""Optimal Brain Damage: prune by the second derivative of the loss.
+
+LeCun, Denker, Solla, "Optimal Brain Damage", NeurIPS 1989, equation 5: at a minimum, with a diagonal Hessian, losing w_k costs
+    s_k = ½ h_kk w_k².
+h_kk is the mean squared gradient of single samples, which for a log-likelihood is its expectation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from kogata import calibrate, surgery
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Masked, Role
+from kogata.job import Job, Site
+from kogata.kernels import obs
+from kogata.method import About, Method, WeightMethod
+from kogata.stats import Stat, Stats
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OBD(WeightMethod):
+    """Keep the weights that the loss would miss most.
+
+    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
+    ``scope`` says whether each layer meets it, or all selected layers together.
+    """
+
+    sparsity: float
+    scope: Literal["layer", "global"] = "layer"
+
+    ABOUT = About(
+        name="obd",
+        family="pruning",
+        summary="drop the weights of least saliency ½ h w², h the Fisher diagonal of the loss",
+        paper="LeCun, Denker and Solla 1989",
+    )
+    NEEDS = frozenset({Stat.FISHER})
+    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
+    LEAVES = frozenset({Role.VALUES})
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"sparsity": (0.5, 0.7, 0.8, 0.9, 0.95)}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UsageError(f"obd: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.9.")
+
+    def apply(self, job: Job) -> Job:
+        """Each layer by itself, or all under one threshold."""
+        return super().apply(job) if self.scope == "layer" else self._threshold(job).apply(job)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The kept weights under a mask, as they were."""
+        score = saliency(weight, stats)
+        keep = round((1 - self.sparsity) * torch.Size(site.shape).numel())
+        if not 0 < keep < weight.numel():
+            raise NotApplicable(f"keeping {keep} of {weight.numel()} weights changes nothing or leaves nothing")
+        return Masked.of(weight, obs.largest(score, keep))
+
+    def _threshold(self, job: Job) -> Method:
+        """The one saliency from which on weights are kept, so that the selected layers together meet the sparsity."""
+        chosen = surgery.selected(job)
+        scores, total = list[Tensor](), 0
+        with closing(calibrate.gather(job, chosen, self.NEEDS, surgery.clone(job.model))) as gathered:
+            for site, found in gathered:
+                form = surgery.form_at(job.model, site)
+                for path, leaf, part in surgery.leaves(form, site):
+                    if leaf.role in self.ACCEPTS:
+                        scores.append(saliency(leaf.values.detach().float().cpu(), found.of(form, path)).flatten())
+                        total += torch.Size(part.shape).numel()
+        keep = round((1 - self.sparsity) * total)
+        ranked = torch.cat(scores).sort(descending=True).values if scores else torch.empty(0)
+        if not 0 < keep < len(ranked):
+            raise NotApplicable(f"obd: keeping {keep} of {len(ranked)} weights changes nothing or leaves nothing.")
+        return _Above(threshold=float(ranked[keep - 1]))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Above(WeightMethod):
+    """Keep the weights whose saliency reaches the threshold, and of each layer at least the most salient."""
+
+    threshold: float
+
+    ABOUT = OBD.ABOUT
+    NEEDS = OBD.NEEDS
+    ACCEPTS = OBD.ACCEPTS
+    LEAVES = OBD.LEAVES
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The kept weights under a mask, as they were."""
+        score = saliency(weight, stats)
+        mask = score >= min(self.threshold, float(score.max()))
+        if mask.all():
+            raise NotApplicable("all its weights are above the common threshold")
+        return Masked.of(weight, mask)
+
+
+def saliency(weight: Tensor, stats: Stats) -> Tensor:
+    """½ h w² (float64), what losing each weight alone costs. Raises NotApplicable where the loss does not depend on them."""
+    if stats.fisher is None:
+        raise NotApplicable("the loss has no gradient with respect to it")
+    return stats.fisher.double() * weight.double().square() / 2

@@ -1,0 +1,114 @@
+"""Optimal Brain Surgeon: prune by what a weight costs once the others have made up for its loss.
+
+Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", NeurIPS 1992, equation 5:
+    s_q = w_q² / (2 [H⁻¹]_qq),   δw = −w_q / [H⁻¹]_qq · H⁻¹ e_q.
+H of a layer is that of its squared output error, A = XᵀX / rows for each row (Dong, Chen, Pan, 1705.07565), or the Kronecker
+product A ⊗ G with G the second moment of the gradients of its outputs (Martens and Grosse, 1503.05671), where
+    s_oi = w_oi² / (2 [A⁻¹]_ii [G⁻¹]_oo).
+The updates for all lost weights together are the least-squares fit of the kept ones (``kernels/obs.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Masked, Role
+from kogata.job import Job, Kind, Site
+from kogata.kernels import obq, obs
+from kogata.method import About, WeightMethod
+from kogata.methods.quantization.gptq import Layer, layer_of
+from kogata.stats import Stat, Stats
+
+STEPS = 40  # of conjugate gradients on the kept weights
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class OBS(WeightMethod):
+    """Keep the weights of the highest saliency, chosen at once, and let them make up for the lost ones.
+
+    ``sparsity`` is the fraction of a layer's weights that become zero, in [0, 1). ``hessian`` is that of the layer's output
+    error ("layer") or of the loss ("kronecker", which needs gradients). ``damping`` times its mean diagonal is added to each
+    second moment. With a diagonal Hessian this would be Optimal Brain Damage.
+    """
+
+    sparsity: float
+    hessian: Literal["layer", "kronecker"] = "layer"
+    damping: float = 0.01
+
+    ABOUT = About(
+        name="obs",
+        family="pruning",
+        summary="drop the weights that the others can best make up for",
+        paper="Hassibi and Stork 1992; Dong et al. 2017, arXiv 1705.07565",
+        layers=(Kind.LINEAR, Kind.CONV, Kind.OTHER),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.VALUES})
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"sparsity": (0.4, 0.5, 0.6, 0.7)}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UsageError(f"obs: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
+        if self.hessian not in ("layer", "kronecker"):
+            raise UsageError(f"obs: hessian is {self.hessian!r}; expected 'layer' or 'kronecker'.")
+        if not self.damping > 0:
+            raise UsageError(f"obs: damping is {self.damping}; expected a small positive fraction, such as 0.01.")
+
+    def apply(self, job: Job) -> Job:
+        """Gradients are gathered only where they are needed."""
+        if self.hessian == "layer":
+            return super().apply(job)
+        return _Kronecker(sparsity=self.sparsity, damping=self.damping).apply(job)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The kept weights under a mask, compensated."""
+        return pruned(layer_of(weight, site, stats, self.damping), weight.shape, self.sparsity)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Kronecker(WeightMethod):
+    """With the Hessian A ⊗ G."""
+
+    sparsity: float
+    damping: float
+
+    ABOUT = OBS.ABOUT
+    NEEDS = frozenset({Stat.GRAM, Stat.GRADIENT})
+    ACCEPTS = OBS.ACCEPTS
+    LEAVES = OBS.LEAVES
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The kept weights under a mask, compensated."""
+        layer = layer_of(weight, site, stats, self.damping)
+        if stats.gradient_OO is None:
+            raise NotApplicable("the gradients of its outputs could not be seen")
+        if len(layer.gram_GII) > 1:
+            raise NotApplicable("the Hessian of a grouped convolution is no Kronecker product")
+        return pruned(layer, weight.shape, self.sparsity, obq.damped(stats.gradient_OO, self.damping))
+
+
+def pruned(layer: Layer, shape: torch.Size, sparsity: float, outer_OO: Tensor | None = None) -> Masked:
+    """The weights of highest saliency, compensated. Raises NotApplicable where that is all or none of them."""
+    count = shape.numel()
+    keep = round((1 - sparsity) * count)
+    if not 0 < keep < count:
+        raise NotApplicable(f"keeping {keep} of {count} weights changes nothing or leaves nothing")
+    kept_GOI = obs.largest(saliency(layer.weight_GOI, layer.gram_GII, outer_OO), keep)
+    found_GOI = obs.refit(layer.weight_GOI, layer.gram_GII, kept_GOI, layer.weight_GOI, STEPS, outer_OO)
+    return Masked.of(found_GOI.reshape(shape), kept_GOI.reshape(shape))
+
+
+def saliency(weight_GOI: Tensor, gram_GII: Tensor, outer_OO: Tensor | None) -> Tensor:
+    """w² / (2 [A⁻¹]_ii [G⁻¹]_oo) ``[G, O, I]`` (float64); without G, its inverse counts as 1."""
+    inverse_GI = torch.linalg.inv(gram_GII.double()).diagonal(dim1=1, dim2=2)
+    cost = weight_GOI.double().square() / (2 * inverse_GI[:, None])
+    return cost if outer_OO is None else cost / torch.linalg.inv(outer_OO.double()).diagonal()[:, None]

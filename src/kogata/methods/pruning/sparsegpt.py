@@ -1,0 +1,104 @@
+"""SparseGPT: one-shot pruning with the least error of the layer's output.
+
+Frantar and Alistarh, "SparseGPT", ICML 2023 (2301.00774), equation 1, with H = XᵀX / rows:
+    argmin over masks M and weights v of (w − M∘v) H (w − M∘v)ᵀ.
+The paper chooses masks block by block while it corrects the columns to the right; here alternating directions choose them
+for the whole layer at once, and the kept weights are fitted by least squares (Boža, 2401.02938; ``kernels/obs.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Masked, Role
+from kogata.job import Job, Site
+from kogata.kernels import obs
+from kogata.method import About, WeightMethod, follow
+from kogata.methods.quantization.gptq import layer_of, rounded
+from kogata.stats import Stat, Stats
+
+STEPS = 6  # of conjugate gradients on the kept weights
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SparseGPT(WeightMethod):
+    """Keep the weights from which the layer's output is reproduced best, and change them to do so.
+
+    ``sparsity`` is the fraction of a layer's weights that become zero; ``pattern`` ``(n, m)`` instead keeps ``n`` of every
+    ``m`` consecutive weights of a row. With ``bits`` (2 to 8) the kept weights are rounded as by GPTQ, ``group`` weights of a
+    row to a scale, and pruned ones have the code of zero. ``damping`` is GPTQ's.
+    """
+
+    sparsity: float | None = None
+    pattern: tuple[int, int] | None = None
+    bits: int | None = None
+    group: int | None = None
+    damping: float = 0.01
+
+    ABOUT = About(
+        name="sparsegpt",
+        family="pruning",
+        summary="one-shot pruning, unstructured or N of M, that makes up for its errors",
+        paper="Frantar and Alistarh 2023, arXiv 2301.00774; Boža 2024, arXiv 2401.02938",
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.VALUES})  # with bits, scales: see check
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"sparsity": (0.4, 0.5, 0.6, 0.7)}
+
+    def __post_init__(self) -> None:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise UsageError("sparsegpt: give either sparsity, such as 0.5, or pattern, such as [2, 4].")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise UsageError(f"sparsegpt: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
+        if self.pattern is not None and not 0 < self.pattern[0] < self.pattern[1]:
+            raise UsageError(f"sparsegpt: pattern is {list(self.pattern)}; expected n of m with 0 < n < m, such as [2, 4].")
+        if self.bits is not None and not 2 <= self.bits <= 8:
+            raise UsageError(f"sparsegpt: bits is {self.bits}; expected 2 to 8, or null to leave the kept weights as floats.")
+        if self.group is not None and (self.bits is None or self.group < 1):
+            raise UsageError(
+                f"sparsegpt: group is {self.group}; expected 1 or more together with bits, or null for whole rows."
+            )
+        if not self.damping > 0:
+            raise UsageError(f"sparsegpt: damping is {self.damping}; expected a small positive fraction, such as 0.01.")
+
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
+        """Kept values, or with bits only scales, are what a next method finds."""
+        leaves = self.LEAVES if self.bits is None else frozenset({Role.SCALE})
+        return follow(self.ABOUT, self.ACCEPTS, leaves, roles, job)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The kept weights under a mask, or codes."""
+        layer = layer_of(weight, site, stats, self.damping)
+        kept_GOI, start_GOI = obs.select(layer.weight_GOI, layer.gram_GII, self._chooser(layer.weight_GOI))
+        found_GOI = obs.refit(layer.weight_GOI, layer.gram_GII, kept_GOI, start_GOI, STEPS)
+        if self.bits is None:
+            return Masked.of(found_GOI.reshape(weight.shape), kept_GOI.reshape(weight.shape))
+        layer = replace(layer, weight_GOI=found_GOI, kept_GOI=kept_GOI)
+        return rounded(layer, weight.shape, bits=self.bits, group=self.group, symmetric=False, rounds=1)
+
+    def _chooser(self, weight_GOI: Tensor) -> obs.Choose:
+        """What keeps the highest scores. Raises NotApplicable when that is all or none of them, or the pattern does not fit."""
+        if self.pattern is not None:
+            n, m = self.pattern
+            if weight_GOI.shape[2] % m:
+                raise NotApplicable(f"rows of {weight_GOI.shape[2]} weights do not divide into groups of {m}")
+            return lambda score, progress: _n_of_m(score, n, m)
+        share, count = 1 - (self.sparsity or 0), weight_GOI.numel()
+        if not 0 < round(share * count) < count:
+            raise NotApplicable(f"keeping {round(share * count)} of {count} weights changes nothing or leaves nothing")
+        return lambda score, progress: obs.largest(score, round((1 - progress * (1 - share)) * count))
+
+
+def _n_of_m(score_GOI: Tensor, n: int, m: int) -> Tensor:
+    """The ``n`` highest of every ``m`` in a row."""
+    score = score_GOI.unflatten(2, (-1, m))
+    order = score.argsort(dim=3, descending=True, stable=True)
+    return torch.zeros(score.shape, dtype=torch.bool).scatter(3, order[..., :n], True).flatten(2)

@@ -1,0 +1,162 @@
+"""Quantized activations, without training: the inputs of layers are rounded to n bits.
+
+Vanhoucke, Senior, Mao, "Improving the speed of neural networks on CPUs", 2011, section 3: 8-bit weights and activations, sums
+in 32-bit integers. That is ``chain(RoundToNearest(bits=8, symmetric=True), StaticActivations(bits=8))``. The quantizer is that
+of Jacob et al. 2018 (1712.05877), equation 1:  q(x) = s (clamp(⌊x / s⌉ + z, 0, 2ᵇ − 1) − z),
+    static   s and z of a layer from calibration data:  [low, high] = r [min x, max x] with the r that has the least mean
+             squared error (Banner et al. 2019, 1810.05723, find it in closed form for known distributions)
+    dynamic  s and z of each tensor, or each token, from its own smallest and largest value.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from kogata import activations, calibrate, surgery
+from kogata.activations import MAX_BITS, Dynamic, Granularity, Quantizer, Static
+from kogata.batch import call
+from kogata.errors import DataError, NotApplicable, UsageError
+from kogata.job import Job, Kind, Row, Site
+from kogata.method import About, Method
+
+RATIOS = torch.linspace(0.1, 1.0, 91)  # how much of the range is kept
+SAMPLE = 1 << 14  # values of a batch that the error is measured on
+
+
+class ActivationMethod(Method):
+    """Puts a quantizer on the input of each selected linear or convolutional layer."""
+
+    @abstractmethod
+    def quantizers(self, job: Job, layers: Mapping[Site, nn.Module]) -> Mapping[Site, Quantizer | str]:
+        """One for each of ``layers`` (of ``job.model``), or the reason why there is none."""
+
+    def apply(self, job: Job) -> Job:
+        """Attach them; raises NotApplicable when no selected site is the weight of such a layer."""
+        model = surgery.clone(job.model)
+        chosen = surgery.selected(job)
+        layers = {site: layer for site in chosen if (layer := activations.layer_of(job.model, site)) is not None}
+        found = dict.fromkeys(chosen, "it is not the weight of a linear or convolutional layer") | dict(
+            self.quantizers(job, layers)
+        )
+        rows: list[Row] = []
+        for site, quantizer in found.items():
+            note = quantizer if isinstance(quantizer, str) else ""
+            if isinstance(quantizer, Quantizer):
+                weight = next(model.get_submodule(site.module).parameters())
+                activations.attach(model.get_submodule(site.module), quantizer.to(weight.device))
+            bits = surgery.form_at(model, site).stored_bits()
+            rows.append(Row(method=self.ABOUT.name, site=site.name, bits_before=bits, bits_after=bits, note=note))
+        if all(row.note for row in rows):
+            reasons = "; ".join(f"{row.site}: {row.note}" for row in rows)
+            raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")
+        return replace(job, model=model, ledger=(*job.ledger, *rows))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StaticActivations(ActivationMethod):
+    """``bits`` (1 to 16), with a scale and a zero point for each layer, from one pass over the calibration data."""
+
+    bits: int
+
+    ABOUT = About(
+        name="static-activations",
+        family="quantization",
+        summary="n-bit inputs of layers, in a range from calibration data",
+        paper="Vanhoucke et al. 2011; Jacob et al. 2018, arXiv 1712.05877",
+        layers=(Kind.LINEAR, Kind.CONV),
+    )
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"bits": (4, 6, 8)}
+
+    def __post_init__(self) -> None:
+        _check(self.ABOUT.name, self.bits)
+
+    def quantizers(self, job: Job, layers: Mapping[Site, nn.Module]) -> Mapping[Site, Quantizer | str]:
+        """The best range for what came into each layer."""
+        seen = {site: _Seen(site) for site in layers}
+        handles = [layer.register_forward_pre_hook(seen[site], with_kwargs=True) for site, layer in layers.items()]
+        try:
+            with calibrate.evaluating(job.model) as model:
+                for inputs, _ in calibrate.batches(job.model, job.task):
+                    call(model, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {site: static(part.values(), self.bits) if part.parts else "it never runs" for site, part in seen.items()}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DynamicActivations(ActivationMethod):
+    """``bits`` (1 to 16), in the range of each tensor, or of each token, which is a row of the last axis."""
+
+    bits: int
+    granularity: Granularity = Granularity.TENSOR
+
+    ABOUT = About(
+        name="dynamic-activations",
+        family="quantization",
+        summary="n-bit inputs of layers, in a range of their own at each call",
+        paper="Jacob et al. 2018, arXiv 1712.05877",
+        layers=(Kind.LINEAR, Kind.CONV),
+    )
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"bits": (4, 6, 8)}
+
+    def __post_init__(self) -> None:
+        _check(self.ABOUT.name, self.bits)
+
+    def quantizers(self, job: Job, layers: Mapping[Site, nn.Module]) -> Mapping[Site, Quantizer | str]:
+        """The same for all, but images have no tokens."""
+        return {
+            site: Dynamic(bits=self.bits, granularity=self.granularity)
+            if site.kind is Kind.LINEAR or self.granularity is Granularity.TENSOR
+            else "images have no tokens"
+            for site in layers
+        }
+
+
+class _Seen:
+    """A sample of what comes into one layer, with the extremes of each batch in it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.parts = site, list[Tensor]()
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at one call."""
+        x = (args[0] if args else kwargs["input"]).detach().float().flatten().cpu()
+        if not x.numel():
+            return
+        extremes = torch.stack(x.aminmax())
+        if not torch.isfinite(extremes).all():
+            raise DataError(f"calibration: the inputs of {self.site.name} are NaN or infinite; check the data.")
+        self.parts.append(torch.cat([extremes, x[:: -(-len(x) // SAMPLE)]]))
+
+    def values(self) -> Tensor:
+        """All of them, ``[N]``."""
+        return torch.cat(self.parts)
+
+
+def static(values: Tensor, bits: int) -> Static:
+    """The quantizer of ``bits`` whose range, a part of that of ``values`` (``[N]``), has the least squared error on them."""
+    low, high, levels = float(values.min().clamp(max=0)), float(values.max().clamp(min=0)), 2**bits - 1
+    if low == high:
+        return Static(torch.ones(1), bits=bits, zero=0)  # nothing but zeros: any step will do
+    zero = round(-low / (high - low) * levels)
+
+    def error(scale: float) -> float:
+        rounded = (values / scale).clamp(-zero, levels - zero).round()
+        return float((rounded * scale - values).square().mean())
+
+    scales: Iterable[float] = (RATIOS * (high - low) / levels).tolist()
+    return Static(torch.tensor([min(scales, key=error)]), bits=bits, zero=zero)
+
+
+def _check(name: str, bits: int) -> None:
+    if not 1 <= bits <= MAX_BITS:
+        raise UsageError(f"{name}: bits is {bits}; expected 1 to {MAX_BITS}.")

@@ -1,0 +1,149 @@
+"""AdaRound: round each weight up or down so that the layer's outputs change least.
+
+Nagel, Amjad, van Baalen, Louizos, Blankevoort, "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020
+(2004.10568), equations 20 to 24:
+    min over V of ‖X (W − Ŵ)ᵀ‖² + λ Σ 1 − |2h(V) − 1|^β,   Ŵ = s clip(⌊W / s⌋ + h(V)),
+    h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1),  ζ = 1.1,  γ = −0.1,
+where β falls during the descent, which drives each h to 0 or 1. The first term is tr Δ G Δᵀ with G = XᵀX, so that no inputs are
+kept. It is divided by what rounding to nearest has, row by row, and λ by the weights of a row, so that one λ fits all layers.
+A row on which rounding to nearest does better keeps that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Affine, Dense, Form, Latent, Role
+from kogata.forms.affine import as_rows, index_dtype
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.quantization.rounding import RoundToNearest
+from kogata.stats import Stat, Stats
+
+RATE = 3e-2
+REGULARIZER = 3.0  # λ, times the weights of a row
+WARM = 0.2  # of the steps without the regularizer
+SHARP = (20.0, 2.0)  # β from the first of the others to the last
+STRETCH, SHIFT = 1.2, -0.1  # ζ − γ and γ
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AdaRound(WeightMethod):
+    """Learn the rounding to ``bits`` (1 to 8) in ``iterations`` of descent.
+
+    ``group`` weights of a row share a scale, or with None the whole row.
+    """
+
+    bits: int
+    group: int | None = None
+    iterations: int = 1000
+
+    ABOUT = About(
+        name="adaround",
+        family="quantization",
+        summary="n-bit codes, rounded up or down to keep a layer's outputs",
+        paper="Nagel et al. 2020, arXiv 2004.10568",
+        layers=(Kind.LINEAR, Kind.CONV),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.SCALE})
+    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bits": (2, 3, 4, 6, 8), "group": (32, 64, 128, None)}
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise UsageError(f"adaround: bits is {self.bits}; expected 1 to 8.")
+        if self.group is not None and self.group < 1:
+            raise UsageError(f"adaround: group is {self.group}; expected 1 or more, or null for whole rows.")
+        if self.iterations < 1:
+            raise UsageError(f"adaround: iterations is {self.iterations}; expected 1 or more.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """Codes after the descent."""
+        gram_GII = stats.gram_GII
+        if gram_GII is None or gram_GII.shape[1] != weight[0].numel():
+            raise NotApplicable("its inputs could not be matched to the columns of this weight")
+        rounding = Rounding(Dense(weight, Role.MATRIX), bits=self.bits, group=self.group)
+        with torch.enable_grad():
+            _descend(rounding, weight, gram_GII, self.iterations)
+        learnt, nearest = rounding.freeze(), rounding.nearest
+        with torch.no_grad():
+            worse_O = _errors(learnt.dense() - weight, gram_GII) > _errors(nearest.dense() - weight, gram_GII)
+            codes = torch.where(worse_O[:, None], as_rows(nearest.code), as_rows(learnt.code)).reshape(weight.shape)
+        return Affine(codes, learnt.scale, learnt.zero, bits=self.bits, group=learnt.group)
+
+
+class Rounding(Latent):
+    """A weight rounded down, plus h of the trained values: between the two nearest codes, and at one of them in the end."""
+
+    down: Tensor  # codes, as floats, [rows, columns]
+    scale: Tensor  # [rows, columns]
+
+    def __init__(self, leaf: Dense, *, bits: int, group: int | None) -> None:
+        weight = leaf.values.detach()
+        width = min(group or as_rows(weight).shape[1], as_rows(weight).shape[1])
+        scale, zero = RoundToNearest(bits=bits, group=group).grid(weight, width)
+        nearest = Affine.of(weight, scale, zero, bits=bits, group=width)
+        rows_OI = as_rows(weight)
+        scale_OI, zero_OI = (
+            part.detach().repeat_interleave(nearest.group, 1)[:, : rows_OI.shape[1]].to(weight.dtype)
+            for part in (nearest.scale.dense(), nearest.zero)
+        )
+        steps_OI = rows_OI / scale_OI + zero_OI
+        up_OI = ((steps_OI - steps_OI.floor()).clamp(0.01, 0.99) - SHIFT) / STRETCH
+        super().__init__(Dense(up_OI.logit().reshape(weight.shape), leaf.role))
+        self.top, self.nearest = 2**bits - 1, nearest
+        for name, tensor in (("down", steps_OI.floor()), ("scale", scale_OI), ("zero", zero_OI)):
+            self.register_buffer(name, tensor)
+
+    def up(self) -> Tensor:
+        """h, ``[rows, columns]``, in [0, 1]."""
+        return (as_rows(self.values.dense()).sigmoid() * STRETCH + SHIFT).clamp(0, 1)
+
+    def dense(self) -> Tensor:
+        """The weight in between."""
+        return (((self.down + self.up()).clamp(0, self.top) - self.get_buffer("zero")) * self.scale).reshape(self.shape)
+
+    def penalty(self, progress: float) -> Tensor:
+        """λ Σ 1 − |2h − 1|^β over each row, summed over rows, when a fraction ``progress`` of the steps is done."""
+        if progress < WARM:
+            return self.down.new_zeros(())
+        falling = (1 + math.cos(math.pi * (progress - WARM) / (1 - WARM))) / 2
+        sharpness = SHARP[1] + (SHARP[0] - SHARP[1]) * falling
+        return REGULARIZER * (1 - (2 * self.up() - 1).abs() ** sharpness).mean(1).sum()
+
+    def freeze(self) -> Affine:
+        """Up where h is at least a half."""
+        with torch.no_grad():
+            codes = (self.down + (self.up() >= 0.5)).clamp(0, self.top)
+        kept = self.nearest
+        return Affine(
+            codes.to(index_dtype(self.top + 1)).reshape(self.shape), kept.scale, kept.zero, bits=kept.bits, group=kept.group
+        )
+
+
+def _descend(rounding: Rounding, weight: Tensor, gram_GII: Tensor, iterations: int) -> None:
+    """Train the rounding of one layer."""
+    with torch.no_grad():
+        base_O = _errors(rounding.nearest.dense() - weight, gram_GII)
+    base_O = base_O.where(base_O > 0, 1.0)
+    optimizer = torch.optim.Adam(rounding.parameters(), lr=RATE)
+    for step in range(iterations):
+        error = (_errors(rounding.dense() - weight, gram_GII) / base_O).sum()
+        optimizer.zero_grad()
+        (error + rounding.penalty(step / iterations)).backward()
+        optimizer.step()
+
+
+def _errors(change: Tensor, gram_GII: Tensor) -> Tensor:
+    """δ G δᵀ of each row, ``[O]``."""
+    change_GOI = as_rows(change).reshape(len(gram_GII), -1, gram_GII.shape[1])
+    return ((change_GOI @ gram_GII) * change_GOI).sum(2).flatten()

@@ -1,0 +1,218 @@
+"""BRECQ: learn the rounding of all weights of a block together, so that the block's output stays.
+
+Li, Gong, Tan, Yang, Hu, Zhang, Yu, Wang, Gu, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction",
+ICLR 2021 (2102.05426), sections 3.2 and 3.3: for one block after the other,
+    min over V of ‖f(x̂; Ŵ(V)) − f(x; W)‖² + λ Σ 1 − |2h(V) − 1|^β,
+with AdaRound's roundings Ŵ(V), the inputs x̂ that the blocks rounded before it leave, and x those of the model before this step.
+The paper weighs the outputs by their Fisher information; here all count the same. The error is divided by that of rounding to
+nearest, which a block keeps if learning does no better.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from kogata import calibrate, surgery
+from kogata.batch import call, output_error
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Role
+from kogata.job import Job, Kind, Row, Site, Task
+from kogata.lockstep import in_turn
+from kogata.method import About, Method, follow
+from kogata.methods.quantization.adaround import Rounding
+from kogata.train import Training, fit
+from kogata.training_method import PreciseRegime, Target
+
+RATE = 3e-2
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BRECQ(Method):
+    """Round to ``bits`` (1 to 8) every weight in the modules whose paths match one of the globs ``blocks``.
+
+    Each block is trained for at least ``iterations`` batches of calibration data, of which its inputs and outputs are held.
+    """
+
+    bits: int
+    blocks: tuple[str, ...]
+    iterations: int = 1000
+
+    ABOUT = About(
+        name="brecq",
+        family="quantization",
+        summary="n-bit codes, rounded up or down to keep the outputs of blocks",
+        paper="Li et al. 2021, arXiv 2102.05426",
+        layers=(Kind.LINEAR, Kind.CONV),
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise UsageError(f"brecq: bits is {self.bits}; expected 1 to 8.")
+        if self.iterations < 1:
+            raise UsageError(f"brecq: iterations is {self.iterations}; expected 1 or more.")
+
+    def apply(self, job: Job) -> Job:
+        """Round one block after the other; raises UsageError when no module matches, or one match lies within another."""
+        model = surgery.clone(job.model, share=False)
+        names = self._blocks(model)
+        notes = {site: self._note(model, site, names) for site in surgery.selected(job)}
+        if all(notes.values()):
+            raise NotApplicable("brecq: nothing to do. " + "; ".join(f"{site.name}: {notes[site]}" for site in notes) + ".")
+        seen = {name: list[Any]() for name in names}
+        layers = [(name, model.get_submodule(name), partial(_catch, seen[name])) for name in names]
+        with calibrate.evaluating(model):
+            forwards = [partial(call, model, inputs) for inputs, _ in calibrate.batches(model, job.task)]
+            with closing(in_turn(forwards, layers)) as arrived:
+                for name in arrived:
+                    chosen = [site for site, note in notes.items() if not note and _within(site, name)]
+                    if chosen:
+                        self._round(job, model.get_submodule(name), name, _Pairs(seen[name], _outputs(job, name)), chosen)
+                    seen[name].clear()
+        rows = tuple(
+            Row(
+                method=self.ABOUT.name, site=site.name, bits_before=surgery.form_at(job.model, site).stored_bits(),
+                bits_after=surgery.form_at(model, site).stored_bits(), note=note,
+            )
+            for site, note in notes.items()
+        )  # fmt: skip
+        return replace(job, model=model, ledger=(*job.ledger, *rows))
+
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
+        """Follow the roles; raises NotApplicable when no selected site has a matrix."""
+        return follow(self.ABOUT, frozenset({Role.MATRIX}), frozenset({Role.SCALE}), roles, job)
+
+    def _blocks(self, model: nn.Module) -> list[str]:
+        """The paths that match, none within another."""
+        paths = [path for path, _ in model.named_modules() if "parametrizations" not in path.split(".")]
+        names = [path for path in paths if path and any(fnmatchcase(path, glob) for glob in self.blocks)]
+        if not names:
+            known = ", ".join(name for name, _ in model.named_children())
+            raise UsageError(f"brecq: blocks {list(self.blocks)} match no module of the model, which has {known}.")
+        for name in names:
+            if inner := [other for other in names if other.startswith(f"{name}.")]:
+                raise UsageError(f"brecq: blocks {list(self.blocks)} match {name} and, within it, {inner[0]}; match only one.")
+        return names
+
+    def _note(self, model: nn.Module, site: Site, names: Sequence[str]) -> str:
+        """Why a site is left alone, if it is."""
+        if not any(_within(site, name) for name in names):
+            return "it is in none of the blocks"
+        if site.aliases:
+            return "it is tied to another layer"
+        if site.kind not in self.ABOUT.layers:
+            return f"it is for {', '.join(self.ABOUT.layers)} layers, this is {site.kind}"
+        roles = {leaf.role for _, leaf in surgery.form_at(model, site).leaves()}
+        return "" if Role.MATRIX in roles else f"it takes matrix, but the steps before left {' or '.join(sorted(roles))}"
+
+    def _round(self, job: Job, block: nn.Module, name: str, pairs: _Pairs, sites: Sequence[Site]) -> None:
+        """Learn the roundings of one block, in place."""
+        local = [replace(site, module=site.module.removeprefix(name).removeprefix(".")) for site in sites]
+        latents = [
+            (Target(site=part, path=path, leaf=leaf), Rounding(leaf, bits=self.bits, group=None))
+            for site in local
+            for path, leaf, part in surgery.leaves(surgery.form_at(block, site), site) if leaf.role is Role.MATRIX
+        ]  # fmt: skip
+        for target, latent in latents:
+            surgery.replace(block, target.site, target.path, latent.nearest)
+        base = pairs.error(block)
+        regime = _Block(block, latents)
+        with torch.enable_grad():
+            training = Training(epochs=math.ceil(self.iterations / len(pairs)), learning_rate=RATE)
+            objective = partial(_objective, base if base > 0 else 1.0)
+            task = Task(calibration=(), train=pairs, name=job.task.name)
+            fit(regime, task, training, objective, seed=job.seed, what=f"brecq: {name}")
+        regime.finish()
+        if not pairs.error(block) < base:
+            for target, latent in latents:
+                surgery.replace(block, target.site, target.path, latent.nearest)
+
+
+class _Block(PreciseRegime):
+    """One block whose weights are being rounded; all else in it is fixed, and its normalizations are in evaluation mode."""
+
+    def __init__(self, block: nn.Module, latents: Sequence[tuple[Target, Rounding]]) -> None:
+        super().__init__(block, latents)
+        self._roundings, self._progress = [latent for _, latent in latents], 0.0
+        trained = {id(rounding.values.values) for rounding in self._roundings}
+        self._fixed = [p for p in block.parameters() if p.requires_grad and id(p) not in trained]
+        for parameter in self._fixed:
+            parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def penalty(self) -> Tensor:
+        """The mean over all rows."""
+        rows = sum(len(rounding.down) for rounding in self._roundings)
+        return torch.stack([rounding.penalty(self._progress) for rounding in self._roundings]).sum() / rows
+
+    def step(self, progress: float) -> None:
+        """Go on with the annealing."""
+        self._progress = progress
+
+    def finish(self) -> nn.Module:
+        """The block, its weights rounded, all else trainable as before."""
+        for parameter in self._fixed:
+            parameter.requires_grad_(True)
+        return super().finish()
+
+
+class _Pairs:
+    """Inputs of a block and the outputs it should have, one pair for each call; copied anew, for a block may work in place."""
+
+    def __init__(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        self.pairs = list(zip(inputs, outputs, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(copy.deepcopy, self.pairs)
+
+    def error(self, block: nn.Module) -> float:
+        """The mean relative squared error of what the block gives."""
+        return sum(float(output_error(call(block, inputs), output)) for inputs, output in self) / len(self)
+
+
+def _objective(base: float, output: Any, inputs: Any, targets: Any) -> Tensor:
+    return output_error(output, targets) / base
+
+
+def _within(site: Site, name: str) -> bool:
+    return site.module == name or site.module.startswith(f"{name}.")
+
+
+def _catch(seen: list[Any], block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Keep the inputs of one call."""
+    bound = dict(inspect.signature(block.forward).bind(*args, **kwargs).arguments) if kwargs else args
+    seen.append(copy.deepcopy(bound))
+
+
+def _outputs(job: Job, name: str) -> list[Any]:
+    """What the block gives in the model as it was before this method, call by call."""
+    found: list[Any] = []
+
+    def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        found.append(copy.deepcopy(output))
+
+    handle = job.model.get_submodule(name).register_forward_hook(keep)
+    try:
+        with calibrate.evaluating(job.model) as model:
+            for inputs, _ in calibrate.batches(model, job.task):
+                call(model, inputs)
+    finally:
+        handle.remove()
+    return found

@@ -1,0 +1,174 @@
+"""Fixed-point training: every number a 16-bit integer times 2^−FL, rounded up or down at random.
+
+Gupta, Agrawal, Gopalakrishnan, Narayanan, "Deep Learning with Limited Numerical Precision", ICML 2015 (1502.02551), section 3:
+numbers ⟨IL, FL⟩ have IL integer bits, the sign included, and FL fractional ones; ε = 2^−FL is the step.
+    nearest     ⌊x⌉ε
+    stochastic  ⌊x⌋ε with probability 1 − (x − ⌊x⌋ε) / ε, else ⌊x⌋ε + ε: the mean of many is x
+and both saturate at −2^(IL−1) and 2^(IL−1) − ε. Weights and biases are rounded after each update, the inputs of layers in the
+forward pass, gradients of weights and of inputs in the backward one. Where an update is smaller than ε/2, nearest loses it each
+time; stochastic makes it now and then. Sums within a layer, and the optimizer's state, are in floating point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from kogata import surgery
+from kogata.activations import LatentQuantizer, Static, layers_of
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Affine, Dense, Form, Latent, Role
+from kogata.forms.affine import MAX_BITS, as_rows
+from kogata.forms.latent import straight_through
+from kogata.method import About
+from kogata.methods.distillation.recover import Recover
+from kogata.train import Regime
+from kogata.training_method import PreciseRegime, Target, TrainingMethod
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FixedPoint(TrainingMethod):
+    """Train in numbers of ``integer`` bits (with the sign, at least 1) and ``fraction`` bits, 16 at most together.
+
+    The biases of the selected layers come along; normalization layers stay in floating point. In the trained model, inputs of
+    layers are rounded to nearest.
+    """
+
+    integer: int
+    fraction: int
+    recover: Recover
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+
+    ABOUT = About(
+        name="fixed-point",
+        family="quantization",
+        summary="train in fixed-point numbers with stochastic rounding",
+        paper="Gupta et al. 2015, arXiv 1502.02551",
+        training=True,
+    )
+    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR})
+    LEAVES = frozenset({Role.SCALE})
+
+    def __post_init__(self) -> None:
+        if self.integer < 1 or self.fraction < 0 or self.integer + self.fraction > MAX_BITS:
+            raise UsageError(
+                f"fixed-point: {self.integer} integer and {self.fraction} fraction bits; expected at least 1 integer bit, for "
+                f"the sign, and at most {MAX_BITS} bits together."
+            )
+
+    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+        """Each target's values, and the biases beside them, on the grid; rounding on what flows into their layers."""
+        for target in targets:
+            if target.leaf.values.dtype not in (torch.float32, torch.float64):
+                raise NotApplicable(
+                    f"{self.ABOUT.name}: {target.site.name} is {target.leaf.values.dtype}, which cannot hold "
+                    f"{self.integer + self.fraction} bits. Convert the model with .float() first."
+                )
+        grid = Grid(integer=self.integer, fraction=self.fraction, stochastic=self.rounding == "stochastic")
+        flows = [(layer, _Flow(grid)) for layer in layers_of(model, (target.site for target in targets))]
+        return PreciseRegime(model, [(t, _Fixed(t.leaf, grid)) for t in (*targets, *_biases(model, targets))], flows)
+
+
+def _biases(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
+    """The plain biases of the targets' layers that are not targets themselves."""
+    chosen, found = {target.site for target in targets}, list[Target]()
+    modules = {site.module for site in chosen}
+    for site in surgery.sites(model):
+        form = surgery.form_at(model, site)
+        if site.module in modules and site.parameter == "bias" and site not in chosen and isinstance(form, Dense):
+            found.append(Target(site=site, path="", leaf=form))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The numbers ⟨IL, FL⟩ and how others are rounded to them while training."""
+
+    integer: int
+    fraction: int
+    stochastic: bool
+
+    @property
+    def zero(self) -> int:
+        """Steps from the least number to 0."""
+        return 2 ** (self.integer + self.fraction - 1)
+
+    @property
+    def bits(self) -> int:
+        """Of one number."""
+        return self.integer + self.fraction
+
+    def codes(self, x: Tensor, *, stochastic: bool) -> Tensor:
+        """The integers that stand for ``x`` once rounded, in its dtype."""
+        steps = x * 2.0**self.fraction
+        down = steps.floor()
+        up = torch.rand_like(steps) < steps - down if stochastic else steps - down >= 0.5
+        return (down + up).clamp(-self.zero, self.zero - 1)
+
+    def rounded(self, x: Tensor, *, stochastic: bool) -> Tensor:
+        """The numbers themselves."""
+        return self.codes(x, stochastic=stochastic) * 2.0**-self.fraction
+
+
+class _RoundedGradient(torch.autograd.Function):
+    """Hands on what comes in; rounds the gradient that comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Grid) -> Tensor:
+        ctx.grid = grid
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.grid.rounded(gradients[0], stochastic=ctx.grid.stochastic), None
+
+
+def _with_rounded_gradient(x: Tensor, grid: Grid) -> Tensor:
+    return cast("Tensor", _RoundedGradient.apply(x, grid))
+
+
+class _Fixed(Latent):
+    """Values on the grid after every step."""
+
+    def __init__(self, values: Dense, grid: Grid) -> None:
+        super().__init__(Dense(grid.rounded(values.values.detach(), stochastic=False), values.role))
+        self.grid = grid
+
+    def dense(self) -> Tensor:
+        """The values, whose gradient is rounded."""
+        return _with_rounded_gradient(self.values.dense(), self.grid)
+
+    def step(self) -> None:
+        """Back to the grid after an update."""
+        with torch.no_grad():
+            self.values.values.copy_(self.grid.rounded(self.values.values, stochastic=self.grid.stochastic))
+
+    def freeze(self) -> Form:
+        """The same numbers as codes under the step ε."""
+        weight = self.values.values.detach()
+        rows, columns = as_rows(weight).shape
+        scale = weight.new_full((rows, 1), 2.0**-self.grid.fraction)
+        zero = torch.full_like(scale, self.grid.zero)
+        return Affine.of(weight, scale, zero, bits=self.grid.bits, group=columns)
+
+
+class _Flow(LatentQuantizer):
+    """Rounds what flows into a layer, and the gradient that flows back out."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """On the grid; at random only while training."""
+        rounded = self.grid.rounded(x.detach(), stochastic=self.grid.stochastic and self.training)
+        return straight_through(rounded, _with_rounded_gradient(x, self.grid))
+
+    def freeze(self) -> Static:
+        """The same grid, rounding to nearest."""
+        return Static(torch.tensor([2.0**-self.grid.fraction]), bits=self.grid.bits, zero=self.grid.zero)

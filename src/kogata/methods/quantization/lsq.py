@@ -1,0 +1,161 @@
+"""LSQ: the step of a uniform quantizer is learnt with the weights.
+
+Esser, McKinstry, Bablani, Appuswamy, Modha, "Learned Step Size Quantization", ICLR 2020 (1902.08153), equations 1 to 3 and
+section 2.2:
+    v̂ = s ⌊clip(v / s, −Q_N, Q_P)⌉,  s₀ = 2 mean|v| / √Q_P,
+    ∂v̂/∂s = ⌊v/s⌉ − v/s inside, −Q_N or Q_P outside;  the gradient of s is scaled by g = 1 / √(N Q_P).
+Weights are signed and have a step for each row. The inputs of the layers, where they are quantized, have one step for each
+layer, and are unsigned where the first batch has nothing negative.
+
+Steps are trained relative to where they start. Adam moves every parameter by about its learning rate, whatever its gradient:
+that would turn small steps negative. Under plain gradient descent a step moves exactly as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from kogata.activations import LatentQuantizer, Static, layers_of
+from kogata.errors import UsageError
+from kogata.forms import Affine, Dense, Form, Latent, Role
+from kogata.forms.affine import as_rows
+from kogata.forms.latent import narrowed, straight_through
+from kogata.method import About
+from kogata.methods.distillation.recover import Recover
+from kogata.train import Regime
+from kogata.training_method import LatentRegime, Target, TrainingMethod
+
+LEAST = 1e-2  # of where a step started: it must stay positive
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LSQ(TrainingMethod):
+    """Train weights of ``bits`` (2 to 8) and their steps; and inputs of ``activations`` bits, unless that is None.
+
+    Inputs are quantized of linear and convolutional layers. The paper keeps the first and the last layer at 8 bits.
+    """
+
+    bits: int
+    recover: Recover
+    activations: int | None = None
+
+    ABOUT = About(
+        name="lsq",
+        family="quantization",
+        summary="train n-bit weights, and n-bit inputs, together with their steps",
+        paper="Esser et al. 2020, arXiv 1902.08153",
+        training=True,
+    )
+    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
+    LEAVES = frozenset({Role.SCALE})
+
+    def __post_init__(self) -> None:
+        for field, value in (("bits", self.bits), ("activations", self.activations)):
+            if value is not None and not 2 <= value <= 8:
+                raise UsageError(f"lsq: {field} is {value}; expected 2 to 8.")
+
+    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+        """Each target's values become the real weights behind quantized ones; quantizers go on the layers' inputs."""
+        flows: list[tuple[nn.Module, LatentQuantizer]] = []
+        if self.activations is not None:
+            flows = [(layer, Learnt(bits=self.activations)) for layer in layers_of(model, (t.site for t in targets))]
+        return LatentRegime(model, [(target, Stepped(target.leaf, self.bits)) for target in targets], flows)
+
+
+class Stepped(Latent):
+    """Signed values under a learnt step for each row: ``start`` (``[rows, 1]``) times the trained ``relative``."""
+
+    start: Tensor
+    relative: Dense
+
+    def __init__(self, values: Dense, bits: int) -> None:
+        super().__init__(values)
+        self.low, self.high = 2 ** (bits - 1), 2 ** (bits - 1) - 1
+        self.bits = bits
+        rows_OI = as_rows(values.values.detach())
+        self.register_buffer("start", _first(rows_OI.abs().mean(1, keepdim=True), self.high))
+        self.relative = Dense(torch.ones_like(self.start), Role.SCALE)
+
+    def dense(self) -> Tensor:
+        """The rounded values."""
+        rows_OI = as_rows(self.values.dense())
+        return _rounded(rows_OI, self._scale(), -self.low, self.high).reshape(self.shape)
+
+    def step(self) -> None:
+        """Keep the steps positive."""
+        _keep_positive(self.relative.values)
+
+    def freeze(self) -> Form:
+        """Codes and steps."""
+        with torch.no_grad():
+            rows_OI, scale_O1 = as_rows(self.values.dense()), self._scale()
+            code = ((rows_OI / scale_O1).clamp(-self.low, self.high).round() + self.low).to(torch.uint8).reshape(self.shape)
+        zero_O1 = torch.full_like(scale_O1, self.low, dtype=torch.uint8)
+        return Affine(code, Dense(scale_O1, Role.SCALE), zero_O1, bits=self.bits, group=rows_OI.shape[1])
+
+    def _scale(self) -> Tensor:
+        columns = self.shape.numel() // len(self.start)
+        return narrowed(_scaled(self.relative.dense(), self.start, columns, self.high))
+
+
+class Learnt(LatentQuantizer):
+    """A step for what comes in: ``start`` (``[1]``, zero before the first batch) times the trained ``relative``."""
+
+    relative: nn.Parameter
+    start: Tensor
+    zero: Tensor  # int64, [1]
+
+    def __init__(self, *, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.relative = nn.Parameter(torch.ones(1))
+        self.register_buffer("start", torch.zeros(1))
+        self.register_buffer("zero", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The rounded input; the first one says whether there is anything negative, and how large it is."""
+        if not self.start:
+            if (x < 0).any():
+                self.zero.fill_(2 ** (self.bits - 1))
+            self.start.copy_(_first(x.detach().float().abs().mean().reshape(1), self._high()))
+        scale = _scaled(self.relative, self.start, x[0].numel(), self._high())
+        return _rounded(x.float(), scale, -int(self.zero), self._high()).to(x.dtype)
+
+    def freeze(self) -> Static:
+        """The learnt step, fixed; one where nothing ever came in."""
+        scale = self.start * self.relative.detach() if self.start else torch.ones_like(self.start)
+        return Static(scale, bits=self.bits, zero=int(self.zero))
+
+    def step(self) -> None:
+        """Keep the step positive."""
+        _keep_positive(self.relative)
+
+    def _high(self) -> int:
+        return 2**self.bits - 1 - int(self.zero)
+
+
+def _first(mean: Tensor, high: int) -> Tensor:
+    """The step to start from; that of zeros is any."""
+    return narrowed((2 * mean / high**0.5).clamp_min(torch.finfo(torch.float16).smallest_normal))
+
+
+def _scaled(relative: Tensor, start: Tensor, count: int, high: int) -> Tensor:
+    """The step, its gradient with respect to ``relative`` such that plain descent moves the step by g times its own."""
+    factor = 1 / (start * (count * high) ** 0.5)
+    return straight_through(start * relative, relative * factor)
+
+
+def _rounded(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    clamped = (values / scale).clamp(low, high)
+    return straight_through(clamped.round(), clamped) * scale
+
+
+def _keep_positive(relative: nn.Parameter) -> None:
+    with torch.no_grad():
+        relative.clamp_(min=LEAST)

@@ -1,0 +1,197 @@
+"""Lowered products against the dense layer, for every equation that has plain layers and every way a layer reads its image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kogata import artifact, surgery
+from kogata.calibrate import evaluating
+from kogata.engines import OnnxRuntime, onnx_graph
+from kogata.engines.lowering import lowered
+from kogata.forms import Product
+from kogata.forms.product import CP, PAIR, SEPARABLE, TUCKER
+from tests.contract.checks import assert_near
+
+Build = Callable[..., nn.Module]
+
+
+def form(equation: str, shape: torch.Size, rank: int) -> Product:
+    """Random factors; a letter that no part of the shape has is a rank."""
+    outputs, inputs, *kernel = shape
+    sizes = {"o": outputs, "i": inputs, "k": torch.Size(kernel).numel(), "r": rank, "s": rank + 1}
+    sizes |= dict(zip("hw", kernel, strict=False))
+    if equation == PAIR:
+        sizes["i"] = shape[1:].numel()
+    letters = equation.split("->")[0].split(",")
+    return Product.of(equation, [torch.randn([sizes[letter] for letter in part]) for part in letters], shape)
+
+
+def attached(layer: nn.Module, equation: str, rank: int) -> nn.Sequential:
+    model = nn.Sequential(layer)
+    site = next(site for site in surgery.sites(model) if site.parameter == "weight")
+    surgery.attach(model, site, form(equation, torch.Size(site.shape), rank))
+    return model
+
+
+def multiplications(model: nn.Module, images: Tensor) -> int:
+    """Of all convolutions in one forward, by hooks: each output entry reads a filter."""
+    total = 0
+
+    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        total += output.numel() * layer.weight[0].numel()
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    with evaluating(model):
+        model(images)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+PLANE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "stride": {"stride": 2, "padding": 1},
+    "strides differ": {"stride": (1, 2), "padding": (2, 0)},
+    "dilation": {"dilation": (2, 1), "padding": 2},
+    "same": {"padding": "same"},
+    "same, even padding differs": {"padding": "same", "dilation": (1, 3), "kernel_size": (4, 3)},
+    "valid": {"padding": "valid"},
+    "circular": {"padding": (1, 2), "padding_mode": "circular"},
+    "reflect": {"padding": (2, 1), "padding_mode": "reflect", "stride": (2, 1)},
+    "replicate": {"padding": "same", "padding_mode": "replicate"},
+    "groups": {"groups": 2, "padding": 1},
+    "groups, strided": {"groups": 4, "padding": 1, "stride": (1, 2)},
+    "tall": {"kernel_size": (5, 2)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("settings", PLANE.values(), ids=PLANE.keys())
+@pytest.mark.parametrize("equation", [PAIR, SEPARABLE, TUCKER, CP[2]])
+def test_planes(equation: str, settings: dict[str, Any]) -> None:
+    model = attached(nn.Conv2d(16, 32, **{"kernel_size": 3} | settings), equation, 2)
+    images = torch.randn(3, 16, 10, 11)
+    cheaper = surgery.lower(model)
+    assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
+    with evaluating(model):
+        assert_near(cheaper(images), surgery.plain(model)(images), 1e-5)
+    assert multiplications(cheaper, images) < multiplications(surgery.plain(model), images)
+    assert not any(parameter.requires_grad for parameter in cheaper.parameters())
+
+
+@pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": 2}, {"padding": "same", "dilation": 2}, {"groups": 2}])
+@pytest.mark.parametrize("equation", [PAIR, TUCKER, CP[1]])
+def test_lines(equation: str, settings: dict[str, Any]) -> None:
+    model = attached(nn.Conv1d(16, 32, 5, **settings), equation, 2)
+    rows = torch.randn(3, 16, 20)
+    cheaper = surgery.lower(model)
+    assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
+    with evaluating(model):
+        assert_near(cheaper(rows), surgery.plain(model)(rows), 1e-5)
+
+
+def test_volumes() -> None:
+    model = attached(nn.Conv3d(8, 16, 3, stride=(1, 2, 1), padding=1), TUCKER, 2)
+    volumes = torch.randn(2, 8, 5, 6, 5)
+    with evaluating(model):
+        assert_near(surgery.lower(model)(volumes), surgery.plain(model)(volumes), 1e-5)
+    assert isinstance(surgery.lower(model)[0], nn.Sequential)  # type: ignore[index]
+
+
+def test_the_stages_are_the_ones_of_the_papers() -> None:
+    def layers(equation: str) -> list[tuple[int, int, tuple[int, ...], int]]:
+        cheaper = surgery.lower(attached(nn.Conv2d(16, 32, (3, 5)), equation, 4))
+        return [(m.in_channels, m.out_channels, m.kernel_size, m.groups) for m in cheaper.modules() if isinstance(m, nn.Conv2d)]
+
+    assert layers(PAIR) == [(16, 4, (3, 5), 1), (4, 32, (1, 1), 1)]
+    assert layers(SEPARABLE) == [(16, 4, (3, 1), 1), (4, 32, (1, 5), 1)]
+    assert layers(TUCKER) == [(16, 4, (1, 1), 1), (4, 5, (3, 5), 1), (5, 32, (1, 1), 1)]
+    assert layers(CP[2]) == [(16, 4, (1, 1), 1), (4, 4, (3, 1), 4), (4, 4, (1, 5), 4), (4, 32, (1, 1), 1)]
+
+
+@pytest.mark.parametrize(
+    ("build", "equation", "rank"),
+    [
+        (lambda: nn.Conv2d(16, 32, 3), PAIR, 30),
+        (lambda: nn.Conv2d(16, 32, 3), SEPARABLE, 40),
+        (lambda: nn.Conv2d(16, 32, 3), TUCKER, 20),
+        (lambda: nn.Conv2d(16, 32, 3), CP[2], 90),
+        (lambda: nn.Conv2d(32, 16, 3, stride=4), TUCKER, 9),  # fewer numbers, but the first layer runs at all places
+        (lambda: nn.Linear(16, 32), PAIR, 11),
+        (lambda: nn.Embedding(40, 16), PAIR, 12),
+    ],
+)
+def test_what_would_not_be_cheaper_stays_dense(build: Build, equation: str, rank: int) -> None:
+    model = attached(build(), equation, rank)
+    assert type(surgery.lower(model)[0]) in (nn.Conv2d, nn.Linear, nn.Embedding)  # type: ignore[index]
+
+
+class Padded(nn.Conv2d):
+    """A layer that reads its weight in its own way."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(input, (0, 1, 0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("build", "equation"),
+    [
+        (lambda: nn.ConvTranspose2d(16, 32, 3), TUCKER),
+        (lambda: Padded(16, 32, 3), SEPARABLE),
+        (lambda: nn.Embedding(400, 16, max_norm=1.0), PAIR),
+        (lambda: nn.Linear(64, 64), "agc,cbh->abgh"),
+    ],
+)
+def test_layers_that_read_their_weight_otherwise_stay_dense(build: Build, equation: str) -> None:
+    layer = build()
+    kind, model = type(layer), nn.Sequential(layer)
+    site = next(site for site in surgery.sites(model) if site.parameter == "weight")
+    if equation == "agc,cbh->abgh":
+        product = Product.of(equation, [torch.randn(8, 8, 2), torch.randn(2, 8, 8)], site.shape)
+    else:
+        product = form(equation, torch.Size(site.shape), 2)
+    surgery.attach(model, site, product)
+    assert type(surgery.lower(model)[0]) is kind  # type: ignore[index]
+
+
+def test_a_kernel_that_is_not_the_layers_stays_dense() -> None:
+    """A form from a file may give the right number of entries from factors of other extents."""
+    model = nn.Sequential(nn.Conv2d(16, 32, (3, 5)))
+    for equation, sizes in ((SEPARABLE, [(32, 2, 3), (2, 16, 5)]), (CP[2], [(32, 2), (2, 3), (2, 5), (2, 16)])):
+        product = Product.of(equation, [torch.randn(size) for size in sizes], (32, 16, 3, 5))
+        surgery.attach(model, next(site for site in surgery.sites(model) if site.parameter == "weight"), product)
+        assert type(surgery.lower(model)[0]) is nn.Conv2d  # type: ignore[index]
+
+
+def test_making_layers_draws_no_random_numbers() -> None:
+    model = attached(nn.Conv2d(16, 32, 3), TUCKER, 2)
+    before = torch.get_rng_state()
+    surgery.lower(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("equation", "groups"), [(SEPARABLE, 1), (TUCKER, 1), (CP[2], 1), (CP[2], 2)])
+def test_onnx_runs_the_stages_from_the_factors_of_the_file(equation: str, groups: int, tmp_path: Path) -> None:
+    model = attached(nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=groups), equation, 2).eval()
+    images = torch.randn(3, 16, 10, 11)
+    cheaper = lowered(model, images)
+    assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
+    graph = onnx_graph.bind(onnx_graph.export(cheaper, images), model)
+    path = tmp_path / "m.kogata"
+    artifact.write(path, artifact.pack(model, graph))
+    found = artifact.read(path)
+    assert len(graph.bindings) >= len(form(equation, torch.Size((32, 16 // groups, 3, 3)), 2).parts())
+    fresh = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=groups))
+    session = OnnxRuntime().open_file(found, artifact.load(path, into=fresh), images)
+    with evaluating(model):
+        assert_near(session(images), model(images), 1e-4)
+        assert_near(session(images[:2]), model(images[:2]), 1e-4)  # another batch size

@@ -1,0 +1,112 @@
+"""OBS against its definition: the exact loss after the exact least-squares update, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kogata import Task, surgery
+from kogata.adopt import adopt
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Role
+from kogata.job import Kind, Site
+from kogata.methods import Wanda
+from kogata.methods.pruning.obs import OBS, saliency
+from kogata.stats import Stats
+
+
+def site(weight: Tensor) -> Site:
+    return Site("layer", "weight", tuple(weight.shape), Kind.LINEAR, Role.MATRIX)
+
+
+def moment(size: int, seed: int = 0) -> Tensor:
+    """Of correlated numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(100, size, generator=generator) @ torch.randn(size, size, generator=generator)
+    return rows.T @ rows / 100
+
+
+def damped(matrix: np.ndarray) -> np.ndarray:
+    return matrix + 0.01 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+
+
+def best_without(weight: np.ndarray, hessian: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """What minimises (w − v) H (w − v) with v zero at ``lost``, by the normal equations."""
+    kept, found = ~lost, np.zeros_like(weight)
+    found[kept] = np.linalg.solve(hessian[np.ix_(kept, kept)], hessian[kept] @ weight)
+    return found
+
+
+@pytest.mark.parametrize("kronecker", [False, True])
+def test_saliency_is_the_least_loss_without_the_weight(kronecker: bool) -> None:
+    weight, a, g = torch.randn(3, 5), moment(5), moment(3, 1)
+    found = saliency(weight[None], a[None], g if kronecker else None)[0]
+    hessian = np.kron(g.double().numpy() if kronecker else np.eye(3), a.double().numpy())
+    flat = weight.double().numpy().ravel()
+    for k in range(15):
+        change = best_without(flat, hessian, np.arange(15) == k) - flat
+        np.testing.assert_allclose(float(found.flatten()[k]), change @ hessian @ change / 2, rtol=1e-4)
+
+
+def test_kept_weights_are_least_squares_on_the_layer() -> None:
+    weight, a = torch.randn(6, 20), moment(20)
+    dense = OBS(sparsity=0.5).encode(weight, site(weight), Stats(gram_GII=a[None])).dense().detach().double().numpy()
+    assert np.count_nonzero(dense) == 60
+    hessian = damped(a.double().numpy())
+    scores = weight.double().numpy() ** 2 / np.diag(np.linalg.inv(hessian))
+    np.testing.assert_array_equal(dense != 0, scores >= np.sort(scores.ravel())[60])
+    wanted = np.stack([best_without(w, hessian, v == 0) for w, v in zip(weight.double().numpy(), dense, strict=True)])
+    assert np.linalg.norm(dense - wanted) < 1e-3 * np.linalg.norm(wanted)
+
+
+def gradient_moment(model: nn.Linear, inputs: Tensor, targets: Tensor) -> np.ndarray:
+    """gᵀg of each sample, g by the closed form softmax − one-hot."""
+    with torch.no_grad():
+        g = torch.softmax(model(inputs), 1) - nn.functional.one_hot(targets, model.out_features)
+    return (g.T @ g / len(inputs)).double().numpy()
+
+
+def test_kept_weights_are_least_squares_on_the_loss() -> None:
+    """The Kronecker product is formed, and its normal equations solved, for the layer at once."""
+    model, inputs, targets = nn.Linear(7, 4), torch.randn(60, 7) @ torch.randn(7, 7), torch.randint(4, (60,))
+    task = Task(calibration=[(inputs, targets)], loss=nn.functional.cross_entropy)
+    after = surgery.plain(OBS(sparsity=0.5, hessian="kronecker").apply(adopt(model, task)).model)
+    dense = after.get_parameter("weight").detach().double().numpy()
+    a = damped((inputs.T @ inputs / 60).double().numpy())
+    g = damped(gradient_moment(model, inputs, targets))
+    weight = model.weight.detach().double().numpy()
+    scores = weight**2 / np.outer(np.diag(np.linalg.inv(g)), np.diag(np.linalg.inv(a)))
+    np.testing.assert_array_equal(dense != 0, scores >= np.sort(scores.ravel())[14])
+    wanted = best_without(weight.ravel(), np.kron(g, a), dense.ravel() == 0)
+    assert np.linalg.norm(dense.ravel() - wanted) < 1e-2 * np.linalg.norm(wanted)
+
+
+def test_output_error_is_below_wanda() -> None:
+    model, batch = nn.Linear(64, 32), torch.randn(256, 64) @ torch.randn(64, 64)
+    job = adopt(model, Task(calibration=[batch]))
+    wanted = model(batch).detach()
+    methods = (OBS(sparsity=0.5), Wanda(sparsity=0.5))
+    errors = [float((method.apply(job).model(batch).detach() - wanted).norm()) for method in methods]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_a_grouped_convolution_has_no_kronecker_product() -> None:
+    model = nn.Conv2d(4, 6, 3, groups=2)
+    task = Task(calibration=[torch.randn(2, 4, 8, 8)])
+    with pytest.raises(NotApplicable, match="Kronecker"):
+        OBS(sparsity=0.5, hessian="kronecker").apply(adopt(model, task))
+    assert OBS(sparsity=0.5).apply(adopt(model, task)).ledger[0].note == ""
+
+
+def test_inputs_that_are_always_zero() -> None:
+    weight = torch.randn(1, 12)
+    dense = OBS(sparsity=0.5).encode(weight, site(weight), Stats(gram_GII=torch.zeros(1, 12, 12))).dense().detach()
+    torch.testing.assert_close(dense, weight.where(weight.abs() >= weight.abs().sort().values[0, 6], 0))
+
+
+@pytest.mark.parametrize("settings", [{"sparsity": 1.0}, {"damping": 0.0}, {"hessian": "diagonal"}])
+def test_settings_are_checked(settings: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=f"obs: {next(iter(settings))}"):
+        OBS(**({"sparsity": 0.5} | settings))  # pyright: ignore[reportArgumentType]

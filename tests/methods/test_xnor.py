@@ -1,0 +1,111 @@
+"""XNOR-Net: the scale in closed form, the gradient by the paper's formula, the kernel in integers, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kogata import activations, surgery
+from kogata.errors import NotApplicable
+from kogata.forms import Binary
+from kogata.job import Where
+from kogata.method import only
+from kogata.methods import XNORNet
+from tests.methods.training import QUICK, accuracy, trained
+
+
+def test_scale_is_the_least_squares_optimum() -> None:
+    layer = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 5, 3))
+    weight = layer[1].get_parameter("weight").detach().flatten(1)
+    model = XNORNet(recover=QUICK).begin(layer).finish()
+    form = surgery.form_of(model.get_submodule("1"), "weight")
+    assert isinstance(form, Binary)
+    scale = form.scale.dense().detach()
+    for row, alpha in zip(weight, scale, strict=True):
+        signs = row.sign()
+        least = float((signs @ row) / (signs @ signs))  # the normal equation of min over α
+        assert float(alpha) == pytest.approx(least, rel=1e-3)  # half precision
+    assert torch.equal(form.positive, layer[1].get_parameter("weight") >= 0)
+
+
+def test_convolution_counts_bits() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 6, 3, bias=False))
+    weight = model[1].get_parameter("weight").detach()
+    net = XNORNet(recover=QUICK).begin(model)
+    x = torch.randn(2, 4, 6, 6)
+    found = net(x).detach() / weight.abs().flatten(1).mean(1).half().float()[:, None, None]
+    signs, filters = (x >= 0).numpy(), (weight >= 0).numpy()
+    for n in range(2):
+        for o in range(6):
+            for i in range(4):
+                for j in range(4):
+                    equal = int((signs[n, :, i : i + 3, j : j + 3] == filters[o]).sum())
+                    assert round(float(found[n, o, i, j])) == 2 * equal - 36
+
+
+def test_gradient_is_the_papers() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Linear(6, 2, bias=False))
+    with torch.no_grad():
+        model[1].get_parameter("weight")[0, 0] = 1.7  # past 1, where the sign has no gradient
+    weight = model[1].get_parameter("weight").detach().clone()
+    net = XNORNet(recover=QUICK).begin(model)
+    x, upstream = torch.randn(5, 6), torch.randn(5, 2)
+    (net(x) * upstream).sum().backward()
+    outer = upstream.T @ torch.where(x >= 0, 1.0, -1.0)  # ∂C/∂W̃
+    alpha = weight.abs().mean(1, keepdim=True)
+    wanted = outer * (1 / 6 + alpha * (weight.abs() <= 1))
+    (grad,) = [p.grad for p in net.parameters() if p.grad is not None]
+    assert float((grad - wanted).norm() / wanted.norm()) < 1e-3
+
+
+def test_training_learns() -> None:
+    after = only(XNORNet(recover=QUICK), Where(layers=("3", "6"))).apply(trained())
+    assert accuracy(after.model) > 0.6
+    assert len(list(activations.quantizers(after.model))) == 2
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.relu(self.one(x)))
+
+
+class Branching(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) if x.sum() > 0 else self.two(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "where", "reason"),
+    [
+        (Functional(), "two", r"two.weight: it reads the result of relu\(\)"),
+        (Functional(), "one", "one.weight: it reads the model's own input"),
+        (Branching(), "two", "cannot be followed"),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)), "2", "reads the module 1"),
+    ],
+)
+def test_what_has_no_activation_module_before_it_is_refused(model: nn.Module, where: str, reason: str) -> None:
+    with pytest.raises(NotApplicable, match=f"xnor-net: .*{reason}"):
+        XNORNet(recover=QUICK).begin(model, Where(layers=(where,)))
+
+
+def test_signs_are_found_through_pooling_and_flattening() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(18, 3))
+    net = XNORNet(recover=QUICK).begin(model, Where(layers=("5",)))
+    assert [path for path, _ in activations.quantizers(net.model)] == ["1"]
+    assert net(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_a_row_of_zeros() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Linear(6, 2, bias=False))
+    with torch.no_grad():
+        model[1].get_parameter("weight")[0] = 0
+    net = XNORNet(recover=QUICK).begin(model)
+    out = net(torch.randn(3, 6))
+    out.sum().backward()
+    assert float(out[:, 0].detach().abs().max()) == 0
+    assert all(bool(torch.isfinite(p.grad).all()) for p in net.parameters() if p.grad is not None)
