@@ -4,6 +4,8 @@ LeNet-300-100 on Fashion-MNIST from random weights, each with the same seed, epo
 numbers of 4 integer and 12 fraction bits under both roundings (Gupta et al. 2015, 1502.02551). Test errors are those of the
 model read back from its file, on 10,000 images; the weights in the files are the 16-bit numbers themselves.
 
+Of the formats with 3 to 6 integer bits this one, and of 4 and 8 epochs these, were chosen on 10,000 held-out training images.
+
 A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/fixed_point/`` to measure anew.
 """
 
@@ -27,11 +29,11 @@ from kogata.methods import FixedPoint, Recover
 from kogata.report.data import Report
 from kogata.tasks.taskfile import open_task
 
-MINUTES = 5
+MINUTES = 12
 SEEDS = (0, 1, 2)
 TASK = "fashion-lenet300"
 RUNS = Path(__file__).parent.parent / "runs" / "fixed_point"
-TRAINING = Recover(epochs=4, learning_rate=1e-3, distill=0.0)
+TRAINING = Recover(epochs=8, learning_rate=1e-3, distill=0.0)
 STALLED = 1.0  # points of error past floating point, from which on a rounding has failed
 
 METHODS: Mapping[str, Method] = {

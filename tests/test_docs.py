@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmarks.__main__ import results
 from benchmarks.harness import RESULTS
+from kogata.methods import METHODS
 from kogata.recipe import open_recipe
 from kogata.report.data import Report
 
@@ -74,3 +75,10 @@ def test_the_recipes_of_the_benchmarks_are_valid(recipe: Path) -> None:
 def test_the_results_of_the_readme_are_the_committed_ones() -> None:
     """``python -m benchmarks --results`` prints the table."""
     assert results(RESULTS) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_method_is_in_the_docs_with_its_paper() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = [row.strip("|").split("|") for row in text.splitlines() if row.startswith("| `")]
+    found = {row[0].strip(" `"): (row[1].strip(" `"), row[5].strip(), row[6].strip()) for row in rows}
+    assert found == {kind.ABOUT.name: (kind.__name__, kind.ABOUT.summary, kind.ABOUT.paper) for kind in METHODS}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kogata.artifact import load
+    from kogata.artifact import load, save
     from kogata.compress import Result, compress
     from kogata.engines.onnxruntime import run
     from kogata.hub import from_pretrained, save_pretrained
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Result", "Task", "Where", "chain", "compress", "from_pretrained", "load", "lower", "only", "per_site", "plain", "run",
-    "save_pretrained",
+    "save", "save_pretrained",
 ]  # fmt: skip
 
 _HOME = {
-    "load": "artifact", "compress": "compress", "Result": "compress", "run": "engines.onnxruntime", "Task": "job",
-    "Where": "job", "chain": "method", "only": "method", "per_site": "method", "lower": "surgery", "plain": "surgery",
-    "from_pretrained": "hub", "save_pretrained": "hub",
+    "load": "artifact", "save": "artifact", "compress": "compress", "Result": "compress", "run": "engines.onnxruntime",
+    "Task": "job", "Where": "job", "chain": "method", "only": "method", "per_site": "method", "lower": "surgery",
+    "plain": "surgery", "from_pretrained": "hub", "save_pretrained": "hub",
 }  # fmt: skip
 
 

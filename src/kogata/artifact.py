@@ -145,6 +145,14 @@ def write(path: Path, packed: Packed) -> None:
         file.write(packed.data)
 
 
+def save(model: nn.Module, path: Path | str) -> None:
+    """Write a model as a file, forms and all, without an engine graph: what :func:`load` reads.
+
+    Raises UsageError while the model is still in training under a method, DataError when the file cannot be written.
+    """
+    write(Path(path), pack(model))
+
+
 def read(path: Path) -> Artifact:
     """Read and check a file. Raises FileFormatError when it is missing, damaged, too new or too large."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast, final
@@ -22,13 +22,17 @@ from kogata.stats import Gathered, Stat, Stats
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """One line of the survey's table of methods. What a method needs of the data is read off its code, not written here."""
+    """One line of the survey's table of methods.
+
+    The statistics that a weight method needs are read off its code; ``data`` says that another one looks at calibration data.
+    """
 
     name: str
     family: str
     summary: str
     paper: str
     layers: tuple[Kind, ...] = tuple(Kind)
+    data: bool = False
     labels: bool = False
     training: bool = False
 
@@ -134,16 +138,19 @@ class WeightMethod(Method):
 
 
 def follow(
-    about: About, accepts: frozenset[Role], leaves: frozenset[Role], roles: Mapping[Site, frozenset[Role]], job: Job
-) -> Mapping[Site, frozenset[Role]]:
+    about: About, accepts: frozenset[Role], leaves: frozenset[Role], roles: Mapping[Site, frozenset[Role]], job: Job,
+    unfit: Collection[Site] = (),
+) -> Mapping[Site, frozenset[Role]]:  # fmt: skip
     """The roles after a method that puts ``leaves`` in the place of the leaves it accepts, at the selected sites.
 
-    Raises NotApplicable when there is no such site.
+    Those that are ``unfit`` for another reason stay as they are. Raises NotApplicable when there is no such site.
     """
     after, reasons = dict(roles), dict[str, None]()
     for site in surgery.selected(job):
         if site.kind not in about.layers:
             reasons[f"{site.name} is {site.kind}"] = None
+        elif site in unfit:
+            reasons[f"{site.name} is unfit"] = None
         elif not roles[site] & accepts:
             reasons[f"{site.name} holds {_words(roles[site])}"] = None
         else:

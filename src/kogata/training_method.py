@@ -75,7 +75,7 @@ class TrainingMethod(Method):
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles through this method; raises NotApplicable when no selected site has a leaf it accepts."""
-        return follow(self.ABOUT, self.ACCEPTS, self.LEAVES, roles, job)
+        return follow(self.ABOUT, self.ACCEPTS, self.LEAVES, roles, job, self._unfit(job))
 
     def _begin(self, job: Job) -> Regime:
         chosen = self._selection(job)
@@ -90,12 +90,14 @@ class TrainingMethod(Method):
         ]  # fmt: skip
         return self.regime(model, targets)
 
+    def _unfit(self, job: Job) -> Mapping[Site, str]:
+        return self.unfit(job.model, [site for site in surgery.selected(job) if site.kind in self.ABOUT.layers])
+
     def _selection(self, job: Job) -> list[tuple[Site, str]]:
         """Each selected site, with the reason why it is left alone, if it is."""
         found: list[tuple[Site, str]] = []
-        sites = surgery.selected(job)
-        unfit = self.unfit(job.model, [site for site in sites if site.kind in self.ABOUT.layers])
-        for site in sites:
+        unfit = self._unfit(job)
+        for site in surgery.selected(job):
             roles = {leaf.role for _, leaf in surgery.form_at(job.model, site).leaves()}
             if site.kind not in self.ABOUT.layers:
                 note = f"it is for {', '.join(self.ABOUT.layers)} layers, this is {site.kind}"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from kogata.method import Method
 from kogata.methods import (
-    ECSQ,
     BRECQ,
+    ECSQ,
     GPTQ,
     LAB,
     LSQ,
@@ -68,7 +68,7 @@ CASES: Mapping[type[Method], Method] = {
     RoundToNearest: RoundToNearest(bits=4, group=16),
     GPTQ: GPTQ(bits=4, group=16),
     AdaRound: AdaRound(bits=4, group=16, iterations=20),
-    BRECQ: BRECQ(bits=4, blocks=("deep", "hidden", "out", "encoder"), iterations=5),
+    BRECQ: BRECQ(bits=4, blocks=("conv", "deep", "hidden", "out", "encoder"), iterations=5),
     LSQ: LSQ(bits=4, recover=BRIEF),
     FixedPoint: FixedPoint(integer=4, fraction=8, recover=BRIEF),
     BinaryConnect: BinaryConnect(recover=BRIEF),
@@ -80,6 +80,12 @@ CASES: Mapping[type[Method], Method] = {
     StaticActivations: StaticActivations(bits=8),
     DynamicActivations: DynamicActivations(bits=8),
     SVD: SVD(rank=0.25),
+    WhitenedSVD: WhitenedSVD(rank=0.25),
+    RankAllocation: RankAllocation(fraction=0.5),
+    Separable: Separable(rank=0.25),
+    Tucker2: Tucker2(rank=0.5),
+    CP: CP(rank=0.125),
+    TensorTrain: TensorTrain(rank=0.25, cores=2),
     Recover: Recover(epochs=1, learning_rate=1e-2),
 }
 
@@ -89,7 +95,8 @@ TRAINED = frozenset(kind for kind in CASES if kind.ABOUT.training) | {BRECQ}
 # The models a method can do nothing for, and what its refusal must say.
 REFUSED: Mapping[tuple[type[Method], str], str] = {
     (Wanda, "tied"): "this is embedding",
-    **{(kind, "tied"): "this is embedding" for kind in (CorrectedPQ, OBS, AdaRound)},
+    **{(kind, "tied"): "this is embedding" for kind in (CorrectedPQ, OBS, AdaRound, WhitenedSVD, RankAllocation)},
+    **{(kind, name): "this is" for kind in (Separable, Tucker2, CP) for name in ("attention", "embedding", "tied")},
     (BRECQ, "tied"): "in none of the blocks",
     (NeuronMerging, "embedding"): "its outputs are the model's",
     (NeuronMerging, "tied"): "nothing to do",
@@ -111,9 +118,10 @@ REFUSED: Mapping[tuple[type[Method], str], str] = {
 # What may come after what. A method that needs whole weights cannot follow one that leaves only some of their numbers, and
 # nothing that works on numbers can follow one that left codes, signs or indices of them.
 ANYTIME = frozenset({Half, Recover, StaticActivations, DynamicActivations})
-WHOLE = frozenset({
-    SVD, Wanda, SparseGPT, OBS, GroupLasso, ChannelPruning, NeuronMerging, ProductQuantization, ResidualQuantization,
-    CorrectedPQ, Hashed, XNORNet, BinaryNet,
+LOW_RANK = frozenset({SVD, WhitenedSVD, RankAllocation, Separable, Tucker2, CP, TensorTrain})
+WHOLE = LOW_RANK | frozenset({
+    Wanda, SparseGPT, OBS, GroupLasso, ChannelPruning, NeuronMerging, ProductQuantization, ResidualQuantization,
+    CorrectedPQ, Hashed, AdaRound, BRECQ, XNORNet, BinaryNet,
 })  # fmt: skip
 LEAVES_NUMBERS = frozenset({MagnitudePruning, Wanda, SparseGPT, OBD, OBS, MovementPruning, ADMMPruning, Hashed})
 LEAVES_CODES = frozenset({
@@ -125,11 +133,14 @@ LEAVES_CODES = frozenset({
 ILLEGAL: Mapping[type[Method], frozenset[type[Method]]] = {
     **dict.fromkeys(LEAVES_NUMBERS, WHOLE),
     **dict.fromkeys(LEAVES_CODES, frozenset(CASES) - ANYTIME),
-    SVD: frozenset({ChannelPruning, NeuronMerging}),  # they shrink plain weights
+    GroupLasso: frozenset({ChannelPruning, NeuronMerging}),  # they shrink plain weights
+    **dict.fromkeys((XNORNet, BinaryNet), frozenset({XNORNet, BinaryNet})),  # the first layer, which they leave, reads no signs
 }
 
 # Orders that are legal, but where the second of two methods with these settings has nothing left to gain.
+EQUALLY_SPARSE = (MagnitudePruning, OBD, MovementPruning, ADMMPruning)
 FUTILE: frozenset[tuple[type[Method], type[Method]]] = frozenset({
-    (MagnitudePruning, MagnitudePruning), (Half, Half),
-    (RoundToNearest, Half),  # its scales are half precision already
+    *((first, second) for first in EQUALLY_SPARSE for second in EQUALLY_SPARSE),
+    (SVD, ChannelPruning), (SVD, NeuronMerging),  # no plain weight is left
+    (Half, Half), (RoundToNearest, Half),  # its scales are half precision already
 })  # fmt: skip

@@ -78,7 +78,8 @@ PLANE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", PLANE.values(), ids=PLANE.keys())
 @pytest.mark.parametrize("equation", [PAIR, SEPARABLE, TUCKER, CP[2]])
 def test_planes(equation: str, settings: dict[str, Any]) -> None:
-    model = attached(nn.Conv2d(16, 32, **{"kernel_size": 3} | settings), equation, 2)
+    settings = {"kernel_size": 3} | settings
+    model = attached(nn.Conv2d(16, 32, **settings), equation, 2)
     images = torch.randn(3, 16, 10, 11)
     cheaper = surgery.lower(model)
     assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]

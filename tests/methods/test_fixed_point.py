@@ -16,7 +16,7 @@ from kogata.methods import FixedPoint, MagnitudePruning, Recover
 from kogata.methods.quantization.fixed_point import Grid
 from tests.methods.training import QUICK, accuracy, refused_settings, trained
 
-GRID = Grid(integer=3, fraction=5, stochastic=True)
+GRID = Grid(integer=3, fraction=5, stochastic=True, loss_scale=1.0)
 
 
 def test_the_mean_of_many_roundings_is_the_number() -> None:

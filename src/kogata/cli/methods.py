@@ -59,7 +59,7 @@ def line(method: type[Method]) -> Line:
     statistics = issubclass(method, WeightMethod) and bool(method.NEEDS)
     return Line(
         method=about.name, family=about.family, layers=[str(kind) for kind in about.layers],
-        data=statistics or about.training, labels=about.labels, training=about.training, summary=about.summary,
+        data=statistics or about.data or about.training, labels=about.labels, training=about.training, summary=about.summary,
         paper=about.paper, when=WHEN[about.family],
     )  # fmt: skip
 

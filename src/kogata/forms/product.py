@@ -10,14 +10,19 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kogata.coding.plane import Plane
 from kogata.forms.base import Dense, Form, Role
+from kogata.forms.layers import Stage, convolutions, kind_of, linears, table
 
 _EQUATION = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]+")
 MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of factors in a damaged file must not reserve more
-PAIR = "or,ri->oi"  # two matrices: the one product of two factors that has cheaper plain layers
+
+# The products that have cheaper plain layers. The factor that the inputs meet first stands last.
+PAIR = "or,ri->oi"  # two matrices
+SEPARABLE = "orw,rih->oihw"  # a filter down the image, then one across it
+TUCKER = "os,srk,ri->oik"  # fewer channels, the flattened kernel between these, more channels
+CP = {1: "or,rh,ri->oih", 2: "or,rw,rh,ri->oihw"}  # by the axes of the image: one filter along each, channel by channel
 
 
 class Product(Form):
@@ -70,49 +75,47 @@ class Product(Form):
         return cls(equation, factors, shape)
 
     def lower(self, layer: nn.Module) -> nn.Module | None:
-        """Two plain layers through r channels, when they hold fewer weights than the dense layer; None otherwise.
+        """A few plain layers in a row, when they multiply less than the dense layer; None otherwise.
 
-        A linear layer becomes two; an embedding an embedding and a linear layer; a convolution the same convolution with r
-        outputs, then a 1×1 one. Other layers read their weight in ways that two layers cannot replace.
+        A linear layer becomes two; an embedding an embedding and a linear layer; a convolution one convolution for each factor.
+        Other layers read their weight in ways that these cannot replace.
         """
-        if self.equation != PAIR:
-            return None
-        left_OR, right_RI = (cast("Form", factor).dense().detach() for factor in self.factors)
-        if left_OR.numel() + right_RI.numel() >= self.shape.numel():
-            return None
-        kind = parametrize.type_before_parametrizations(layer)  # a subclass may read its weight in other ways
-        if kind is nn.Linear:
-            return nn.Sequential(_linear(right_RI, None), _linear(left_OR, cast("Tensor | None", layer.bias)))
-        if kind is nn.Embedding and cast("float | None", layer.max_norm) is None:
-            padding = cast("int | None", layer.padding_idx)
-            table = nn.Embedding.from_pretrained(left_OR.contiguous(), freeze=True, padding_idx=padding)
-            return nn.Sequential(table, _linear(right_RI.T, None))
-        if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1:
-            return _convolutions(cast("nn.Conv2d", layer), left_OR, right_RI)
-        return None
+        factors = [cast("Form", factor).dense().detach() for factor in self.factors]
+        kind = kind_of(layer)
+        if kind is nn.Linear or kind is nn.Embedding:
+            if self.equation != PAIR or sum(factor.numel() for factor in factors) >= self.shape.numel():
+                return None
+            left_OR, right_RI = factors
+            if kind is nn.Embedding:
+                return table(cast("nn.Embedding", layer), left_OR, right_RI)
+            return linears(cast("nn.Linear", layer), left_OR, right_RI)
+        stages = _stages(self.equation, factors, self.shape[2:])
+        return None if stages is None else convolutions(layer, stages)
 
 
-def _convolutions(layer: nn.Conv2d, left_OR: Tensor, right_RI: Tensor) -> nn.Module:
-    """The convolution with r outputs instead of its own, then a 1×1 convolution from r to its outputs."""
-    rank, spatial = right_RI.shape[0], layer.kernel_size
-    convolution, bias_O = parametrize.type_before_parametrizations(layer), layer.bias
-    first = convolution(
-        layer.in_channels, rank, spatial, stride=layer.stride, padding=layer.padding, dilation=layer.dilation,
-        bias=False, padding_mode=layer.padding_mode, dtype=right_RI.dtype,
-    )  # fmt: skip
-    second = convolution(rank, layer.out_channels, 1, bias=bias_O is not None, dtype=left_OR.dtype)
-    first.weight = nn.Parameter(right_RI.reshape(rank, -1, *spatial), requires_grad=False)
-    second.weight = nn.Parameter(left_OR.reshape(*left_OR.shape, *[1] * len(spatial)), requires_grad=False)
-    if bias_O is not None:
-        second.bias = nn.Parameter(bias_O.detach(), requires_grad=False)
-    return nn.Sequential(first, second)
+def _stages(equation: str, factors: Sequence[Tensor], kernel: Sequence[int]) -> list[Stage] | None:
+    """The convolutions, in their order, that factors of ``[outputs, inputs, *kernel]`` stand for; None if there are none."""
+    every = tuple(range(len(kernel)))
 
+    def point(weight_OI: Tensor) -> Stage:
+        return Stage(weight_OI.reshape(*weight_OI.shape, *(1 for _ in kernel)))
 
-def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
-    outputs, inputs = weight_OI.shape
-    # made on the meta device, so that no memory is filled with numbers that are not wanted
-    layer = nn.Linear(inputs, outputs, bias=bias_O is not None, device="meta", dtype=weight_OI.dtype)
-    layer.weight = nn.Parameter(weight_OI.contiguous(), requires_grad=False)
-    if bias_O is not None:
-        layer.bias = nn.Parameter(bias_O.detach(), requires_grad=False)
-    return layer
+    def line(weight: Tensor, axis: int) -> Stage:
+        extent = [weight.shape[-1] if other == axis else 1 for other in every]
+        channelwise = weight.ndim == 2
+        inputs = 1 if channelwise else weight.shape[1]
+        return Stage(weight.reshape(len(weight), inputs, *extent), (axis,), channelwise)
+
+    if equation == PAIR:
+        left_OR, right_RI = factors
+        return [Stage(right_RI.reshape(len(right_RI), -1, *kernel), every), point(left_OR)]
+    if equation == SEPARABLE and list(kernel) == [factor.shape[2] for factor in reversed(factors)]:
+        across_ORW, down_RIH = factors
+        return [line(down_RIH, 0), line(across_ORW, 1)]
+    if equation == TUCKER:
+        left_OS, core_SRK, right_RI = factors
+        return [point(right_RI), Stage(core_SRK.reshape(*core_SRK.shape[:2], *kernel), every), point(left_OS)]
+    if equation == CP.get(len(kernel)) and list(kernel) == [factor.shape[1] for factor in reversed(factors[1:-1])]:
+        left_OR, *lines, right_RI = factors
+        return [point(right_RI), *(line(weight, axis) for axis, weight in enumerate(reversed(lines))), point(left_OR)]
+    return None

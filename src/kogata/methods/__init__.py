@@ -2,7 +2,13 @@
 
 from kogata.method import Method
 from kogata.methods.distillation.recover import Recover
+from kogata.methods.lowrank.cp import CP
+from kogata.methods.lowrank.rank_allocation import RankAllocation
+from kogata.methods.lowrank.separable import Separable
 from kogata.methods.lowrank.svd import SVD
+from kogata.methods.lowrank.tensor_train import TensorTrain
+from kogata.methods.lowrank.tucker import Tucker2
+from kogata.methods.lowrank.whitened_svd import WhitenedSVD
 from kogata.methods.pruning.admm import ADMMPruning
 from kogata.methods.pruning.channels import ChannelPruning
 from kogata.methods.pruning.decay import BiasedWeightDecay
@@ -71,11 +77,18 @@ METHODS: tuple[type[Method], ...] = (
     StaticActivations,
     DynamicActivations,
     SVD,
+    WhitenedSVD,
+    RankAllocation,
+    Separable,
+    Tucker2,
+    CP,
+    TensorTrain,
     Recover,
 )
 
 __all__ = [
     "BRECQ",
+    "CP",
     "ECSQ",
     "GPTQ",
     "LAB",
@@ -102,13 +115,18 @@ __all__ = [
     "MovementPruning",
     "NeuronMerging",
     "ProductQuantization",
+    "RankAllocation",
     "Recover",
     "ResidualQuantization",
     "RoundToNearest",
+    "Separable",
     "SoftWeightSharing",
     "SparseGPT",
     "StaticActivations",
+    "TensorTrain",
     "Ternary",
+    "Tucker2",
     "Wanda",
+    "WhitenedSVD",
     "XNORNet",
 ]

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import PAIR
 from kogata.job import Site
 from kogata.method import About, WeightMethod
+from kogata.methods.lowrank import factors
 from kogata.stats import Stats
 
 
@@ -40,17 +40,22 @@ class SVD(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
 
     def __post_init__(self) -> None:
-        fraction = isinstance(self.rank, float) and not self.rank.is_integer()
-        if not self.rank > 0 or (fraction and self.rank >= 1):
-            raise UsageError(f"svd: rank is {self.rank}; expected a whole number from 1, or a fraction of the full rank.")
+        factors.check("svd", self.rank)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best product of the given rank; refused where it would hold as many numbers as the weight."""
         rows_OI = weight.flatten(1)
-        full = min(rows_OI.shape)
-        rank = int(self.rank) if self.rank >= 1 else max(1, round(self.rank * full))
-        if rank * sum(rows_OI.shape) >= rows_OI.numel():
-            raise NotApplicable(f"rank {rank} of {full} holds no fewer numbers than the matrix {tuple(rows_OI.shape)}")
-        u_OR, s_R, v_RI = torch.linalg.svd(rows_OI, full_matrices=False)
-        root_R = s_R[:rank].sqrt()
-        return Product.of(PAIR, [u_OR[:, :rank] * root_R, root_R[:, None] * v_RI[:rank]], weight.shape)
+        rank = pair_rank(rows_OI, self.rank)
+        factors.refuse_unless_finite(weight, site)
+        u_OR, s_R, v_RI = factors.truncated(rows_OI, rank)
+        root_R = s_R.sqrt()
+        return Product.of(PAIR, [u_OR * root_R, root_R[:, None] * v_RI], weight.shape)
+
+
+def pair_rank(rows_OI: Tensor, rank: float) -> int:
+    """The rank of two factors as a count. Raises NotApplicable where they would hold as many numbers as the matrix."""
+    full = min(rows_OI.shape)
+    count = factors.resolved(rank, full)
+    if count * sum(rows_OI.shape) >= rows_OI.numel():
+        raise NotApplicable(f"rank {count} of {full} holds no fewer numbers than the matrix {tuple(rows_OI.shape)}")
+    return count

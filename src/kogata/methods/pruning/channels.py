@@ -55,6 +55,7 @@ class ChannelPruning(StructureMethod):
         summary="remove whole channels everywhere they appear",
         paper="Li et al. 2017, arXiv 1608.08710; He et al. 2017, arXiv 1707.06168; Fang et al. 2023, arXiv 2301.12900",
         layers=(Kind.LINEAR, Kind.CONV, Kind.EMBEDDING),
+        data=True,
     )
 
     def __post_init__(self) -> None:

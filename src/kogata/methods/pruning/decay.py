@@ -8,7 +8,7 @@ It prunes nothing itself: the weights stay dense, and a later step finds more of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kogata.errors import UsageError
 from kogata.forms import Role
+from kogata.job import Job, Site
 from kogata.method import About
 from kogata.methods.distillation.recover import Recover
 from kogata.train import Regime
@@ -44,6 +45,11 @@ class BiasedWeightDecay(TrainingMethod):
     def __post_init__(self) -> None:
         if not 0 < self.strength < math.inf:
             raise UsageError(f"biased-decay: strength is {self.strength}; expected more than 0, such as 1e-5.")
+
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
+        """Nothing changes what it is."""
+        super().check(roles, job)
+        return roles
 
     def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
         """The model itself, with the penalty on its targets."""

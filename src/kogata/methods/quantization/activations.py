@@ -71,6 +71,7 @@ class StaticActivations(ActivationMethod):
         summary="n-bit inputs of layers, in a range from calibration data",
         paper="Vanhoucke et al. 2011; Jacob et al. 2018, arXiv 1712.05877",
         layers=(Kind.LINEAR, Kind.CONV),
+        data=True,
     )
     GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"bits": (4, 6, 8)}
 

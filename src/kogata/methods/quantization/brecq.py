@@ -55,6 +55,7 @@ class BRECQ(Method):
         summary="n-bit codes, rounded up or down to keep the outputs of blocks",
         paper="Li et al. 2021, arXiv 2102.05426",
         layers=(Kind.LINEAR, Kind.CONV),
+        data=True,
     )
 
     def __post_init__(self) -> None:
@@ -91,7 +92,9 @@ class BRECQ(Method):
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles; raises NotApplicable when no selected site has a matrix."""
-        return follow(self.ABOUT, frozenset({Role.MATRIX}), frozenset({Role.SCALE}), roles, job)
+        names = self._blocks(job.model)
+        outside = [site for site in surgery.selected(job) if not any(_within(site, name) for name in names)]
+        return follow(self.ABOUT, frozenset({Role.MATRIX}), frozenset({Role.SCALE}), roles, job, outside)
 
     def _blocks(self, model: nn.Module) -> list[str]:
         """The paths that match, none within another."""

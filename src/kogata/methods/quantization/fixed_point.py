@@ -7,10 +7,15 @@ numbers ⟨IL, FL⟩ have IL integer bits, the sign included, and FL fractional 
 and both saturate at −2^(IL−1) and 2^(IL−1) − ε. Weights and biases are rounded after each update, the inputs of layers in the
 forward pass, gradients of weights and of inputs in the backward one. Where an update is smaller than ε/2, nearest loses it each
 time; stochastic makes it now and then. Sums within a layer, and the optimizer's state, are in floating point.
+
+Gradients are rounded ``loss_scale`` times as large. That of a mean over N samples is 1/N of what one sample gives, below ε for
+most; scaled by N, gradients are those of the sum, whose division by N the learning rate can do (Micikevicius et al. 2018,
+1710.03740, section 3.2).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, final
@@ -36,13 +41,14 @@ class FixedPoint(TrainingMethod):
     """Train in numbers of ``integer`` bits (with the sign, at least 1) and ``fraction`` bits, 16 at most together.
 
     The biases of the selected layers come along; normalization layers stay in floating point. In the trained model, inputs of
-    layers are rounded to nearest.
+    layers are rounded to nearest. Set ``loss_scale`` to about the batch size where the loss is a mean.
     """
 
     integer: int
     fraction: int
     recover: Recover
     rounding: Literal["stochastic", "nearest"] = "stochastic"
+    loss_scale: float = 1.0
 
     ABOUT = About(
         name="fixed-point",
@@ -61,6 +67,9 @@ class FixedPoint(TrainingMethod):
                 f"the sign, and at most {MAX_BITS} bits together."
             )
 
+        if not 0 < self.loss_scale < math.inf:
+            raise UsageError(f"fixed-point: loss_scale is {self.loss_scale}; expected more than 0, such as the batch size.")
+
     def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
         """Each target's values, and the biases beside them, on the grid; rounding on what flows into their layers."""
         for target in targets:
@@ -69,7 +78,8 @@ class FixedPoint(TrainingMethod):
                     f"{self.ABOUT.name}: {target.site.name} is {target.leaf.values.dtype}, which cannot hold "
                     f"{self.integer + self.fraction} bits. Convert the model with .float() first."
                 )
-        grid = Grid(integer=self.integer, fraction=self.fraction, stochastic=self.rounding == "stochastic")
+        stochastic = self.rounding == "stochastic"
+        grid = Grid(integer=self.integer, fraction=self.fraction, stochastic=stochastic, loss_scale=self.loss_scale)
         flows = [(layer, _Flow(grid)) for layer in layers_of(model, (target.site for target in targets))]
         return PreciseRegime(model, [(t, _Fixed(t.leaf, grid)) for t in (*targets, *_biases(model, targets))], flows)
 
@@ -92,6 +102,7 @@ class Grid:
     integer: int
     fraction: int
     stochastic: bool
+    loss_scale: float
 
     @property
     def zero(self) -> int:
@@ -125,7 +136,8 @@ class _RoundedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.grid.rounded(gradients[0], stochastic=ctx.grid.stochastic), None
+        grid: Grid = ctx.grid
+        return grid.rounded(gradients[0] * grid.loss_scale, stochastic=grid.stochastic) / grid.loss_scale, None
 
 
 def _with_rounded_gradient(x: Tensor, grid: Grid) -> Tensor:

@@ -1,0 +1,102 @@
+"""Plain layers that compute what a layer with a product of factors as its weight computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One convolution of a chain: its weight ``[outputs, inputs, *kernel]``, and the axes of the image that it strides along.
+
+    With ``channelwise`` each output reads one input, and ``inputs`` is 1.
+    """
+
+    weight: Tensor
+    axes: tuple[int, ...] = ()
+    channelwise: bool = False
+
+
+def kind_of(layer: nn.Module) -> type[nn.Module]:
+    """The class of a layer whose weight a form may hold. A subclass may read its weight in other ways, so it is no match."""
+    return parametrize.type_before_parametrizations(layer)
+
+
+def linears(layer: nn.Linear, left_OR: Tensor, right_RI: Tensor) -> nn.Sequential:
+    """From the inputs to r numbers, from these to the outputs."""
+    return nn.Sequential(_linear(right_RI, None), _linear(left_OR, cast("Tensor | None", layer.bias)))
+
+
+def table(layer: nn.Embedding, left_OR: Tensor, right_RI: Tensor) -> nn.Sequential | None:
+    """An embedding of r numbers, then a linear layer; None where rows are rescaled as they are read."""
+    if layer.max_norm is not None:
+        return None
+    narrow = nn.Embedding.from_pretrained(left_OR.contiguous(), freeze=True, padding_idx=layer.padding_idx)
+    return nn.Sequential(narrow, _linear(right_RI.T, None))
+
+
+def convolutions(layer: nn.Module, stages: Sequence[Stage]) -> nn.Sequential | None:
+    """The stages one after another, when they multiply less than the layer; None otherwise, and for other layers.
+
+    Each axis of the image is padded, strided and dilated by the stage that has it. The groups of a grouped convolution share
+    all stages but the last, so these run with the groups as a part of the batch.
+    """
+    if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return None
+    whole = cast("nn.Conv2d", layer)
+    if _products(whole, stages) >= whole.in_channels // whole.groups * whole.out_channels * math.prod(whole.kernel_size):
+        return None
+    *shared, last = stages
+    bias_O = whole.bias
+    first = [_convolution(whole, stage, 1, None) for stage in shared]
+    final = _convolution(whole, last, whole.groups, bias_O)
+    if whole.groups == 1:
+        return nn.Sequential(*first, final)
+    split = (nn.Unflatten(1, (whole.groups, -1)), nn.Flatten(0, 1))
+    join = (nn.Unflatten(0, (-1, whole.groups)), nn.Flatten(1, 2))
+    return nn.Sequential(*split, *first, *join, final)
+
+
+def _products(layer: nn.Conv2d, stages: Sequence[Stage]) -> int:
+    """Multiplications of all stages for each place of the output; a stage before a stride is run at more places than one."""
+    total, places = 0, 1
+    for number, stage in enumerate(reversed(stages)):
+        total += places * stage.weight.numel() * (layer.groups if number else 1)
+        places *= math.prod(layer.stride[axis] for axis in stage.axes)
+    return total
+
+
+def _convolution(layer: nn.Conv2d, stage: Stage, groups: int, bias_O: Tensor | None) -> nn.Module:
+    """One stage as a layer that pads, strides and dilates the axes of the stage as ``layer`` does."""
+    outputs, inputs, *kernel = stage.weight.shape
+    groups = outputs if stage.channelwise else groups
+
+    def along(values: tuple[int, ...], default: int) -> tuple[int, ...]:
+        return tuple(value if axis in stage.axes else default for axis, value in enumerate(values))
+
+    padding = layer.padding  # "same" and "valid" pad nothing where the kernel has no extent
+    made = cast("Any", kind_of(layer))(
+        inputs * groups, outputs, tuple(kernel), stride=along(layer.stride, 1), dilation=along(layer.dilation, 1),
+        padding=padding if isinstance(padding, str) else along(padding, 0), groups=groups, bias=bias_O is not None,
+        padding_mode=layer.padding_mode, device="meta", dtype=stage.weight.dtype,
+    )  # fmt: skip
+    return _filled(made, stage.weight, bias_O)
+
+
+def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Module:
+    outputs, inputs = weight_OI.shape
+    return _filled(nn.Linear(inputs, outputs, bias=bias_O is not None, device="meta", dtype=weight_OI.dtype), weight_OI, bias_O)
+
+
+def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer made on the meta device, so that no memory is filled with numbers that are not wanted, with its own numbers."""
+    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer

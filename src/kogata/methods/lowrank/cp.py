@@ -1,0 +1,162 @@
+"""CP: a convolution becomes 1×1, one filter along each axis of the image channel by channel, and 1×1.
+
+Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky, ICLR 2015 (1412.6553), section 3:
+    W[o, i, y, x] ≈ Σ_{r≤R} A[o, r] D[r, x] C[r, y] B[r, i].
+The factors come from alternating least squares. Some weights have no best approximation: ever larger terms that cancel each
+other come ever closer (de Silva and Lim 2008, math/0607647), and could not be rounded. So each factor has a small price,
+    A ← argmin ‖W − A K‖² + μ ‖A‖²,   K the products of the other factors,
+and the sum of error and prices, which has a minimum, only falls. It works on W between bases of its leading channels (Bro
+and Andersson 1998), and begins with the eigenvectors that two mixtures of the kernel's places share (Leurgans, Ross, Abel
+1993; exact where W has rank R and R channels), or at random, whichever is ahead after a few sweeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.errors import NotApplicable
+from kogata.forms import Form, Product, Role
+from kogata.forms.product import CP as EQUATIONS
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.lowrank import factors
+from kogata.methods.lowrank.tucker import bases
+from kogata.stats import Stats
+
+TRIAL = 10  # sweeps of each start
+SWEEPS = 150  # of the better one, at most
+POLISH = 4  # sweeps on the whole weight, which may leave the bases
+ENOUGH = 1e-5  # stop when a sweep takes off less than this part of the error
+PRICE = 1e-7  # μ for a weight of norm 1: far below what any truncation loses
+RIDGE = 1e-3  # to the unit eigenvectors of a start, which may nearly coincide
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CP(WeightMethod):
+    """A sum of ``rank`` products of a vector for each mode of a convolution.
+
+    ``rank`` is a count, or a fraction of the rank that any weight of the shape has at most: its size over its longest side.
+    """
+
+    rank: int | float
+
+    ABOUT = About(
+        name="cp",
+        family="low rank",
+        summary="a convolution becomes 1×1, one filter along each axis, and 1×1",
+        paper="Lebedev et al. 2015, arXiv 1412.6553",
+        layers=(Kind.CONV,),
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)}
+
+    def __post_init__(self) -> None:
+        factors.check("cp", self.rank)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The factors; refused for kernels of one place, for depthwise layers, and where nothing is gained."""
+        kernel = factors.kernel_of(weight, "cp")
+        rank = factors.resolved(self.rank, weight.numel() // max(weight.shape))
+        factors.refuse_unless_fewer(rank * sum(weight.shape), weight, f"cp of rank {rank}")
+        factors.refuse_unless_finite(weight, site)
+        norm = float(weight.double().square().sum())
+        if norm == 0:
+            raise NotApplicable("all its weights are zero")
+        modes = fitted(weight.double() / math.sqrt(norm), rank)
+        left_OR, right_IR, *lines = (mode * norm ** (0.5 / len(modes)) for mode in modes)
+        parts = [left_OR, *(line.T for line in reversed(lines)), right_IR.T]
+        return Product.of(EQUATIONS[len(kernel)], [part.to(weight.dtype) for part in parts], weight.shape)
+
+
+def fitted(weight: Tensor, rank: int) -> list[Tensor]:
+    """Factors ``[size, R]`` of the modes of a float64 weight of norm 1; the same on every run."""
+    weight_OIK = weight.flatten(2)
+    left, right = bases(weight_OIK, *(min(size, rank) for size in weight.shape[:2]))
+    core = torch.einsum("oik,op,iq->pqk", weight_OIK, left, right).unflatten(2, weight.shape[2:])
+    generator = torch.Generator().manual_seed(0)
+    starts = [[torch.randn(size, rank, generator=generator, dtype=core.dtype) / math.sqrt(size) for size in core.shape]]
+    if rank == min(core.shape[:2]):
+        starts.append(shared(core, generator))
+    tried = [descended(core, start, TRIAL) for start in starts]
+    (first, second, *lines), _ = min(tried, key=lambda found: found[1])
+    (first, second, *lines), _ = descended(core, [first, second, *lines], SWEEPS)
+    return descended(weight, [left @ first, right @ second, *lines], POLISH)[0]
+
+
+def descended(weight: Tensor, start: Sequence[Tensor], sweeps: int) -> tuple[list[Tensor], float]:
+    """The factors after so many sweeps, or fewer where they gain next to nothing, and the squared error."""
+    modes, error = even(start), math.inf
+    for _ in range(sweeps):
+        modes, found = _swept(weight, modes)
+        modes, gain, error = even(modes), error - found, found
+        if gain < ENOUGH * found:
+            break
+    return modes, error
+
+
+def _swept(weight: Tensor, modes: Sequence[Tensor]) -> tuple[list[Tensor], float]:
+    """Each factor once, and the squared error after it."""
+    first, second, *lines = modes
+    weight_OIK = weight.flatten(2)
+    grams = [mode.T @ mode for mode in modes]
+
+    def solved(projected: Tensor, at: int) -> Tensor:
+        rest_RR = math.prod((gram for n, gram in enumerate(grams) if n != at), start=torch.ones_like(grams[0]))
+        new = torch.linalg.solve(rest_RR + PRICE * torch.eye(len(rest_RR), dtype=rest_RR.dtype), projected.T).T
+        grams[at] = new.T @ new
+        return new
+
+    first = solved(weight_OIK.flatten(1) @ columns(second, columns(*lines)), 0)
+    half_RIK = (first.T @ weight_OIK.flatten(1)).unflatten(1, weight_OIK.shape[1:])
+    second = solved(torch.einsum("rik,kr->ir", half_RIK, columns(*lines)), 1)
+    places = torch.einsum("rik,ir->rk", half_RIK, second).unflatten(1, weight.shape[2:])
+    projected = places.flatten(1).T
+    for n, line in enumerate(lines):
+        others = columns(torch.ones_like(line[:1]), *(other for m, other in enumerate(lines) if m != n))
+        projected = torch.einsum("rks,sr->kr", places.movedim(1 + n, 1).reshape(len(places), len(line), -1), others)
+        lines[n] = solved(projected, 2 + n)
+    cross = float((projected * lines[-1]).sum())
+    squared = float(math.prod(grams, start=torch.ones_like(grams[0])).sum())
+    return [first, second, *lines], float(weight.square().sum()) - 2 * cross + squared
+
+
+def columns(*modes: Tensor) -> Tensor:
+    """The Kronecker product of the r-th columns of all factors, for each r: ``[product of sizes, R]``."""
+    result = modes[0]
+    for mode in modes[1:]:
+        result = (result[:, None] * mode[None]).flatten(0, 1)
+    return result
+
+
+def even(modes: Sequence[Tensor]) -> list[Tensor]:
+    """The same sum of products, the r-th columns of all factors equally long."""
+    norms = [mode.norm(dim=0).clamp_min(torch.finfo(mode.dtype).tiny) for mode in modes]
+    length_R = torch.stack(norms).log().mean(0).exp()
+    return [mode * (length_R / norm_R) for mode, norm_R in zip(modes, norms, strict=True)]
+
+
+def shared(core: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """Factors of ``[R, R, *kernel]``: M_k = A diag(e_k) Bᵀ at all places k, so A has the eigenvectors of M_1 M_2⁻¹.
+
+    Where W has more than rank R, complex eigenvectors come in pairs, and their real and imaginary parts stand for them.
+    """
+    core_PQK = core.flatten(2)
+    mixed = [core_PQK @ torch.randn(core_PQK.shape[2], generator=generator, dtype=core.dtype) for _ in range(2)]
+    values, vectors = torch.linalg.eig(mixed[0] @ torch.linalg.pinv(mixed[1]))
+    first_PR = torch.where(values.imag < 0, vectors.imag, vectors.real)
+    gram_RR = first_PR.T @ first_PR + RIDGE * torch.eye(first_PR.shape[1], dtype=core.dtype)
+    rest_RQK = torch.linalg.solve(gram_RR, first_PR.T @ core_PQK.flatten(1)).unflatten(1, core_PQK.shape[1:])
+    u_RQS, s_RS, v_RSK = torch.linalg.svd(rest_RQK, full_matrices=False)
+    modes, rest = [first_PR, (u_RQS[..., 0] * s_RS[:, :1]).T], v_RSK[:, 0].unflatten(1, core.shape[2:])
+    if rest.ndim == 2:
+        return [*modes, rest.T]
+    u, s, v = torch.linalg.svd(rest, full_matrices=False)
+    return [*modes, (u[..., 0] * s[:, :1]).T, v[:, 0].T]

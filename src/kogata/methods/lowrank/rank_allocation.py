@@ -1,0 +1,178 @@
+"""Global rank allocation: one budget for all layers, spent where the outputs need it most.
+
+Each layer's options are the ranks r of a whitened SVD (``whitened_svd.py``), with cost r (O + I), and the dense weight, with
+cost O · I. The error is twice the loss that a layer's change of output costs, by second order and with the Hessian of the layer
+as a Kronecker product (Martens and Grosse 2015, 1503.05671): of the singular values σ_i and left vectors p_i of W S,
+    e(r) = tr (W − W̃) G (W − W̃)ᵀ H = Σ_{i>r} σ_i² p_iᵀ H p_i,
+with H the second moment of the gradients of the outputs. The budget is spent where a step saves most error for its cost:
+    min Σ_l e_l(r_l)  so that  Σ_l c_l(r_l) ≤ B,
+whose convex relaxation this greedy order solves exactly (Fox, "Discrete optimization via marginal analysis", 1966); steps
+that are no gain by themselves are joined with the next ones, so that each layer's savings fall from step to step.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from kogata import calibrate, surgery
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form
+from kogata.job import Job, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.lowrank.whitened_svd import WhitenedSVD, spectrum
+from kogata.profile import macs
+from kogata.stats import Stat, Stats
+
+Leaf = tuple[str, tuple[int, ...]]  # a site's name, and the shape of a leaf of it
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RankAllocation(WeightMethod):
+    """Whitened SVD of all selected layers, whose ranks share one budget.
+
+    ``fraction``, in (0, 1), of the ``cost`` of all layers that it can work on is kept: of their parameters, and so of their
+    bytes, or of their multiply-accumulates for one sample of the calibration data.
+    """
+
+    fraction: float
+    cost: Literal["parameters", "macs"] = "parameters"
+
+    ABOUT = About(
+        name="rank-allocation",
+        family="low rank",
+        summary="whitened SVD with ranks that share one budget over all layers",
+        paper="Fox 1966; Wang et al. 2025, arXiv 2403.12403",
+        layers=WhitenedSVD.ABOUT.layers,
+    )
+    NEEDS = frozenset({Stat.GRAM, Stat.GRADIENT})
+    ACCEPTS = WhitenedSVD.ACCEPTS
+    LEAVES = WhitenedSVD.LEAVES
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"fraction": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)}
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise UsageError(f"rank-allocation: fraction is {self.fraction}; expected one above 0 and below 1, such as 0.5.")
+
+    def apply(self, job: Job) -> Job:
+        """Look at all layers, share the budget out, and factor each on what the layers before it have become."""
+        return _AtRanks(ranks=self._ranks(job)).apply(job)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The layer as if it were the only one."""
+        matrix = weight.flatten(1).shape
+        found = options(matrix, losses(weight, site, stats), 1.0)
+        (option,) = allocated([found], self.fraction * matrix.numel())
+        return _AtRanks(ranks={(site.name, tuple(weight.shape)): option.rank}).encode(weight, site, stats)
+
+    def _ranks(self, job: Job) -> Mapping[Leaf, int | None]:
+        """The rank of each leaf that can be factored, None where it stays as it is."""
+        sites = surgery.selected(job)
+        found: dict[Leaf, list[Option]] = {}
+        uses = macs(job.model, calibrate.first_batch(job.model, job.task)[0]) if self.cost == "macs" else {}
+        for site, gathered in calibrate.gather(job, sites, self.NEEDS, job.model):
+            root = surgery.form_at(job.model, site)
+            for path, leaf, part in surgery.leaves(root, site):
+                weight = leaf.values.detach().float().cpu()
+                price = 1.0 if self.cost == "parameters" else uses.get(site.name, 0) / torch.Size(site.shape).numel()
+                if not (price and site.kind in self.ABOUT.layers and leaf.role in self.ACCEPTS):
+                    continue
+                try:
+                    lost = losses(weight, part, gathered.of(root, path))
+                except NotApplicable:
+                    continue  # the report will say so
+                found[site.name, tuple(weight.shape)] = options(weight.flatten(1).shape, lost, price)
+        layers = list(found.values())
+        chosen = allocated(layers, self.fraction * sum(layer[-1].cost for layer in layers))
+        return {leaf: option.rank for leaf, option in zip(found, chosen, strict=True)}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _AtRanks(WeightMethod):
+    """Whitened SVD with a rank for each leaf."""
+
+    ranks: Mapping[Leaf, int | None]
+
+    ABOUT = RankAllocation.ABOUT
+    NEEDS = WhitenedSVD.NEEDS
+    ACCEPTS = RankAllocation.ACCEPTS
+    LEAVES = RankAllocation.LEAVES
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """Two factors of the allotted rank."""
+        leaf = (site.name, tuple(weight.shape))
+        if leaf not in self.ranks:
+            spectrum(weight, site, stats)  # which says why it was left out, unless it was for this:
+            raise NotApplicable("the gradients of its outputs, or its multiply-accumulates, could not be seen")
+        rank = self.ranks[leaf]
+        if rank is None:
+            raise NotApplicable("the budget has more to gain by leaving it as it is")
+        return WhitenedSVD(rank=rank).encode(weight, site, stats)
+
+
+def losses(weight: Tensor, site: Site, stats: Stats) -> Tensor:
+    """σ_i² p_iᵀ H p_i for each i, in the order of σ_i, in float64. Raises NotApplicable as ``spectrum`` does and without H."""
+    values_R, basis_OR = spectrum(weight, site, stats)
+    if stats.gradient_OO is None:
+        raise NotApplicable("the gradients of its outputs could not be seen")
+    return values_R * (basis_OR * (stats.gradient_OO.double() @ basis_OR)).sum(0)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a layer may become: its cost, and the loss that it brings. A rank of None is the dense weight."""
+
+    rank: int | None
+    cost: float
+    error: float
+
+    def gain(self, dearer: Option) -> float:
+        """The error that ``dearer`` saves for each unit of its additional cost."""
+        return (self.error - dearer.error) / (dearer.cost - self.cost)
+
+
+def options(shape: torch.Size, lost_R: Tensor, price: float) -> list[Option]:
+    """Those of a matrix ``[O, I]`` that loses ``lost_R[r:].sum()`` at rank r, at ``price`` for each number kept.
+
+    Cheapest first, and only those with which the gain falls from one to the next: the lower convex hull.
+    """
+    outputs, inputs = shape
+    tails = lost_R.flip(0).cumsum(0).flip(0)
+    most = min((outputs * inputs - 1) // (outputs + inputs), len(tails) - 1)  # factors must hold fewer numbers
+    found = [Option(rank, price * rank * (outputs + inputs), float(tails[rank])) for rank in range(1, most + 1)]
+    hull = list[Option]()
+    for option in [*found, Option(None, price * outputs * inputs, 0.0)]:
+        while len(hull) > 1 and hull[-2].gain(hull[-1]) <= hull[-1].gain(option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def allocated(layers: Sequence[Sequence[Option]], budget: float) -> list[Option]:
+    """One option of each layer: from the cheapest on, always the step of largest gain that the budget has room for.
+
+    Raises NotApplicable when the cheapest ones cost more than the budget.
+    """
+    at = [0] * len(layers)
+    left = budget - sum(layer[0].cost for layer in layers)
+    if left < 0:
+        raise NotApplicable(f"rank-allocation: rank 1 everywhere costs {budget - left:.0f}, the budget is {budget:.0f}.")
+    steps = [(-layer[0].gain(layer[1]), number) for number, layer in enumerate(layers) if len(layer) > 1]
+    heapq.heapify(steps)
+    while steps:
+        _, number = heapq.heappop(steps)
+        layer, k = layers[number], at[number]
+        cost = layer[k + 1].cost - layer[k].cost
+        if cost > left:
+            continue
+        at[number], left = k + 1, left - cost
+        if k + 2 < len(layer):
+            heapq.heappush(steps, (-layer[k + 1].gain(layer[k + 2]), number))
+    return [layer[k] for layer, k in zip(layers, at, strict=True)]

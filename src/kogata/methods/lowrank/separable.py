@@ -1,0 +1,64 @@
+"""Separable filters: a convolution becomes one down the image and one across it.
+
+Jaderberg, Vedaldi, Zisserman, BMVC 2014 (1405.3866), section 2.2, scheme 2; the optimum in one step by Tai, Xiao, Wang, E,
+ICLR 2016 (1511.06067), theorem 1:
+    W[n, c] ≈ Σ_{k≤K} h_n^k (v_c^k)ᵀ,  the rank-K SVD of the matrix M[(c, i), (j, n)] = W[n, c, i, j],
+so that ‖W − W̃‖² is the sum of the discarded squared singular values of M, the least over all filters of that kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.errors import NotApplicable
+from kogata.forms import Form, Product, Role
+from kogata.forms.product import SEPARABLE
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.lowrank import factors
+from kogata.stats import Stats
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Separable(WeightMethod):
+    """Filters d×1 from the inputs to ``rank`` channels, then 1×d from these to the outputs.
+
+    ``rank`` is a count, or a fraction of the full rank, the smaller of inputs · height and outputs · width.
+    """
+
+    rank: int | float
+
+    ABOUT = About(
+        name="separable",
+        family="low rank",
+        summary="a convolution becomes one down the image and one across it",
+        paper="Tai et al. 2016, arXiv 1511.06067; Jaderberg et al. 2014, arXiv 1405.3866",
+        layers=(Kind.CONV,),
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
+
+    def __post_init__(self) -> None:
+        factors.check("separable", self.rank)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The best pair of filters; refused where the kernel has no extent along both axes, and where nothing is gained."""
+        if weight.ndim != 4 or min(weight.shape[2:]) == 1:
+            raise NotApplicable(f"only a kernel with an extent along two axes can be parted, this weight is {site.shape}")
+        outputs, inputs, height, width = weight.shape
+        matrix = weight.permute(1, 2, 3, 0).reshape(inputs * height, width * outputs)
+        rank = factors.resolved(self.rank, min(matrix.shape))
+        if rank * sum(matrix.shape) >= weight.numel():
+            raise NotApplicable(f"rank {rank} of {min(matrix.shape)} holds no fewer numbers than the weight {site.shape}")
+        factors.refuse_unless_finite(weight, site)
+        u, s_R, v = factors.truncated(matrix, rank)
+        root_R = s_R.sqrt()
+        down_RIH = (u * root_R).T.reshape(rank, inputs, height)
+        across_ORW = (root_R[:, None] * v).reshape(rank, width, outputs).permute(2, 0, 1)
+        return Product.of(SEPARABLE, [across_ORW, down_RIH], weight.shape)

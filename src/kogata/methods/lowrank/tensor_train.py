@@ -1,0 +1,121 @@
+"""Tensor train: the rows and the columns of a matrix are numbered by several digits, and each pair of digits has a core.
+
+Novikov, Podoprikhin, Osokin, Vetrov, NeurIPS 2015 (1509.06569), equations 2 and 4; Oseledets, SIAM J. Sci. Comput. 2011,
+algorithm 1 and theorem 2.2:
+    W[(a_1 … a_d), (b_1 … b_d)] = G_1[a_1, b_1] G_2[a_2, b_2] … G_d[a_d, b_d],   G_k[a, b] an r_{k−1} × r_k matrix,
+by d − 1 successive SVDs, so that ‖W − W̃‖² ≤ Σ_k ε_k², with ε_k² the sum of the squared singular values that the k-th one
+discards; it is no more than d − 1 times the least possible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_letters
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Product, Role
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.lowrank import factors
+from kogata.stats import Stats
+
+MOST = len(ascii_letters) // 3  # cores that the letters of an equation are enough for
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TensorTrain(WeightMethod):
+    """A matrix becomes ``cores`` small tensors, multiplied along a chain.
+
+    ``rank`` is a count for all links between cores, cut to the full rank of each, or a fraction of it. Outputs and inputs
+    are parted into as many whole factors, as equal as their divisors allow: sizes with many divisors compress best. The form
+    saves bytes; engines multiply by the dense matrix.
+    """
+
+    rank: int | float
+    cores: int = 3
+
+    ABOUT = About(
+        name="tensor-train",
+        family="low rank",
+        summary="a matrix becomes a chain of small cores",
+        paper="Novikov et al. 2015, arXiv 1509.06569",
+        layers=(Kind.LINEAR, Kind.EMBEDDING),
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.2, 0.3, 0.5), "cores": (2, 3, 4)}
+
+    def __post_init__(self) -> None:
+        factors.check("tensor-train", self.rank)
+        if not 2 <= self.cores <= MOST:
+            raise UsageError(f"tensor-train: cores is {self.cores}; expected 2 to {MOST}.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The cores by successive SVDs; refused for what is no matrix, and where nothing is gained."""
+        if weight.ndim != 2:
+            raise NotApplicable(f"it takes apart matrices, this weight is {tuple(weight.shape)}")
+        rows, columns = (parted(size, self.cores) for size in weight.shape)
+        sizes = [row * column for row, column in zip(rows, columns, strict=True)]
+        ranks = links(sizes, self.rank)
+        held = sum(before * size * after for before, size, after in zip([1, *ranks], sizes, [*ranks, 1], strict=True))
+        factors.refuse_unless_fewer(held, weight, f"a tensor train of sizes {sizes} and ranks {ranks}")
+        factors.refuse_unless_finite(weight, site)
+        order = [axis for k in range(self.cores) for axis in (k, self.cores + k)]
+        tensor = weight.double().reshape(*rows, *columns).permute(order)
+        cores = [core.to(weight.dtype) for core in train(tensor.reshape(sizes), ranks)]
+        shaped = [core.unflatten(1, pair) for core, pair in zip(cores, zip(rows, columns, strict=True), strict=True)]
+        shaped[0], shaped[-1] = shaped[0].squeeze(0), shaped[-1].squeeze(-1)
+        return Product.of(equation(self.cores), shaped, weight.shape)
+
+
+def train(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    """Cores ``[r_{k−1}, size_k, r_k]`` of a float64 tensor ``[size_1, …, size_d]``, with r_0 = r_d = 1."""
+    cores, rest = list[Tensor](), tensor.reshape(1, -1)
+    for size, rank in zip(tensor.shape, ranks, strict=False):
+        before = len(rest)
+        unfolded = rest.reshape(before * size, -1)
+        basis = factors.leading(unfolded, rank) if len(unfolded) <= unfolded.shape[1] else factors.truncated(unfolded, rank)[0]
+        rest = basis.T @ unfolded
+        cores.append(basis.reshape(before, size, rank))
+    return [*cores, rest.reshape(len(rest), tensor.shape[-1], 1)]
+
+
+def links(sizes: Sequence[int], rank: float) -> list[int]:
+    """The rank of each link: no more than what the cores to its left, or to its right, have numbers for."""
+    found, before = list[int](), 1
+    for k in range(1, len(sizes)):
+        full = min(before * sizes[k - 1], math.prod(sizes[k:]))
+        before = min(factors.resolved(rank, full), full)
+        found.append(before)
+    return found
+
+
+def parted(size: int, count: int) -> list[int]:
+    """``count`` whole numbers with the product ``size``, in rising order, each the divisor nearest to an equal share.
+
+    >>> parted(384, 3), parted(30522, 3)
+    ([6, 8, 8], [1, 6, 5087])
+    """
+    if count == 1:
+        return [size]
+    share = math.log(size) / count
+    divisors = [k for k in range(1, math.isqrt(size) + 1) if size % k == 0]
+    nearest = min(divisors + [size // k for k in divisors], key=lambda divisor: (abs(math.log(divisor) - share), divisor))
+    return sorted([nearest, *parted(size // nearest, count - 1)])
+
+
+def equation(cores: int) -> str:
+    """The einsum of a chain: rows ``a…``, columns, and links between neighbours.
+
+    >>> equation(3)
+    'adg,gbeh,hcf->abcdef'
+    """
+    row, column, link = (ascii_letters[k * cores : (k + 1) * cores] for k in range(3))
+    inner = [f"{link[k - 1] if k else ''}{row[k]}{column[k]}{link[k] if k < cores - 1 else ''}" for k in range(cores)]
+    return f"{','.join(inner)}->{row}{column}"

@@ -1,0 +1,80 @@
+"""Tucker-2: fewer channels, the kernel between these, more channels.
+
+Kim et al., ICLR 2016 (1511.06530), section 3.1; De Lathauwer, De Moor, Vandewalle, SIAM J. Matrix Anal. 2000, for the
+iterations:
+    W[o, i, k] ≈ Σ_{s,r} U[o, s] C[s, r, k] V[r, i],   U and V with orthonormal columns and rows,
+    C = W ×_o Uᵀ ×_i V,   ‖W − W̃‖² = ‖W‖² − ‖C‖².
+U and V begin as the leading singular vectors of the two unfoldings (HOSVD, at most √2 times the least error). Each then takes
+a step of orthogonal iteration on W projected on the other (HOOI), which never makes ‖C‖ smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.forms import Form, Product, Role
+from kogata.forms.product import TUCKER
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.lowrank import factors
+from kogata.stats import Stats
+
+STEPS = 3  # of orthogonal iteration for each side
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Tucker2(WeightMethod):
+    """A convolution becomes 1×1, d×d between ``rank`` channels, and 1×1.
+
+    ``rank`` is a count for both sides, cut to the channels that there are, or a fraction of the channels of each side.
+    """
+
+    rank: int | float
+
+    ABOUT = About(
+        name="tucker-2",
+        family="low rank",
+        summary="a convolution between fewer channels, with a mixing of channels before and after it",
+        paper="Kim et al. 2016, arXiv 1511.06530",
+        layers=(Kind.CONV,),
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}
+
+    def __post_init__(self) -> None:
+        factors.check("tucker-2", self.rank)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """Two bases and a core; refused for kernels of one place, for depthwise layers, and where nothing is gained."""
+        factors.kernel_of(weight, "tucker-2")
+        weight_OIK = weight.flatten(2)
+        ranks = [min(factors.resolved(self.rank, channels), channels) for channels in weight.shape[:2]]
+        held = ranks[0] * weight.shape[0] + ranks[1] * weight.shape[1] + ranks[0] * ranks[1] * weight_OIK.shape[2]
+        factors.refuse_unless_fewer(held, weight, f"tucker-2 of ranks {ranks}")
+        factors.refuse_unless_finite(weight, site)
+        left_OS, right_IR = bases(weight_OIK, ranks[0], ranks[1])
+        core_SRK = torch.einsum("oik,os,ir->srk", weight_OIK, left_OS, right_IR)
+        return Product.of(TUCKER, [left_OS, core_SRK, right_IR.T], weight.shape)
+
+
+def bases(weight_OIK: Tensor, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal bases ``[O, S]`` and ``[I, R]`` of so many output and input channels."""
+    by_input = weight_OIK.transpose(0, 1)
+    left_OS = factors.leading(weight_OIK.flatten(1), outputs)
+    right_IR = factors.leading(by_input.flatten(1), inputs)
+    for _ in range(STEPS):
+        left_OS = _turned(torch.einsum("oik,ir->ork", weight_OIK, right_IR).flatten(1), left_OS)
+        right_IR = _turned(torch.einsum("iok,os->isk", by_input, left_OS).flatten(1), right_IR)
+    return left_OS, right_IR
+
+
+def _turned(matrix: Tensor, basis: Tensor) -> Tensor:
+    """One step of orthogonal iteration with ``matrix`` times its transpose."""
+    return torch.linalg.qr(matrix @ (matrix.T @ basis))[0]
