@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from kogata.method import Method
 from kogata.methods import (
     BRECQ,
+    CP,
     ECSQ,
     GPTQ,
     LAB,
@@ -32,14 +33,19 @@ from kogata.methods import (
     MovementPruning,
     NeuronMerging,
     ProductQuantization,
+    RankAllocation,
     Recover,
     ResidualQuantization,
     RoundToNearest,
+    Separable,
     SoftWeightSharing,
     SparseGPT,
     StaticActivations,
+    TensorTrain,
     Ternary,
+    Tucker2,
     Wanda,
+    WhitenedSVD,
     XNORNet,
 )
 
@@ -141,6 +147,8 @@ ILLEGAL: Mapping[type[Method], frozenset[type[Method]]] = {
 EQUALLY_SPARSE = (MagnitudePruning, OBD, MovementPruning, ADMMPruning)
 FUTILE: frozenset[tuple[type[Method], type[Method]]] = frozenset({
     *((first, second) for first in EQUALLY_SPARSE for second in EQUALLY_SPARSE),
-    (SVD, ChannelPruning), (SVD, NeuronMerging),  # no plain weight is left
+    *((first, second) for first in LOW_RANK for second in (ChannelPruning, NeuronMerging)),  # no plain weight is left
+    *((first, second) for first in LOW_RANK for second in (Separable, Tucker2, CP)),  # factors have no spatial extent
+    *((first, RankAllocation) for first in LOW_RANK),  # nor output gradients of their own
     (Half, Half), (RoundToNearest, Half),  # its scales are half precision already
 })  # fmt: skip
