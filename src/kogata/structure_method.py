@@ -61,7 +61,7 @@ class StructureMethod(Method):
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Raises NotApplicable when no selected weight is as yet free of sparsity and precision."""
-        if not any(roles[site] == frozenset({Role.MATRIX}) for site in surgery.selected(job)):
+        if not any(Role.MATRIX in roles[site] for site in surgery.selected(job)):
             raise NotApplicable(
                 f"{self.ABOUT.name}: it removes channels of plain weights, but at this point of the chain none is left. "
                 "Structure comes first, then sparsity, then precision."

@@ -88,7 +88,10 @@ class TrainingMethod(Method):
             for site, note in chosen if not note
             for path, leaf, part in surgery.leaves(surgery.form_at(model, site), site) if leaf.role in self.ACCEPTS
         ]  # fmt: skip
-        return self.regime(model, targets)
+        try:
+            return self.regime(model, targets)
+        except NotApplicable as error:
+            raise NotApplicable(f"{self.ABOUT.name}: {error}.") from error
 
     def _unfit(self, job: Job) -> Mapping[Site, str]:
         return self.unfit(job.model, [site for site in surgery.selected(job) if site.kind in self.ABOUT.layers])

@@ -139,16 +139,23 @@ LEAVES_CODES = frozenset({
 ILLEGAL: Mapping[type[Method], frozenset[type[Method]]] = {
     **dict.fromkeys(LEAVES_NUMBERS, WHOLE),
     **dict.fromkeys(LEAVES_CODES, frozenset(CASES) - ANYTIME),
-    GroupLasso: frozenset({ChannelPruning, NeuronMerging}),  # they shrink plain weights
-    **dict.fromkeys((XNORNet, BinaryNet), frozenset({XNORNet, BinaryNet})),  # the first layer, which they leave, reads no signs
+    # the first layer, which they leave, is a convolution and reads no signs
+    **dict.fromkeys((XNORNet, BinaryNet), frozenset({XNORNet, BinaryNet, TensorTrain})),
 }
 
 # Orders that are legal, but where the second of two methods with these settings has nothing left to gain.
 EQUALLY_SPARSE = (MagnitudePruning, OBD, MovementPruning, ADMMPruning)
+ALL_LAYERS = (SVD, WhitenedSVD)  # of the low rank family: no plain weight is left, and factors have no extent in space
+HALF_SCALES = frozenset({RoundToNearest, GPTQ, AdaRound, BRECQ, LSQ, FixedPoint, BinaryConnect, LAB, Ternary})
 FUTILE: frozenset[tuple[type[Method], type[Method]]] = frozenset({
     *((first, second) for first in EQUALLY_SPARSE for second in EQUALLY_SPARSE),
-    *((first, second) for first in LOW_RANK for second in (ChannelPruning, NeuronMerging)),  # no plain weight is left
-    *((first, second) for first in LOW_RANK for second in (Separable, Tucker2, CP)),  # factors have no spatial extent
-    *((first, RankAllocation) for first in LOW_RANK),  # nor output gradients of their own
-    (Half, Half), (RoundToNearest, Half),  # its scales are half precision already
+    *((first, Half) for first in HALF_SCALES | {Half}),
+    *((first, second) for first in ALL_LAYERS for second in (RankAllocation, Separable, Tucker2, CP)),
+    *((first, second) for first in ALL_LAYERS for second in (ChannelPruning, NeuronMerging)),
+    (RankAllocation, ChannelPruning), (RankAllocation, NeuronMerging),
+    (Separable, Separable), (Tucker2, Separable), (CP, Separable), (CP, Tucker2), (CP, CP), (TensorTrain, TensorTrain),
+    (TensorTrain, NeuronMerging), (Hashed, GPTQ),  # whose buckets have no inputs of their own
+    *((first, second) for first in (XNORNet, BinaryNet) for second in (ChannelPruning, NeuronMerging)),
+    (Half, SparseGPT), (Half, OBS),  # what makes up for the errors is no longer exact in half precision
+    *((first, NeuronMerging) for first in (StaticActivations, DynamicActivations)), (DynamicActivations, ChannelPruning),
 })  # fmt: skip

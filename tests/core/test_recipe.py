@@ -12,9 +12,10 @@ import yaml
 from kogata import targets
 from kogata.errors import UsageError
 from kogata.job import Kind, Where
-from kogata.method import chain, only
+from kogata.method import Method, chain, only
 from kogata.methods import METHODS, SVD, Half, KMeans, MagnitudePruning, Recover, RoundToNearest
 from kogata.recipe import Recipe, built_in, open_recipe, parse
+from tests.contract.cases import CASES
 
 FULL = """
 name: everything
@@ -71,14 +72,9 @@ def _plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_every_method_has_settings_that_read_back(kind: type[Any]) -> None:
-    settings = {
-        "svd": {"rank": 3}, "magnitude": {"sparsity": 0.5}, "wanda": {"sparsity": 0.5}, "k-means": {"clusters": 4},
-        "round-to-nearest": {"bits": 3}, "half": {}, "recover": {"epochs": 1},
-    }[kind.ABOUT.name]  # fmt: skip
-    method = kind(**settings)
-    text = yaml.safe_dump({"steps": [_plain(method.settings())]})
-    assert parse(text, "test").method == chain(method)
+def test_every_method_has_settings_that_read_back(kind: type[Method]) -> None:
+    text = yaml.safe_dump({"steps": [_plain(CASES[kind].settings())]})
+    assert parse(text, "test").method == chain(CASES[kind])
 
 
 def test_one_method_resolves_to_one_step() -> None:

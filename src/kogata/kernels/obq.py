@@ -29,22 +29,28 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
-def damped(gram_II: Tensor, damping: float) -> Tensor:
-    """The gram plus ``damping`` times its mean diagonal, so that it has an inverse; the identity if no input is ever seen."""
-    mean = float(gram_II.diagonal().mean())
-    identity = torch.eye(len(gram_II), dtype=gram_II.dtype)
-    return gram_II + damping * mean * identity if mean > 0 else identity
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """Each gram ``[..., I, I]`` plus ``damping`` times its mean diagonal, so that it has an inverse.
 
-
-def pivots(gram_II: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``gram_II`` = R Rᵀ: ``T[j, i]`` = R_ij / R_jj ``[I, I]``, and ``R_jj²`` ``[I]``, both float32.
-
-    R_jj² = 1 / [H⁻¹]_jj of the columns from j on: what an error at j costs when all later columns make up for it.
+    It is the identity where no input is ever seen.
     """
-    flipped = torch.linalg.cholesky(gram_II.double().flip(0, 1))
-    root = flipped.flip(0, 1)
-    diagonal = root.diagonal()
-    return (root / diagonal).T.float().contiguous(), diagonal.square().float()
+    sums = gram.clone()
+    diagonal = sums.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1, keepdim=True)
+    diagonal.add_(damping * mean + (mean == 0))
+    return sums
+
+
+def pivots(gram_II: Tensor, order_I: Tensor) -> tuple[Tensor, Tensor]:
+    """Of ``gram_II`` in an order, R Rᵀ: ``T[j, i]`` = R_ij / R_jj ``[I, I]`` and ``R_jj²`` ``[I]``, both float32.
+
+    R_jj² = 1 / [H⁻¹]_jj of the columns from j on: what an error at j costs when all later columns make up for it. As few
+    copies are made as may be, for this can be the largest matrix there is.
+    """
+    last_first_I = order_I.flip(0)
+    root_II = torch.linalg.cholesky(gram_II[last_first_I[:, None], last_first_I].double()).float().flip(0, 1)
+    diagonal_I = root_II.diagonal().clone()
+    return root_II.div_(diagonal_I).T.contiguous(), diagonal_I.square()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,8 +75,8 @@ class FixedPoint(TrainingMethod):
         for target in targets:
             if target.leaf.values.dtype not in (torch.float32, torch.float64):
                 raise NotApplicable(
-                    f"{self.ABOUT.name}: {target.site.name} is {target.leaf.values.dtype}, which cannot hold "
-                    f"{self.integer + self.fraction} bits. Convert the model with .float() first."
+                    f"{target.site.name} is {target.leaf.values.dtype}, which cannot hold {self.integer + self.fraction} bits; "
+                    "convert the model with .float() first"
                 )
         stochastic = self.rounding == "stochastic"
         grid = Grid(integer=self.integer, fraction=self.fraction, stochastic=stochastic, loss_scale=self.loss_scale)

@@ -112,10 +112,9 @@ def layer_of(weight: Tensor, site: Site, stats: Stats, damping: float) -> Layer:
     if stats.position is not None:
         size = torch.Size(site.shape).numel()
         flat, kept = (x.new_zeros(size).scatter(0, stats.position, x) for x in (flat, kept))
-    gram = torch.stack([obq.damped(gram_II, damping) for gram_II in seen_GII])
     return Layer(
-        weight_GOI=flat.reshape(groups, -1, columns), gram_GII=gram, kept_GOI=kept.reshape(groups, -1, columns),
-        position=stats.position,
+        weight_GOI=flat.reshape(groups, -1, columns), gram_GII=obq.damped(seen_GII, damping),
+        kept_GOI=kept.reshape(groups, -1, columns), position=stats.position,
     )  # fmt: skip
 
 
@@ -124,7 +123,7 @@ def rounded(layer: Layer, shape: torch.Size, *, bits: int, group: int | None, sy
     rows_RC = layer.rows(layer.weight_GOI)
     group = min(group or rows_RC.shape[1], rows_RC.shape[1])
     orders = [gram_II.diagonal().argsort(descending=True, stable=True) for gram_II in layer.gram_GII]
-    factors = [obq.pivots(gram_II[order][:, order]) for gram_II, order in zip(layer.gram_GII, orders, strict=True)]
+    factors = [obq.pivots(gram_II, order) for gram_II, order in zip(layer.gram_GII, orders, strict=True)]
     cost_GI = torch.stack([pivot[order.argsort()] for (_, pivot), order in zip(factors, orders, strict=True)])
     importance_RC = layer.rows(cost_GI[:, None] * layer.kept_GOI)
     scale, zero = obq.search(rows_RC, importance_RC, bits=bits, group=group, symmetric=symmetric)
