@@ -77,7 +77,7 @@ CASES: Mapping[type[Method], Method] = {
     BRECQ: BRECQ(bits=4, blocks=("conv", "deep", "hidden", "out", "encoder"), iterations=5),
     LSQ: LSQ(bits=4, recover=BRIEF),
     FixedPoint: FixedPoint(integer=4, fraction=8, recover=BRIEF),
-    BinaryConnect: BinaryConnect(recover=BRIEF),
+    BinaryConnect: BinaryConnect(recover=Recover(epochs=1, learning_rate=1e-3)),
     LAB: LAB(recover=BRIEF),
     XNORNet: XNORNet(recover=BRIEF),
     BinaryNet: BinaryNet(recover=BRIEF),
