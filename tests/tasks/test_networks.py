@@ -127,9 +127,10 @@ def test_width_scales_every_layer(make: Make):
 
 def test_a_residual_adds_its_shortcut():
     torch.manual_seed(0)
-    block = Residual(nn.Conv2d(2, 2, 1), nn.Identity())
+    branch = nn.Conv2d(2, 2, 1)
+    block = Residual(branch, nn.Identity())
     images_NCHW = torch.randn(3, 2, 4, 4)
-    expected = (nn.functional.conv2d(images_NCHW, block.branch.weight, block.branch.bias) + images_NCHW).clamp(min=0)
+    expected = (nn.functional.conv2d(images_NCHW, branch.weight, branch.bias) + images_NCHW).clamp(min=0)
     torch.testing.assert_close(block(images_NCHW), expected)
 
 
