@@ -10,7 +10,7 @@ original is that of v · output with random signs v.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,22 +32,18 @@ def gradient_statistics(
     """
     model = surgery.clone(job.model, share=False).eval().requires_grad_(False)
     leaves = {(s.name, path): leaf.values for s in sites for path, leaf in surgery.form_at(model, s).leaves()}
-    squares = {key: torch.zeros_like(leaf.requires_grad_().detach()) for key, leaf in leaves.items()}
+    squares = {key: torch.zeros_like(leaf.detach()) for key, leaf in leaves.items() if Stat.FISHER in needs}
     outer: dict[str, Tensor] = {}
     for site in sites if Stat.GRADIENT in needs else ():
         module = model.get_submodule(site.module)
         if site.parameter == "weight" and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             module.register_forward_hook(_watch(site.name, outer, channels=1 if site.kind == "conv" else -1))
-    samples, signs = 0, torch.Generator().manual_seed(job.seed)
-    for inputs, targets in batches:
-        for n in range(length(inputs)):
-            output = call(model, row(inputs, n))
-            loss = _loss(job.task, output, row(targets, n), signs)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            for square, gradient in zip(squares.values(), cast("Sequence[Tensor | None]", gradients), strict=True):
-                if gradient is not None:
-                    square.addcmul_(gradient, gradient)
-            samples += 1
+    samples = 0
+    for gradients in of_samples(model, job, batches, list(leaves.values())):
+        samples += 1
+        for square, gradient in zip(squares.values(), gradients, strict=False):  # there are none unless they are needed
+            if gradient is not None:
+                square.addcmul_(gradient, gradient)
     fisher: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for (name, path), square in squares.items():
         if not torch.isfinite(square).all():
@@ -55,11 +51,24 @@ def gradient_statistics(
         fisher[name][path] = square.div_(samples).cpu().float()
     return {
         site.name: Gradients(
-            fisher=fisher[site.name] if Stat.FISHER in needs else {},
+            fisher=fisher.get(site.name, {}),
             gradient_OO=outer[site.name].div_(samples).cpu() if site.name in outer else None,
         )
         for site in sites
     }  # fmt: skip
+
+
+def of_samples(
+    model: nn.Module, job: Job, batches: Iterable[tuple[Any, Any]], parameters: Sequence[Tensor]
+) -> Iterator[Sequence[Tensor | None]]:
+    """The gradients of each single sample's loss with respect to ``parameters`` of ``model``; None where it has none."""
+    signs = torch.Generator().manual_seed(job.seed)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    for inputs, targets in batches:
+        for n in range(length(inputs)):
+            loss = _loss(job.task, call(model, row(inputs, n)), row(targets, n), signs)
+            yield cast("Sequence[Tensor | None]", torch.autograd.grad(loss, parameters, allow_unused=True))
 
 
 def _watch(name: str, outer: dict[str, Tensor], channels: int) -> Callable[[nn.Module, Any, Tensor], None]:

@@ -78,13 +78,18 @@ class WeightMethod(Method):
 
     def apply(self, job: Job) -> Job:
         """Encode every selected leaf that the method accepts and that becomes smaller by it."""
-        chosen = surgery.selected(job)
         model = surgery.clone(job.model)
+        with closing(calibrate.gather(job, surgery.selected(job), self.NEEDS, model)) as gathered:
+            return self.encode_each(job, model, gathered)
+
+    @final
+    def encode_each(self, job: Job, model: nn.Module, gathered: Iterable[tuple[Site, Gathered]]) -> Job:
+        """The job with ``model``, a clone of its own, in which every site of ``gathered`` has been encoded in turn.
+
+        For methods that decide for all layers together: they gather first, and then encode on what they gathered.
+        """
         probe = calibrate.Probe(job)
-        rows: list[Row] = []
-        with closing(calibrate.gather(job, chosen, self.NEEDS, model)) as gathered:
-            for site, found in gathered:
-                rows.append(self._replace(job, model, site, found, probe))
+        rows = [self._replace(job, model, site, found, probe) for site, found in gathered]
         if not any(row.note == "" for row in rows):
             reasons = "; ".join(f"{row.site}: {row.note}" for row in rows)
             raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")

@@ -16,7 +16,7 @@ from kogata.errors import NotApplicable
 from kogata.forms import Dense, Latent, Role
 from kogata.job import Job, Row, Site, Task, Where
 from kogata.method import Method, follow
-from kogata.train import Regime, fit
+from kogata.train import Regime
 
 if TYPE_CHECKING:
     from kogata.methods.distillation.recover import Recover
@@ -53,23 +53,20 @@ class TrainingMethod(Method):
     def begin(self, model: nn.Module, where: Where | None = None) -> Regime:
         """A copy of ``model`` under this method, for a loop of one's own. Raises NotApplicable as ``apply`` does."""
         job = Job(model=model, reference=model, task=Task(calibration=()), where=() if where is None else (where,))
-        return self._begin(job)
+        return self._begin(job, self._selection(job))
 
     def apply(self, job: Job) -> Job:
         """Train under the regime and finish it; raises DataError without training data."""
-        regime = self._begin(job)
-        checkpoint = None if job.folder is None else job.folder / "training.pt"
-        objective = self.recover.objective(job.task, job.reference)
-        epochs = fit(
-            regime, job.task, self.recover.training, objective, seed=job.seed, what=self.ABOUT.name, checkpoint=checkpoint
-        )
+        chosen = self._selection(job)
+        regime = self._begin(job, chosen)
+        epochs = self.recover.train(regime, job, self.ABOUT.name)
         model = regime.finish()
         rows = tuple(
             Row(
                 method=self.ABOUT.name, site=site.name, bits_before=surgery.form_at(job.model, site).stored_bits(),
                 bits_after=surgery.form_at(model, site).stored_bits(), note=note,
             )
-            for site, note in self._selection(job)
+            for site, note in chosen
         )  # fmt: skip
         return replace(job, model=model, epochs=epochs, ledger=(*job.ledger, *rows))
 
@@ -77,8 +74,7 @@ class TrainingMethod(Method):
         """Follow the roles through this method; raises NotApplicable when no selected site has a leaf it accepts."""
         return follow(self.ABOUT, self.ACCEPTS, self.LEAVES, roles, job, self._unfit(job))
 
-    def _begin(self, job: Job) -> Regime:
-        chosen = self._selection(job)
+    def _begin(self, job: Job, chosen: Sequence[tuple[Site, str]]) -> Regime:
         if all(note for _, note in chosen):
             reasons = "; ".join(f"{site.name}: {note}" for site, note in chosen)
             raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")

@@ -195,7 +195,7 @@ BUILTIN_TASKS = (
     ),
     BuiltinTask(
         name="cifar-vgg-small",
-        description="Six convolutions on CIFAR-10: 288,746 parameters, an epoch in 40 s on one core",
+        description="Six convolutions on CIFAR-10: 288,746 parameters",
         network=networks.cifar_vgg_small,
         split=_cifar,
         training=Training(epochs=25, learning_rate=4e-3, weight_decay=0.05),

@@ -18,7 +18,7 @@ from torch.nn import functional
 from kogata import surgery
 from kogata.batch import call, output_error, tensors
 from kogata.errors import UsageError
-from kogata.job import Job, Task
+from kogata.job import Epoch, Job, Task
 from kogata.method import About, Method
 from kogata.train import Objective, Training, channels_last, fit, task_loss
 
@@ -66,10 +66,13 @@ class Recover(Method):
     def apply(self, job: Job) -> Job:
         """Train a copy of the model; raises DataError without training data."""
         model = surgery.clone(job.model, share=False)
+        return replace(job, model=model, epochs=self.train(model, job, self.ABOUT.name))
+
+    def train(self, model: nn.Module, job: Job, what: str) -> tuple[Epoch, ...]:
+        """Train ``model``, or a regime around it, in place, as the step ``what`` of a job."""
         checkpoint = None if job.folder is None else job.folder / "training.pt"
         objective = self.objective(job.task, job.reference)
-        epochs = fit(model, job.task, self.training, objective, seed=job.seed, what="recover", checkpoint=checkpoint)
-        return replace(job, model=model, epochs=epochs)
+        return fit(model, job.task, self.training, objective, seed=job.seed, what=what, checkpoint=checkpoint)
 
     def objective(self, task: Task, teacher: nn.Module) -> Objective:
         """What to minimize, of (output, inputs, targets); usable in a loop of one's own."""

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from kogata import surgery
 from kogata.errors import UsageError
 from kogata.forms import Role
+from kogata.kernels.obs import largest
 from kogata.method import About
 from kogata.methods.distillation.recover import Recover
-from kogata.methods.pruning.masks import counts, kept, top
+from kogata.methods.pruning.masks import counts, kept
 from kogata.train import Regime
 from kogata.training_method import Target, TrainingMethod
 
@@ -78,7 +79,7 @@ class _Twin(nn.Module):
         super().__init__()
         self.target, self.keep = target, keep
         weight = target.leaf.values.detach()
-        self.register_buffer("sparse", weight * top(weight.abs(), keep))
+        self.register_buffer("sparse", weight * largest(weight.abs(), keep))
         self.register_buffer("dual", torch.zeros_like(weight))
 
     def distance(self) -> Tensor:
@@ -89,7 +90,7 @@ class _Twin(nn.Module):
         """Renew Z, then U."""
         weight = self.target.leaf.values.detach()
         aim = weight + self.dual
-        self.sparse.copy_(aim * top(aim.abs(), self.keep))
+        self.sparse.copy_(aim * largest(aim.abs(), self.keep))
         self.dual.copy_(aim - self.sparse)
 
 
@@ -117,5 +118,5 @@ class _Alternating(Regime):
         """The model, projected."""
         for twin in self._twins:
             target, weight = twin.target, twin.target.leaf.values.detach()
-            surgery.replace(self.model, target.site, target.path, kept(target.leaf, top(weight.abs(), twin.keep)))
+            surgery.replace(self.model, target.site, target.path, kept(target.leaf, largest(weight.abs(), twin.keep)))
         return self.model

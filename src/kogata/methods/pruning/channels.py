@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from kogata import surgery
-from kogata.batch import call, length, row
-from kogata.calibrate import batches, gather
+from kogata.calibrate import batches, first_batch, gather
 from kogata.errors import DataError, UsageError
+from kogata.gradients import of_samples
 from kogata.graph import Cut, Group, Slice
 from kogata.job import Job, Kind
 from kogata.method import About
@@ -86,22 +86,20 @@ class ChannelPruning(StructureMethod):
         """Σ_n |∂L_n/∂z| or Σ_n (∂L_n/∂z)² of each group's channels, over single samples n of the calibration data."""
         model = surgery.clone(job.model, share=False).eval().requires_grad_(False)
         names = sorted({part.name for group in groups for part in group.slices if part.reads})
-        readers = {name: model.get_parameter(name).requires_grad_() for name in names}
+        if job.task.loss is None or first_batch(model, job.task)[1] is None:
+            raise DataError(
+                f"channels: score {self.score!r} needs the loss of task {job.task.name!r} and calibration batches with "
+                "targets; give both, or use the score 'norm'."
+            )
+        readers = {name: model.get_parameter(name) for name in names}
         totals = [torch.zeros(group.channels, dtype=torch.float64) for group in groups]
-        for inputs, targets in batches(model, job.task) if groups else ():
-            if job.task.loss is None or targets is None:
-                raise DataError(
-                    f"channels: score {self.score!r} needs the loss of task {job.task.name!r} and calibration batches with "
-                    "targets; give both, or use the score 'norm'."
-                )
-            for n in range(length(inputs)):
-                loss = job.task.loss(call(model, row(inputs, n)), row(targets, n))
-                gradients = dict(zip(readers, torch.autograd.grad(loss, list(readers.values())), strict=True))
-                for total, group in zip(totals, groups, strict=True):
-                    parts = [part for part in group.slices if part.reads]
-                    products = [_entries(readers[p.name].detach() * gradients[p.name], p).sum(1) for p in parts]
-                    slope = torch.stack(products).sum(0)
-                    total += slope.abs() if self.score == "taylor" else slope.square()
+        samples = of_samples(model, job, batches(model, job.task), list(readers.values())) if groups else ()
+        for found in samples:
+            slopes = {name: w.detach() * (0 if g is None else g) for (name, w), g in zip(readers.items(), found, strict=True)}
+            for total, group in zip(totals, groups, strict=True):
+                parts = [_entries(slopes[part.name], part).sum(1) for part in group.slices if part.reads]
+                slope = torch.stack(parts).sum(0)
+                total += slope.abs() if self.score == "taylor" else slope.square()
         if not all(torch.isfinite(total).all() for total in totals):
             raise DataError("channels: the gradients of the loss are NaN or infinite; check the calibration data and the loss.")
         return totals

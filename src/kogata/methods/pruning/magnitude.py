@@ -19,10 +19,11 @@ from torch import Tensor
 
 from kogata import surgery
 from kogata.errors import NotApplicable, UsageError
-from kogata.forms import Form, Masked, Role
+from kogata.forms import Form, Role
 from kogata.job import Job, Site
 from kogata.method import About, Method, WeightMethod
 from kogata.methods.distillation.recover import Recover
+from kogata.methods.pruning import masks
 from kogata.stats import Stats
 
 
@@ -77,12 +78,7 @@ class MagnitudePruning(WeightMethod):
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask; of equal magnitudes the first in memory are kept."""
-        keep = round((1 - self.sparsity) * torch.Size(site.shape).numel())
-        if not 0 < keep < weight.numel():
-            raise NotApplicable(f"keeping {keep} of {weight.numel()} weights changes nothing or leaves nothing")
-        order = weight.abs().flatten().argsort(descending=True, stable=True)
-        mask = torch.zeros(weight.numel(), dtype=torch.bool).index_fill(0, order[:keep], True)
-        return Masked.of(weight, mask.reshape(weight.shape))
+        return masks.highest(weight, weight.abs(), round((1 - self.sparsity) * torch.Size(site.shape).numel()))
 
     def _threshold(self, job: Job) -> Method:
         """The one threshold that all selected layers together meet the sparsity with."""
@@ -91,13 +87,13 @@ class MagnitudePruning(WeightMethod):
         for site in surgery.selected(job):
             for _, leaf, part in surgery.leaves(surgery.form_at(job.model, site), site):
                 if leaf.role in self.ACCEPTS:
-                    scores.append(_score(leaf.values.detach().float(), adaptive).flatten())
+                    scores.append(_score(leaf.values.detach().float(), adaptive))
                     total += torch.Size(part.shape).numel()
-        keep = round((1 - self.sparsity) * total)
-        ranked = torch.cat(scores).sort(descending=True).values if scores else torch.empty(0)
-        if not 0 < keep < len(ranked):
-            raise NotApplicable(f"magnitude: keeping {keep} of {len(ranked)} weights changes nothing or leaves nothing.")
-        return _Above(threshold=float(ranked[keep - 1]), adaptive=adaptive)
+        try:
+            threshold = masks.common_threshold(scores, round((1 - self.sparsity) * total))
+        except NotApplicable as error:
+            raise NotApplicable(f"magnitude: {error}.") from error
+        return _Above(threshold=threshold, adaptive=adaptive)
 
 
 @final
@@ -114,11 +110,7 @@ class _Above(WeightMethod):
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""
-        score = _score(weight, self.adaptive)
-        mask = score >= min(self.threshold, float(score.max()))
-        if mask.all():
-            raise NotApplicable("all its weights are above the common threshold")
-        return Masked.of(weight, mask)
+        return masks.above(weight, _score(weight, self.adaptive), self.threshold)
 
 
 def _score(weight: Tensor, adaptive: bool) -> Tensor:

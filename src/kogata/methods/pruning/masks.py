@@ -1,4 +1,4 @@
-"""What methods that learn a mask in training share: how many entries to keep, which, and the form that keeps them."""
+"""What pruning methods share: how many entries to keep, which, and the form that keeps them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Masked
+from kogata.kernels.obs import largest
 from kogata.training_method import Target
 
 
@@ -23,11 +24,30 @@ def counts(targets: Sequence[Target], sparsity: float) -> list[int]:
     return keep
 
 
-def top(score: Tensor, keep: int) -> Tensor:
-    """Bool, of ``score``'s shape: true at the ``keep`` highest."""
-    order = score.flatten().topk(min(keep, score.numel()), sorted=False).indices
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    return mask.index_fill(0, order, True).reshape(score.shape)
+def highest(weight: Tensor, score: Tensor, keep: int) -> Masked:
+    """The entries of ``weight`` with the ``keep`` highest scores. Raises NotApplicable where that is all or none of them."""
+    if not 0 < keep < weight.numel():
+        raise NotApplicable(f"keeping {keep} of {weight.numel()} weights changes nothing or leaves nothing")
+    return Masked.of(weight, largest(score, keep))
+
+
+def common_threshold(scores: Sequence[Tensor], keep: int) -> float:
+    """The score from which on entries are kept, so that all layers together keep ``keep``.
+
+    Raises NotApplicable where that is all or none of them.
+    """
+    ranked = torch.cat([score.flatten() for score in scores]).sort(descending=True).values if scores else torch.empty(0)
+    if not 0 < keep < len(ranked):
+        raise NotApplicable(f"keeping {keep} of {len(ranked)} weights changes nothing or leaves nothing")
+    return float(ranked[keep - 1])
+
+
+def above(weight: Tensor, score: Tensor, threshold: float) -> Masked:
+    """The entries of ``weight`` whose score reaches the threshold, at least the best. Raises NotApplicable when all do."""
+    mask = score >= min(threshold, float(score.max()))
+    if mask.all():
+        raise NotApplicable("all its weights are above the common threshold")
+    return Masked.of(weight, mask)
 
 
 def kept(leaf: Dense, mask: Tensor) -> Form:
@@ -35,4 +55,4 @@ def kept(leaf: Dense, mask: Tensor) -> Form:
     weight = leaf.values.detach()
     if mask.all():
         return Dense(weight, leaf.role)
-    return Masked.of(weight, mask if mask.any() else top(weight.abs(), 1))
+    return Masked.of(weight, mask if mask.any() else largest(weight.abs(), 1))

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from kogata.errors import UsageError
 from kogata.forms import Dense, Form, Latent, Role
+from kogata.kernels.obs import largest
 from kogata.method import About
 from kogata.methods.distillation.recover import Recover
-from kogata.methods.pruning.masks import counts, kept, top
+from kogata.methods.pruning.masks import counts, kept
 from kogata.train import Regime
 from kogata.training_method import LatentRegime, Target, TrainingMethod
 
@@ -111,9 +112,9 @@ class _Moving(LatentRegime):
         due = [round(k + (n - k) * left) if k < n else n for k, n in zip(self._keep, sizes, strict=True)]
         scores = [scored.score.detach() for scored in self._scored]
         if self._scope == "layer":
-            masks = [top(score, keep) for score, keep in zip(scores, due, strict=True)]
+            masks = [largest(score, keep) for score, keep in zip(scores, due, strict=True)]
         else:
-            together = top(torch.cat([score.flatten() for score in scores]), sum(due))
+            together = largest(torch.cat([score.flatten() for score in scores]), sum(due))
             masks = [part.reshape(score.shape) for part, score in zip(together.split(sizes), scores, strict=True)]
         for scored, mask in zip(self._scored, masks, strict=True):
             scored.mask.copy_(mask)

@@ -7,8 +7,7 @@ h_kk is the mean squared gradient of single samples, which for a log-likelihood 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from kogata import calibrate, surgery
 from kogata.errors import NotApplicable, UsageError
-from kogata.forms import Form, Masked, Role
+from kogata.forms import Form, Role
 from kogata.job import Job, Site
-from kogata.kernels import obs
-from kogata.method import About, Method, WeightMethod
-from kogata.stats import Stat, Stats
+from kogata.method import About, WeightMethod
+from kogata.methods.pruning import masks
+from kogata.stats import Gathered, Stat, Stats
 
 
 @final
@@ -53,32 +52,30 @@ class OBD(WeightMethod):
 
     def apply(self, job: Job) -> Job:
         """Each layer by itself, or all under one threshold."""
-        return super().apply(job) if self.scope == "layer" else self._threshold(job).apply(job)
+        if self.scope == "layer":
+            return super().apply(job)
+        gathered = list(calibrate.gather(job, surgery.selected(job), self.NEEDS, job.model))
+        return self._threshold(job, gathered).encode_each(job, surgery.clone(job.model), gathered)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask, as they were."""
-        score = saliency(weight, stats)
         keep = round((1 - self.sparsity) * torch.Size(site.shape).numel())
-        if not 0 < keep < weight.numel():
-            raise NotApplicable(f"keeping {keep} of {weight.numel()} weights changes nothing or leaves nothing")
-        return Masked.of(weight, obs.largest(score, keep))
+        return masks.highest(weight, saliency(weight, stats), keep)
 
-    def _threshold(self, job: Job) -> Method:
+    def _threshold(self, job: Job, gathered: Iterable[tuple[Site, Gathered]]) -> WeightMethod:
         """The one saliency from which on weights are kept, so that the selected layers together meet the sparsity."""
-        chosen = surgery.selected(job)
         scores, total = list[Tensor](), 0
-        with closing(calibrate.gather(job, chosen, self.NEEDS, surgery.clone(job.model))) as gathered:
-            for site, found in gathered:
-                form = surgery.form_at(job.model, site)
-                for path, leaf, part in surgery.leaves(form, site):
-                    if leaf.role in self.ACCEPTS:
-                        scores.append(saliency(leaf.values.detach().float().cpu(), found.of(form, path)).flatten())
-                        total += torch.Size(part.shape).numel()
-        keep = round((1 - self.sparsity) * total)
-        ranked = torch.cat(scores).sort(descending=True).values if scores else torch.empty(0)
-        if not 0 < keep < len(ranked):
-            raise NotApplicable(f"obd: keeping {keep} of {len(ranked)} weights changes nothing or leaves nothing.")
-        return _Above(threshold=float(ranked[keep - 1]))
+        for site, found in gathered:
+            form = surgery.form_at(job.model, site)
+            for path, leaf, part in surgery.leaves(form, site):
+                if leaf.role in self.ACCEPTS:
+                    scores.append(saliency(leaf.values.detach().float().cpu(), found.of(form, path)))
+                    total += torch.Size(part.shape).numel()
+        try:
+            threshold = masks.common_threshold(scores, round((1 - self.sparsity) * total))
+        except NotApplicable as error:
+            raise NotApplicable(f"obd: {error}.") from error
+        return _Above(threshold=threshold)
 
 
 @final
@@ -95,11 +92,7 @@ class _Above(WeightMethod):
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask, as they were."""
-        score = saliency(weight, stats)
-        mask = score >= min(self.threshold, float(score.max()))
-        if mask.all():
-            raise NotApplicable("all its weights are above the common threshold")
-        return Masked.of(weight, mask)
+        return masks.above(weight, saliency(weight, stats), self.threshold)
 
 
 def saliency(weight: Tensor, stats: Stats) -> Tensor:

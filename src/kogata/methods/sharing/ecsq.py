@@ -14,7 +14,7 @@ the layers. One λ means that a bit more would lower the loss as much in any lay
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -28,7 +28,7 @@ from kogata.job import Job, Site
 from kogata.method import About, WeightMethod
 from kogata.methods.sharing import scalar
 from kogata.methods.sharing.hessian_kmeans import HessianKMeans
-from kogata.stats import Stat, Stats
+from kogata.stats import Gathered, Stat, Stats
 
 SAMPLE = 16_381  # weights of a layer that λ and the first centroids are found on; prime, so that they fall in all columns
 ENOUGH = 1e-5  # of J: stop when a step gains less
@@ -67,17 +67,19 @@ class ECSQ(WeightMethod):
 
     def apply(self, job: Job) -> Job:
         """Find the one λ for all selected layers, then quantize each with it."""
-        return AtPenalty(penalty=self._penalty(job), clusters=self.clusters).apply(job)
+        gathered = list(calibrate.gather(job, surgery.selected(job), self.NEEDS, job.model))
+        method = AtPenalty(penalty=self._penalty(job, gathered), clusters=self.clusters)
+        return method.encode_each(job, surgery.clone(job.model), gathered)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The layer as if it were the only one."""
         part = Part.of(weight, scalar.importance(weight, stats.fisher), self.clusters)
         return AtPenalty(penalty=smallest([part], self.bits), clusters=self.clusters).encode(weight, site, stats)
 
-    def _penalty(self, job: Job) -> float:
+    def _penalty(self, job: Job, gathered: Iterable[tuple[Site, Gathered]]) -> float:
         """The λ for all leaves of all selected layers."""
         parts = list[Part]()
-        for site, found in calibrate.gather(job, surgery.selected(job), self.NEEDS, job.model):
+        for site, found in gathered:
             root = surgery.form_at(job.model, site)
             for path, leaf, _ in surgery.leaves(root, site):
                 if leaf.role in self.ACCEPTS:
