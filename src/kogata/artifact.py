@@ -6,8 +6,9 @@ It is a valid safetensors file with one byte tensor, ``payload``, and the metada
     manifest length (4 bytes, little-endian) | manifest (JSON, deflated) | coded planes, in the manifest's order | graph
 
 The manifest lists each weight as its names and its tree of forms, every plane with its spec and coded length; then buffers;
-then the activation quantizers by the path of their module, where there are any; then the engine graph (ONNX without the
-weights, zstd) and which tensor of which form each of its initializers is.
+then the activation quantizers by the path of their module, and which entries remain of the lists of layers that became
+shorter, where there are any; then the engine graph (ONNX without the weights, zstd) and which tensor of which form each of
+its initializers is.
 Nothing in a file is executed, and every size is checked before memory is reserved.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kogata import __version__, activations, shrink, surgery
+from kogata import __version__, activations, depth, shrink, surgery
 from kogata.activations import QUANTIZERS, Quantizer
 from kogata.atomic import writing
 from kogata.coding import CODERS, Coder, Plane, PlaneKind, PlaneSpec, decode, encode
@@ -87,12 +88,14 @@ class Packed:
 class Artifact:
     """What a file holds: a form for each weight by all its names, buffers, activation quantizers by the path of their module.
 
-    ``graph`` is the engine graph, if there is one.
+    ``kept`` are the places that remain in each list of layers that became shorter, by its path, outer lists first; ``graph`` is
+    the engine graph, if there is one.
     """
 
     forms: Mapping[tuple[str, ...], Form]
     buffers: Mapping[str, Tensor]
     quantizers: Mapping[str, Quantizer]
+    kept: Mapping[str, tuple[int, ...]]
     graph: Graph | None
     packed: Packed  # the file itself
     source: Path
@@ -127,6 +130,8 @@ def pack(model: nn.Module, graph: Graph | None = None, coders: tuple[Coder, ...]
         manifest["buffers"][name] = [dtype, code(name, "buffer", plane)]
     if quantizers := {path: quantizer.header() for path, quantizer in activations.quantizers(model)}:
         manifest["activations"] = quantizers
+    if kept := depth.shortened(model):
+        manifest["kept"] = kept
     if graph is not None:
         manifest["graph"] = {name: list(binding) for name, binding in graph.bindings.items()}
     text = json.dumps(manifest, separators=(",", ":")).encode()
@@ -172,10 +177,12 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
 
     Its parameters become the file's forms, trainable and differentiable as before. A layer that lost channels becomes as small
     as the file says: linear and convolutional layers, batch normalization and embeddings, where all tensors of the layer
-    agree. Raises FileFormatError when the file is damaged or of another model; ``into`` is then as it was.
+    agree; a list of layers becomes as short. Raises FileFormatError when the file is damaged or of another model; ``into`` is
+    then as it was.
     """
     artifact = read(Path(path))
     trial = surgery.clone(into)  # what does not fit is found on it, before ``into`` is changed
+    _shorten(path, trial, artifact)
     _quantize(path, trial, artifact)
     found, buffers = {site.name: site for site in surgery.sites(trial)}, _buffers(trial)
     held = [names[0] for names in artifact.forms]
@@ -187,6 +194,7 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
     shapes = {name: tuple(form.shape) for site, form in fitting for name in (site.name, *site.aliases)}
     shapes |= {name: tuple(tensor.shape) for name, tensor in artifact.buffers.items()}
     smaller = _shrunk(path, trial, shapes)
+    _shorten(path, into, artifact)
     _quantize(path, into, artifact)
     for module, sizes in smaller.items():
         for attribute, size in sizes.items():
@@ -203,6 +211,15 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
         kept = nn.Parameter(tensor, requires_grad=before.requires_grad) if isinstance(before, nn.Parameter) else tensor
         setattr(into.get_submodule(owner), key, kept)
     return into
+
+
+def _shorten(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
+    """Let the model's lists keep only the layers that the file says. Raises FileFormatError where there is no such list."""
+    for owner, places in artifact.kept.items():
+        try:
+            depth.keep(model, owner, places)
+        except ValueError as error:
+            raise FileFormatError(f"{path}: is of another model: {error}.") from None
 
 
 def _quantize(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
@@ -290,6 +307,7 @@ class _Reader:
         forms = {tuple(map(str, names)): self._form(tree, str(names[0]), "") for names, tree in self.manifest["sites"]}
         buffers = {name: self._buffer(name, dtype, plane) for name, (dtype, plane) in self.manifest["buffers"].items()}
         quantizers = {str(path): _quantizer(header) for path, header in self.manifest.get("activations", {}).items()}
+        kept = {str(path): tuple(places) for path, places in self.manifest.get("kept", {}).items()}
         graph = None
         if "graph" in self.manifest:
             bindings = {name: (str(s), str(p), bool(t)) for name, (s, p, t) in self.manifest["graph"].items()}
@@ -301,7 +319,7 @@ class _Reader:
             graph_bytes=len(graph.data) if graph else 0,
         )  # fmt: skip
         return Artifact(
-            forms=forms, buffers=buffers, quantizers=quantizers, graph=graph, packed=packed, source=self.path,
+            forms=forms, buffers=buffers, quantizers=quantizers, kept=kept, graph=graph, packed=packed, source=self.path,
         )  # fmt: skip
 
     def _form(self, tree: Sequence[Any], site: str, path: str) -> Form:

@@ -35,11 +35,14 @@ class Result:
 
 
 def compress(
-    model: nn.Module, task: Task, method: Method | Recipe, *, output: Path | str | None = None, seed: int = 0,
-    engine: Engine | None = DEFAULT_ENGINE, resume: bool = False, command: str = "",
+    model: nn.Module, task: Task, method: Method | Recipe, *, teacher: nn.Module | None = None,
+    output: Path | str | None = None, seed: int = 0, engine: Engine | None = DEFAULT_ENGINE, resume: bool = False,
+    command: str = "",
 ) -> Result:  # fmt: skip
     """Compress ``model`` by ``method``, write ``model.kogata``, and measure what was read back from it.
 
+    The teacher of every recovery, with which the report compares the file, is ``model`` itself, or another network for the same
+    task: ``teacher``, of which ``model`` is then the student.
     ``output`` is a folder that must be new or empty, unless ``resume`` goes on with an interrupted run; None makes a temporary
     one. ``engine`` None measures no latency. Raises a KogataError that says what to do; the model is never changed.
 
@@ -53,6 +56,9 @@ def compress(
     recipe = method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
     folder = open_folder(output, resume=resume)
     job = adopt(model, task, seed=seed)
+    if teacher is not None:
+        job = replace(job, reference=adopt(teacher, task, seed=seed).model)
+        Probe(job)  # raises DataError where the student's outputs must be like the teacher's and are not
     check(recipe.method, job)
     folder.begin(recipe.resolved(), job, resume=resume)
     with folder.logging():
@@ -63,7 +69,7 @@ def compress(
         artifact.write(folder.model, packed)
         job = replace(job, model=artifact.load(folder.model, into=surgery.clone(model)))  # nothing else is trusted now
         log.info("measuring in %s", engine.name if engine else "PyTorch")
-        report = measure.report(job, recipe, steps, packed, folder, engine, notes, command)
+        report = measure.report(job, model, recipe, steps, packed, folder, engine, notes, command)
         html.write(report, folder.page)
         report.save(folder.report)
         folder.finish()

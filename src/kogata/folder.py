@@ -49,7 +49,12 @@ class Folder:
 
     def begin(self, recipe: Mapping[str, Any], job: Job, *, resume: bool) -> None:
         """Take the folder for a run. Raises UsageError rather than overwrite, or mix up, an earlier one."""
-        identity = {"recipe": dict(recipe), "seed": job.seed, "model": fingerprint(job.reference)}
+        identity = {
+            "recipe": dict(recipe),
+            "seed": job.seed,
+            "model": fingerprint(job.model),
+            "teacher": fingerprint(job.reference),
+        }
         if not resume or (self.finished and not self._state.exists()):
             if self.path.exists() and any(self.path.iterdir()):
                 what, way = ("holds a finished run", "") if self.finished else ("is not empty", ", or go on with --resume")
@@ -86,7 +91,7 @@ class Folder:
         if not steps:
             return job, steps
         log.info("resumed after step %d: %s", len(steps), steps[-1].name)
-        model = artifact.load(self.checkpoints / f"step-{len(steps)}.kogata", into=surgery.clone(job.reference))
+        model = artifact.load(self.checkpoints / f"step-{len(steps)}.kogata", into=surgery.clone(job.model))
         return replace(job, model=model, ledger=tuple(Row(**row) for row in state["ledger"])), steps
 
     def finish(self) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kogata import memory
+
 Visit = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 """Looks at the inputs of one call of a layer."""
 
@@ -50,6 +52,7 @@ class _Batch:
             self._thread.start()
         self._go.release()
         self._stopped.acquire()
+        memory.release()  # what this thread has freed, before the next one asks for as much
         if self.error is not None:
             raise self.error
 

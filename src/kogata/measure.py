@@ -64,10 +64,13 @@ def score(task: Task, model: nn.Module) -> float | None:
 
 
 def report(
-    job: Job, recipe: Recipe, steps: Sequence[Step], packed: Packed, folder: Folder, engine: Engine | None, notes: list[str],
-    command: str,
+    job: Job, original: nn.Module, recipe: Recipe, steps: Sequence[Step], packed: Packed, folder: Folder,
+    engine: Engine | None, notes: list[str], command: str,
 ) -> Report:  # fmt: skip
-    """Measure everything; ``job.model`` is the model as loaded back from the file."""
+    """Measure everything; ``job.model`` is the model as loaded back from the file, ``original`` as it was given.
+
+    The file is compared with ``job.reference``, its layers with those of ``original``.
+    """
     inputs = first_batch(job.reference, job.task)[0]
     dense, ours = job.reference, job.model
     latency: tuple[Latency | None, Latency | None] = None, None
@@ -91,19 +94,19 @@ def report(
             parameters=sum(surgery.form_at(job.model, site).kept() for site in surgery.sites(job.model)),
             latency_ms=latency[0],
         ),
-        layers=layers(job, packed, inputs, timed=engine is not None), rest_bytes=rest(packed, job.model),
+        layers=layers(job, original, packed, inputs, timed=engine is not None), rest_bytes=rest(packed, job.model),
         steps=tuple(steps), notes=(*notes, *_left(job)), targets={target.goal: target.text for target in recipe.targets},
     )  # fmt: skip
     return dataclasses.replace(built, missed=tuple(m for t in recipe.targets if (m := t.miss(built))))
 
 
-def layers(job: Job, packed: Packed, inputs: Any, *, timed: bool) -> tuple[Layer, ...]:
+def layers(job: Job, original: nn.Module, packed: Packed, inputs: Any, *, timed: bool) -> tuple[Layer, ...]:
     """One line for each matrix of the model loaded back."""
     sites = [site for site in surgery.sites(job.model) if site.role is Role.MATRIX]
-    costs = profile.macs(job.reference, inputs)
+    costs = profile.macs(original, inputs)
     spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
     if timed:
-        pair = {"dense": surgery.plain(job.reference), "ours": lowered(job.model, inputs)}
+        pair = {"dense": surgery.plain(original), "ours": lowered(job.model, inputs)}
         spent = profile.times(pair, {site.module for site in sites}, inputs)
     found: list[Layer] = []
     for site in sites:
@@ -117,10 +120,10 @@ def layers(job: Job, packed: Packed, inputs: Any, *, timed: bool) -> tuple[Layer
             if plane.site == site.name
         )  # fmt: skip
         losses = [row.loss for row in job.ledger if row.site == site.name and row.loss is not None]
-        original = cast("Tensor", getattr(job.reference.get_submodule(site.module), site.parameter))
+        dense = cast("Tensor", getattr(original.get_submodule(site.module), site.parameter))
         found.append(Layer(
             site=site.name, kind=site.kind, shape=site.shape, form=form.describe(), parameters=form.kept(),
-            macs=costs.get(site.name), dense_bytes=original.numel() * original.itemsize,
+            macs=costs.get(site.name), dense_bytes=dense.numel() * dense.itemsize,
             bytes=sum(plane.bytes for plane in planes), dense_ms=spent["dense"].get(site.module),
             ms=spent["ours"].get(site.module), loss=sum(losses) if losses else None, planes=planes,
         ))  # fmt: skip

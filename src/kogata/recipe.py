@@ -17,7 +17,8 @@ from kogata import targets
 from kogata.errors import UsageError
 from kogata.job import Where
 from kogata.method import Method, chain, only
-from kogata.methods import METHODS
+from kogata.methods import METHODS, Recover
+from kogata.methods.distillation.terms import TERMS, Sum, Term
 from kogata.targets import Target
 
 _KEYS = ("name", "about", "targets", "steps")
@@ -104,13 +105,16 @@ def _where(value: Any, where: str) -> Where:
 def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """A dataclass from plain values, nested dataclasses included, each key and type checked."""
     hints = get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     _known(values, fields, where)
     missing = [n for n, f in fields.items() if n not in values and f.default is f.default_factory is dataclasses.MISSING]
     if missing:
         raise UsageError(f"{where}: {', '.join(missing)} must be given.")
     given: dict[str, Any] = {}
     for key, value in values.items():
+        if (kind, key) in ((Recover, "term"), (Sum, "terms")):
+            given[key] = (_term if kind is Recover else _terms)(value, f"{where}: {key}")
+            continue
         nested = next((t for t in (hints[key], *get_args(hints[key])) if dataclasses.is_dataclass(t)), None)
         if nested is not None and isinstance(value, Mapping):
             inner = {k: v for k, v in cast("Mapping[str, Any]", value).items() if (k, v) != ("method", "recover")}
@@ -122,6 +126,34 @@ def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
             reasons = "; or ".join(dict.fromkeys(str(line["msg"]) for line in error.errors()))
             raise UsageError(f"{where}: {key} is {value!r}: {reasons}.") from None
     return kind(**given)
+
+
+def _term(value: Any, where: str) -> Term | None:
+    """A term of a distillation loss: its name, a mapping with its name and settings, or a list of them, whose sum it is."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return Sum(terms=_terms(value, where))
+    values = {"term": value} if isinstance(value, str) else value
+    if not isinstance(values, Mapping) or "term" not in values:
+        raise UsageError(
+            f"{where}: expected a term such as 'labels', a mapping with the key 'term', or a list; found {value!r}."
+        )
+    settings = {str(key): part for key, part in cast("Mapping[Any, Any]", values).items() if key != "term"}
+    title, kinds = values["term"], {str(kind.term): kind for kind in TERMS}
+    if title not in kinds:
+        raise UsageError(f"{where}: term {title!r} {_choose(str(title), kinds)}.")
+    listed = {k: [v] if k in ("student", "teacher") and isinstance(v, str) else v for k, v in settings.items()}
+    return cast("Term", _build(kinds[title], listed, f"{where} ({title})"))
+
+
+def _terms(value: Any, where: str) -> tuple[Term, ...]:
+    if not isinstance(value, list):
+        raise UsageError(f"{where} is {value!r}; expected a list of terms, such as '[{{weight: 0.9, term: soft-targets}}]'.")
+    found = [_term(part, f"{where} {i}") for i, part in enumerate(cast("list[Any]", value), 1)]
+    if not all(found):
+        raise UsageError(f"{where}: a term in the list is empty.")
+    return tuple(term for term in found if term is not None)
 
 
 def _known(values: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:

@@ -22,11 +22,12 @@ class Stat(StrEnum):
 
     SQUARE = "square"  # mean of x² of each column
     GRAM = "gram"  # XᵀX / rows
+    CROSS = "cross"  # YᵀX / rows, where Y are the inputs in the net before the method, X those in the net it has changed so far
     FISHER = "fisher"  # mean over samples of the squared gradient of each weight
     GRADIENT = "gradient"  # mean over samples of gᵀg, g the gradient of the layer's outputs
 
 
-INPUTS = frozenset({Stat.SQUARE, Stat.GRAM})
+INPUTS = frozenset({Stat.SQUARE, Stat.GRAM, Stat.CROSS})
 GRADIENTS = frozenset({Stat.FISHER, Stat.GRADIENT})
 
 
@@ -34,12 +35,14 @@ GRADIENTS = frozenset({Stat.FISHER, Stat.GRADIENT})
 class Stats:
     """What is known of one leaf. A statistic that was not asked for, or that the layer has not, is None.
 
-    ``square_GI`` and ``gram_GII`` are of the inputs that the leaf, seen as rows, multiplies; ``fisher`` has the leaf's shape.
+    ``square_GI``, ``gram_GII`` and ``cross_GII`` are of the inputs that the leaf, seen as rows, multiplies; ``fisher`` has the
+    leaf's shape.
     ``position`` (int64) says where the kept values of a mask lie in the flattened tensor that they stand for.
     """
 
     square_GI: Tensor | None = None
     gram_GII: Tensor | None = None
+    cross_GII: Tensor | None = None
     fisher: Tensor | None = None
     gradient_OO: Tensor | None = None
     position: Tensor | None = None
@@ -59,6 +62,7 @@ class Gathered:
 
     square_GI: Tensor | None = None
     gram_GII: Tensor | None = None
+    cross_GII: Tensor | None = None
     gradients: Gradients = field(default_factory=Gradients)
 
     def of(self, root: Form, path: str) -> Stats:
@@ -69,16 +73,16 @@ class Gathered:
         """
         names = path.split(".") if path else []
         parent = root.get_submodule(".".join(names[:-1])) if names else None
-        square, gram = self.square_GI, self.gram_GII
+        square, gram, cross = self.square_GI, self.gram_GII, self.cross_GII
         inner = names[:-1] if isinstance(parent, Masked) else names
         if inner and not (len(inner) == 2 and isinstance(root, Product) and root.equation == PAIR):
-            square = gram = None
+            square = gram = cross = None
         elif inner == ["factors", "0"]:
             right_RI = cast("Form", cast("Product", root).factors[1]).dense().detach().float().cpu()
-            gram = None if gram is None or len(gram) > 1 else right_RI @ gram @ right_RI.T
+            gram, cross = (None if x is None or len(x) > 1 else right_RI @ x @ right_RI.T for x in (gram, cross))
             square = None if gram is None else gram.diagonal(dim1=1, dim2=2)
         return Stats(
-            square_GI=square, gram_GII=gram, fisher=self.gradients.fisher.get(path),
+            square_GI=square, gram_GII=gram, cross_GII=cross, fisher=self.gradients.fisher.get(path),
             gradient_OO=self.gradients.gradient_OO if not inner else None,
             position=parent.position.long().cpu() if isinstance(parent, Masked) else None,
         )  # fmt: skip

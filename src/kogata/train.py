@@ -104,6 +104,13 @@ def task_loss(task: Task) -> Objective:
     return lambda output, _, targets: loss(output, targets)
 
 
+def training_data(task: Task, what: str) -> Iterable[Any]:
+    """The task's training batches. Raises DataError when it has none."""
+    if task.train is None:
+        raise DataError(f"{what}: task {task.name!r} has no training data; give it train(), or leave out the training steps.")
+    return task.train
+
+
 def channels_last(model: nn.Module) -> nn.Module:
     """The model itself, its images and their weights laid out so that CPUs and GPUs convolve them twice as fast."""
     images = any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -112,6 +119,11 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 def _layout(memory_format: torch.memory_format) -> dict[str, Any]:
     return {"memory_format": memory_format}  # an argument of Module.to that its stubs forget
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """What training computes in: bfloat16 where the processor is fast at it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16())
 
 
 def _fast_bfloat16() -> bool:
@@ -129,8 +141,7 @@ def fit(
     A ``checkpoint`` is written after every epoch and read first if it is there. Raises DataError when there is no training
     data, when it is empty, or when the loss is not finite.
     """
-    if task.train is None:
-        raise DataError(f"{what}: task {task.name!r} has no training data; give it train(), or leave out the training steps.")
+    training_data(task, what)
     if settings.patience is not None and task.validate is None:
         raise UsageError(f"{what}: patience needs task.validate, a score on held-out data; the test score must not choose.")
     return _Fit(model, task, settings, objective, seed, what, checkpoint).run()

@@ -15,22 +15,38 @@ from kogata.methods import (
     OBD,
     OBS,
     SVD,
+    AdaptiveFastfood,
     AdaRound,
     ADMMPruning,
     BiasedWeightDecay,
     BinaryConnect,
     BinaryNet,
+    BlockCirculant,
+    BlockDiagonal,
+    Butterfly,
     ChannelPruning,
     CorrectedPQ,
+    CReLUFilters,
+    CropFilters,
+    CyclicFilters,
+    DepthwiseSeparable,
     DynamicActivations,
+    Fire,
     FixedPoint,
+    GlobalPooling,
+    GroupFilters,
     GroupLasso,
     Half,
     Hashed,
     HessianKMeans,
     KMeans,
+    Kronecker,
+    LowDisplacement,
     MagnitudePruning,
+    MixedKernels,
+    Monarch,
     MovementPruning,
+    MultiBiasFilters,
     NeuronMerging,
     ProductQuantization,
     RankAllocation,
@@ -38,9 +54,11 @@ from kogata.methods import (
     ResidualQuantization,
     RoundToNearest,
     Separable,
+    Shallower,
     SoftWeightSharing,
     SparseGPT,
     StaticActivations,
+    StochasticDepth,
     TensorTrain,
     Ternary,
     Tucker2,
@@ -92,17 +110,49 @@ CASES: Mapping[type[Method], Method] = {
     Tucker2: Tucker2(rank=0.5),
     CP: CP(rank=0.125),
     TensorTrain: TensorTrain(rank=0.25, cores=2),
+    BlockCirculant: BlockCirculant(block=4),
+    LowDisplacement: LowDisplacement(rank=1),
+    AdaptiveFastfood: AdaptiveFastfood(),
+    Monarch: Monarch(rank=1, residual=1),
+    Butterfly: Butterfly(factors=3),
+    Kronecker: Kronecker(rank=0.25),
+    BlockDiagonal: BlockDiagonal(blocks=2, residual=1),
+    CReLUFilters: CReLUFilters(),
+    MultiBiasFilters: MultiBiasFilters(),
+    CyclicFilters: CyclicFilters(),
+    CropFilters: CropFilters(),
+    GroupFilters: GroupFilters(),
+    DepthwiseSeparable: DepthwiseSeparable(multiplier=1),
+    Fire: Fire(squeeze=0.5),
+    MixedKernels: MixedKernels(share=0.25),
+    GlobalPooling: GlobalPooling(places=4),
+    Shallower: Shallower(keep=1),
+    StochasticDepth: StochasticDepth(branches="out", recover=BRIEF, survival=1.0),
     Recover: Recover(epochs=1, learning_rate=1e-2),
 }
 
 # What trains the model, or parts of it: half precision cannot be trained.
 TRAINED = frozenset(kind for kind in CASES if kind.ABOUT.training) | {BRECQ}
 
+STRUCTURED = (BlockCirculant, LowDisplacement, AdaptiveFastfood, Monarch, Butterfly, Kronecker, BlockDiagonal)
+TRANSFERRED = (CReLUFilters, MultiBiasFilters, CyclicFilters, CropFilters, GroupFilters)
+COMPACT = (DepthwiseSeparable, Fire, MixedKernels)
+
 # The models a method can do nothing for, and what its refusal must say.
 REFUSED: Mapping[tuple[type[Method], str], str] = {
     (Wanda, "tied"): "this is embedding",
     **{(kind, "tied"): "this is embedding" for kind in (CorrectedPQ, OBS, AdaRound, WhitenedSVD, RankAllocation)},
-    **{(kind, name): "this is" for kind in (Separable, Tucker2, CP) for name in ("attention", "embedding", "tied")},
+    **{
+        (kind, name): "this is"
+        for kind in (Separable, Tucker2, CP, *TRANSFERRED, *COMPACT)
+        for name in ("attention", "embedding", "tied")
+    },
+    **{
+        (Shallower, name): "nothing to do"
+        for name in ("conv", "subclass", "attention", "embedding", "tied", "float16", "bfloat16")
+    },
+    (StochasticDepth, "tied"): "not tied",
+    (GlobalPooling, "tied"): "this is embedding",
     (BRECQ, "tied"): "in none of the blocks",
     (NeuronMerging, "embedding"): "its outputs are the model's",
     (NeuronMerging, "tied"): "nothing to do",
@@ -126,6 +176,8 @@ REFUSED: Mapping[tuple[type[Method], str], str] = {
 ANYTIME = frozenset({Half, Recover, StaticActivations, DynamicActivations})
 LOW_RANK = frozenset({SVD, WhitenedSVD, RankAllocation, Separable, Tucker2, CP, TensorTrain})
 WHOLE = LOW_RANK | frozenset({
+    *STRUCTURED, *TRANSFERRED, *COMPACT,
+    GlobalPooling,
     Wanda, SparseGPT, OBS, GroupLasso, ChannelPruning, NeuronMerging, ProductQuantization, ResidualQuantization,
     CorrectedPQ, Hashed, AdaRound, BRECQ, XNORNet, BinaryNet,
 })  # fmt: skip
@@ -138,9 +190,9 @@ LEAVES_CODES = frozenset({
 # Second steps that a first step leaves no leaf for: the order is wrong whatever the weights are.
 ILLEGAL: Mapping[type[Method], frozenset[type[Method]]] = {
     **dict.fromkeys(LEAVES_NUMBERS, WHOLE),
-    **dict.fromkeys(LEAVES_CODES, frozenset(CASES) - ANYTIME),
+    **dict.fromkeys(LEAVES_CODES, frozenset(CASES) - ANYTIME - {StochasticDepth}),
     # the first layer, which they leave, is a convolution and reads no signs
-    **dict.fromkeys((XNORNet, BinaryNet), frozenset({XNORNet, BinaryNet, TensorTrain})),
+    **dict.fromkeys((XNORNet, BinaryNet), frozenset({XNORNet, BinaryNet, TensorTrain, GlobalPooling})),
 }
 
 # Orders that are legal, but where the second of two methods with these settings has nothing left to gain.
@@ -159,3 +211,16 @@ FUTILE: frozenset[tuple[type[Method], type[Method]]] = frozenset({
     (Half, SparseGPT), (Half, OBS),  # what makes up for the errors is no longer exact in half precision
     *((first, NeuronMerging) for first in (StaticActivations, DynamicActivations)), (DynamicActivations, ChannelPruning),
 })  # fmt: skip
+
+# Orders that are legal, but where what the first step left of these small layers may be too small for the second one, or no
+# longer what it needs: it does what it can, or says why it cannot.
+STRUCTURES = LOW_RANK | frozenset({*STRUCTURED, *TRANSFERRED, *COMPACT, GlobalPooling})
+
+
+def uncertain(first: type[Method], second: type[Method]) -> bool:
+    """Whether the second step may find nothing to do after the first."""
+    return (
+        second is StochasticDepth  # whose branches must end in plain layers
+        or (first in STRUCTURES and second in STRUCTURES | WHOLE)
+        or (first is Half and second in TRANSFERRED)  # means of two halves are no halves
+    )

@@ -118,7 +118,9 @@ def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:
             if isinstance(node, Codebook):
                 assert_shared(node.index.flatten().long(), now.flatten(), f"{site.name} {path}")
             if isinstance(node, Tied):
-                assert_shared(node.index.flatten().long(), (now.flatten() * node.sign.flatten()), f"{site.name} {path}")
+                on = node.sign.flatten() != 0
+                shared = now.flatten()[on] * node.sign.flatten()[on]
+                assert_shared(node.index.flatten()[on].long(), shared, f"{site.name} {path}")
 
 
 def assert_shared(index: Tensor, values: Tensor, where: str) -> None:

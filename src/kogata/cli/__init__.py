@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from kogata import __version__
-from kogata.cli import bench, compress, inspect, methods, report, unpack
+from kogata.cli import bench, compress, distill, inspect, methods, report, unpack
 from kogata.errors import KogataError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("methods")(methods.run)
 app.command("inspect")(inspect.run)
 app.command("compress")(compress.run)
+app.command("distill")(distill.run)
 app.command("bench")(bench.run)
 app.command("report")(report.run)
 app.command("unpack")(unpack.run)

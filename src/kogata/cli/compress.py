@@ -78,7 +78,7 @@ def run(
     command = _command(task, recipe, output, seed, data, engine, asked)
     folder = Folder(output)
     if resume and folder.finished:
-        report = _finished(folder, task, plan, seed)
+        report = finished(folder, task, plan, seed)
     else:
         try:
             model, opened = open_task(task, seed, data)
@@ -90,7 +90,7 @@ def run(
             raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes the first one speaks
-    _show(report, folder, as_json)
+    show(report, folder, as_json)
     if report.missed:
         raise TargetMissed(f"the result misses what was asked for: {'; '.join(report.missed)}.")
 
@@ -115,7 +115,7 @@ def _command(
     return shlex.join(words)
 
 
-def _finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
+def finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
     """The report of a run that has ended; raises UsageError when it was another run."""
     from kogata.report.data import Report
 
@@ -125,7 +125,8 @@ def _finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
     return report
 
 
-def _show(report: Report, folder: Folder, as_json: bool) -> None:
+def show(report: Report, folder: Folder, as_json: bool) -> None:
+    """Print the report as a table, or as JSON."""
     from kogata.report import terminal
 
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kogata.cli.options import TASK_HELP, DataOption, JsonOption, SeedOption, complete_task, console, print_json
+from kogata.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from kogata.inspect import FileLayer, ModelLayer
+    from kogata.structure import LayerScores, Score
+
+FRACTION = 0.25
 
 
 def run(
@@ -20,6 +27,15 @@ def run(
     ],
     data: DataOption = None,
     seed: SeedOption = 0,
+    structure: Annotated[
+        bool, typer.Option("--structure", help="Measure what each structure would cost each layer, on calibration data.")
+    ] = False,
+    fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--fraction", metavar="PART", help=f"With --structure: of a layer's bytes, between 0 and 1.  [default: {FRACTION}]"
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show where a model's or a file's bytes lie, layer by layer.
@@ -27,7 +43,11 @@ def run(
     All bits are for one weight of the dense model. Of a model, "entropy" is what coding the bytes of its floats could
     reach without changing one. Of a file, it is the static entropy of what it stores; adaptive coders go below it.
     """
-    if what.endswith(".kogata"):
+    if fraction is not None and not structure:
+        raise UsageError("inspect: --fraction is the size of a structure; add --structure.")
+    if structure:
+        _structure(what, data, seed, FRACTION if fraction is None else fraction, as_json)
+    elif what.endswith(".kogata"):
         _file(Path(what), as_json)
     else:
         _model(what, data, seed, as_json)
@@ -46,6 +66,21 @@ def _model(reference: str, data: Path | None, seed: int, as_json: bool) -> None:
         print_json({"task": task.name, "bytes": size, "layers": [asdict(each) for each in layers], "rest_bytes": rest})
     else:
         _print_model(task.name, size, layers, rest)
+
+
+def _structure(reference: str, data: Path | None, seed: int, fraction: float, as_json: bool) -> None:
+    if reference.endswith(".kogata"):
+        raise UsageError(f"inspect: --structure looks at calibration data, which {reference} has not; give the task instead.")
+    from kogata.structure import scores
+    from kogata.tasks.taskfile import open_task
+
+    model, task = open_task(reference, seed, data)
+    layers = scores(model, task, fraction, seed=seed)
+    if as_json:
+        found = [asdict(layer) | {"best": layer.best.structure if layer.best else None} for layer in layers]
+        print_json({"task": task.name, "fraction": fraction, "layers": found})
+    else:
+        _print_structure(task.name, fraction, layers)
 
 
 def _file(path: Path, as_json: bool) -> None:
@@ -116,6 +151,54 @@ def _print_file(name: str, size: int, layers: tuple[FileLayer, ...], rest: dict[
     table.add_section()
     table.add_row("all", "", "", f"{size:,}", "", "", "100 %", style="bold")
     out.print(table)
+
+
+def _print_structure(name: str, fraction: float, layers: tuple[LayerScores, ...]) -> None:
+    from kogata.report import words
+    from kogata.report.terminal import WIDE, grid, safe
+
+    out = console()
+    wide = out.width >= WIDE
+    yardsticks = [score.structure for score in layers[0].yardsticks] if wide else []
+    out.print(safe(out, f"{name}: every layer under each structure, at {100 * fraction:g} % of its bytes", "bold"))
+    out.print(safe(out, "squared error of the layer's outputs in percent, before any training; - refused", "dim"))
+    table = grid(out, None, *(("layer", "shape") if wide else ("layer",)), "structures, the best first", *yardsticks)
+    table.columns[-1 - len(yardsticks)].justify = "left"
+    table.columns[-1 - len(yardsticks)].no_wrap = False
+    table.show_lines = True
+    for layer in layers:
+        shape = safe(out, _shape(layer.shape), "" if wide else "dim")
+        names = [safe(out, layer.site), shape] if wide else [safe(out, "\n").join([safe(out, layer.site), shape])]
+        beside = [safe(out, _error(score)) for score in layer.yardsticks] if wide else []
+        table.add_row(*names, _errors(out, layer, () if wide else layer.yardsticks), *beside)
+    out.print(table)
+    counts = Counter(layer.best.structure for layer in layers if layer.best)
+    best = ", ".join(f"{structure} for {count}" for structure, count in counts.most_common())
+    out.print(safe(out, f"Best: {best or words.NOTHING}, of {len(layers)} layers. --json has sizes and reasons.", "bold"))
+
+
+def _errors(out: Console, layer: LayerScores, beside: tuple[Score, ...]) -> RenderableType:
+    """The errors from the least on, the best in bold; then the refused; then what they are compared with."""
+    from rich.columns import Columns
+    from rich.console import Group
+
+    from kogata.report.terminal import safe
+
+    measured = sorted((score for score in layer.structures if score.error is not None), key=lambda score: score.error or 0.0)
+    cells = [safe(out, f"{s.structure} {_error(s)}", "bold" if s is layer.best else "") for s in measured]
+    refused = ", ".join(score.structure for score in layer.structures if score.error is None)
+    lines: list[RenderableType] = [Columns(cells, padding=(0, 3))] if cells else []
+    if refused:
+        lines.append(safe(out, f"- {refused}", "dim"))
+    if beside:
+        lines.append(safe(out, "   ".join(f"{score.structure} {_error(score)}" for score in beside), "italic"))
+    return Group(*lines)
+
+
+def _error(score: Score) -> str:
+    from kogata.report import words
+
+    return "-" if score.error is None else words.number(100 * score.error)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -5,14 +5,21 @@ from kogata.forms.base import Dense, Form, Role
 from kogata.forms.binary import Binary
 from kogata.forms.codebook import Codebook
 from kogata.forms.combined import Sum
+from kogata.forms.displacement import Displacement
+from kogata.forms.fastfood import Fastfood
 from kogata.forms.latent import Latent
 from kogata.forms.masked import Masked
+from kogata.forms.permuted import Permuted
 from kogata.forms.product import Product
+from kogata.forms.stacked import Stacked
 from kogata.forms.tied import Tied
 from kogata.forms.vectors import Vectors
 
-FORMS: tuple[type[Form], ...] = (Dense, Masked, Affine, Codebook, Vectors, Binary, Product, Tied, Sum)
+FORMS: tuple[type[Form], ...] = (
+    Dense, Masked, Affine, Codebook, Vectors, Binary, Product, Tied, Permuted, Sum, Stacked, Displacement, Fastfood,
+)  # fmt: skip
 
 __all__ = [
-    "FORMS", "Affine", "Binary", "Codebook", "Dense", "Form", "Latent", "Masked", "Product", "Role", "Sum", "Tied", "Vectors",
+    "FORMS", "Affine", "Binary", "Codebook", "Dense", "Displacement", "Fastfood", "Form", "Latent", "Masked", "Permuted",
+    "Product", "Role", "Stacked", "Sum", "Tied", "Vectors",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -15,12 +16,12 @@ from torch.nn.utils import parametrize
 class Stage:
     """One convolution of a chain: its weight ``[outputs, inputs, *kernel]``, and the axes of the image that it strides along.
 
-    With ``channelwise`` each output reads one input, and ``inputs`` is 1.
+    With ``groups`` its outputs and the channels it reads are cut into so many groups, and ``inputs`` are those of one.
     """
 
     weight: Tensor
     axes: tuple[int, ...] = ()
-    channelwise: bool = False
+    groups: int = 1
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module]:
@@ -72,21 +73,84 @@ def _products(layer: nn.Conv2d, stages: Sequence[Stage]) -> int:
     return total
 
 
+def stack(layer: nn.Module, parts: Sequence[Tensor], order_O: Tensor, squeeze_SI: Tensor | None) -> nn.Module | None:
+    """Side by side, filters ``[outputs, S, *kernel]`` of kernels about one centre, when they multiply less than the layer.
+
+    ``order_O`` says which of all their outputs is each output of the layer; with ``squeeze_SI`` they read what a pointwise
+    layer makes of the inputs. None where nothing is saved, for grouped convolutions, and for other layers.
+    """
+    if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return None
+    whole = cast("nn.Conv2d", layer)
+    products = sum(part.numel() for part in parts)
+    if squeeze_SI is not None:
+        products += squeeze_SI.numel() * math.prod(whole.stride)  # it runs at every place of the image
+    if whole.groups > 1 or products >= whole.in_channels * whole.out_channels * math.prod(whole.kernel_size):
+        return None
+    sources = torch.argsort(order_O).split([len(part) for part in parts])
+    biases = [None if whole.bias is None else whole.bias[source_P] for source_P in sources]
+    made = Stack(
+        [_branch(whole, part, bias) for part, bias in zip(parts, biases, strict=True)], order_O, len(whole.kernel_size)
+    )
+    if squeeze_SI is None:
+        return made
+    point = Stage(squeeze_SI.reshape(*squeeze_SI.shape, *(1 for _ in whole.kernel_size)))
+    return nn.Sequential(_convolution(whole, point, 1, None), made)
+
+
+class Stack(nn.Module):
+    """The channels of several branches one after another, then in ``order_O``; images have ``axes`` axes."""
+
+    order: Tensor
+
+    def __init__(self, branches: Sequence[nn.Module], order_O: Tensor, axes: int) -> None:
+        super().__init__()
+        self.branches, self.axis = nn.ModuleList(branches), -1 - axes
+        self.register_buffer("order", order_O)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Images ``[..., inputs, *places]`` to ``[..., outputs, *places]``."""
+        return torch.cat([branch(input) for branch in self.branches], self.axis).index_select(self.axis, self.order)
+
+
+def _branch(layer: nn.Conv2d, weight: Tensor, bias_O: Tensor | None) -> nn.Module:
+    """A smaller kernel about the same centre reads less of the padding; where there is none, less of the image."""
+    spare = [
+        (whole - own) // 2 * step for whole, own, step in zip(layer.kernel_size, weight.shape[2:], layer.dilation, strict=True)
+    ]
+    if layer.padding == "same":
+        return _made(layer, weight, layer.stride, layer.dilation, "same", 1, bias_O)
+    padding = (0,) * len(spare) if isinstance(layer.padding, str) else layer.padding
+    left = [pad - less for pad, less in zip(padding, spare, strict=True)]
+    made = _made(layer, weight, layer.stride, layer.dilation, tuple(max(pad, 0) for pad in left), 1, bias_O)
+    if min(left) >= 0:
+        return made
+    crop = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)[len(left) - 1]
+    return nn.Sequential(cast("Any", crop)(tuple(min(pad, 0) for pad in reversed(left) for _ in range(2)), 0.0), made)
+
+
 def _convolution(layer: nn.Conv2d, stage: Stage, groups: int, bias_O: Tensor | None) -> nn.Module:
     """One stage as a layer that pads, strides and dilates the axes of the stage as ``layer`` does."""
-    outputs, inputs, *kernel = stage.weight.shape
-    groups = outputs if stage.channelwise else groups
 
     def along(values: tuple[int, ...], default: int) -> tuple[int, ...]:
         return tuple(value if axis in stage.axes else default for axis, value in enumerate(values))
 
     padding = layer.padding  # "same" and "valid" pad nothing where the kernel has no extent
+    padding = padding if isinstance(padding, str) else along(padding, 0)
+    return _made(layer, stage.weight, along(layer.stride, 1), along(layer.dilation, 1), padding, stage.groups * groups, bias_O)
+
+
+def _made(
+    layer: nn.Conv2d, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], padding: str | tuple[int, ...],
+    groups: int, bias_O: Tensor | None,
+) -> nn.Module:  # fmt: skip
+    """A convolution of the kind of ``layer``, with its way of padding."""
+    outputs, inputs, *kernel = weight.shape
     made = cast("Any", kind_of(layer))(
-        inputs * groups, outputs, tuple(kernel), stride=along(layer.stride, 1), dilation=along(layer.dilation, 1),
-        padding=padding if isinstance(padding, str) else along(padding, 0), groups=groups, bias=bias_O is not None,
-        padding_mode=layer.padding_mode, device="meta", dtype=stage.weight.dtype,
+        inputs * groups, outputs, tuple(kernel), stride=stride, dilation=dilation, padding=padding, groups=groups,
+        bias=bias_O is not None, padding_mode=layer.padding_mode, device="meta", dtype=weight.dtype,
     )  # fmt: skip
-    return _filled(made, stage.weight, bias_O)
+    return _filled(made, weight, bias_O)
 
 
 def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Module:

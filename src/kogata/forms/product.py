@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Self, cast
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kogata.coding.plane import Plane
+from kogata.forms import structured_layers as fast
 from kogata.forms.base import Dense, Form, Role
 from kogata.forms.layers import Stage, convolutions, kind_of, linears, table
+from kogata.forms.stacked import Stacked
 
 _EQUATION = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]+")
 MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of factors in a damaged file must not reserve more
@@ -23,6 +26,35 @@ PAIR = "or,ri->oi"  # two matrices
 SEPARABLE = "orw,rih->oihw"  # a filter down the image, then one across it
 TUCKER = "os,srk,ri->oik"  # fewer channels, the flattened kernel between these, more channels
 CP = {1: "or,rh,ri->oih", 2: "or,rw,rh,ri->oihw"}  # by the axes of the image: one filter along each, channel by channel
+DEPTHWISE = "oim,imk->oik"  # m flattened filters on each input channel, then a mixing of what they give
+SQUEEZED = {1: "osx,si->oix", 2: "osyx,si->oiyx"}  # by the axes of the image: fewer channels, then filters on these
+MONARCH = "jlkr,kjri->ljki"  # inputs in k blocks, each to r numbers for each of j blocks of outputs
+KRONECKER = "arc,rbd->abcd"  # a sum of r Kronecker products
+
+
+def butterfly(count: int) -> str:
+    """Digit s of the inputs gives way to digit s of the outputs in factor s: ``[outputs up to s, inputs from s on]``.
+
+    Digits are numbered from the fastest on. No index is summed over: each entry of the matrix is a product of one entry each.
+
+    >>> butterfly(3)
+    'Aabc,ABbc,ABCc->CBAcba'
+    """
+    rows, columns = ascii_uppercase[:count], ascii_lowercase[:count]
+    return f"{','.join(rows[: s + 1] + columns[s:] for s in range(count))}->{rows[::-1]}{columns[::-1]}"
+
+
+def butterfly_halves(count: int) -> tuple[str, str]:
+    """The first and the second half of the factors multiplied out: the right and the left factor of a Monarch matrix.
+
+    >>> butterfly_halves(3)
+    ('Aabc->cbAa', 'ABbc,ABCc->ACBcb')
+    """
+    factors, half = butterfly(count).split("->")[0].split(","), count // 2
+    rows, columns = ascii_uppercase[:count], ascii_lowercase[:count]
+    later, early = slice(count, half - 1 if half else None, -1), slice(half - 1, None, -1)
+    right = f"{','.join(factors[:half])}->{columns[later]}{rows[early]}{columns[early]}"
+    return right, f"{','.join(factors[half:])}->{rows[early]}{rows[later]}{columns[later]}"
 
 
 class Product(Form):
@@ -82,6 +114,8 @@ class Product(Form):
         """
         factors = [cast("Form", factor).dense().detach() for factor in self.factors]
         kind = kind_of(layer)
+        if isinstance(layer, nn.Linear) and fast.lowers(layer, fast.SMALLEST) and self.equation != PAIR:
+            return _structured(self.equation, factors, layer)
         if kind is nn.Linear or kind is nn.Embedding:
             if self.equation != PAIR or sum(factor.numel() for factor in factors) >= self.shape.numel():
                 return None
@@ -89,8 +123,27 @@ class Product(Form):
             if kind is nn.Embedding:
                 return table(cast("nn.Embedding", layer), left_OR, right_RI)
             return linears(cast("nn.Linear", layer), left_OR, right_RI)
+        expand = self.factors[0]
+        if self.equation in SQUEEZED.values():
+            if not isinstance(expand, Stacked) or expand.shape[2:] != self.shape[2:]:
+                return None
+            return expand.behind(layer, factors[1])
         stages = _stages(self.equation, factors, self.shape[2:])
         return None if stages is None else convolutions(layer, stages)
+
+
+def _structured(equation: str, factors: Sequence[Tensor], layer: nn.Linear) -> nn.Module | None:
+    """Batched products with the factors of a structured matrix; None where they do not pay."""
+    if equation == butterfly(len(factors)) and len(factors) > 1:
+        made = fast.ButterflyLinear(layer, factors, butterfly_halves(len(factors)))
+        return made if fast.fewer(made.left.numel() + made.right.numel(), layer) else None
+    if equation == MONARCH and fast.fewer(sum(factor.numel() for factor in factors), layer):
+        return fast.MonarchLinear(layer, *factors)
+    if equation == KRONECKER:
+        (high, ranks, wide), (_, *low) = (factor.shape for factor in factors)
+        if fast.fewer(ranks * (wide * math.prod(low) + high * wide * low[0]), layer):
+            return fast.KroneckerLinear(layer, *factors)
+    return None
 
 
 def _stages(equation: str, factors: Sequence[Tensor], kernel: Sequence[int]) -> list[Stage] | None:
@@ -104,7 +157,7 @@ def _stages(equation: str, factors: Sequence[Tensor], kernel: Sequence[int]) -> 
         extent = [weight.shape[-1] if other == axis else 1 for other in every]
         channelwise = weight.ndim == 2
         inputs = 1 if channelwise else weight.shape[1]
-        return Stage(weight.reshape(len(weight), inputs, *extent), (axis,), channelwise)
+        return Stage(weight.reshape(len(weight), inputs, *extent), (axis,), len(weight) if channelwise else 1)
 
     if equation == PAIR:
         left_OR, right_RI = factors
@@ -115,6 +168,10 @@ def _stages(equation: str, factors: Sequence[Tensor], kernel: Sequence[int]) -> 
     if equation == TUCKER:
         left_OS, core_SRK, right_RI = factors
         return [point(right_RI), Stage(core_SRK.reshape(*core_SRK.shape[:2], *kernel), every), point(left_OS)]
+    if equation == DEPTHWISE:
+        mix_OIM, filters_IMK = factors
+        inputs, count, _ = filters_IMK.shape
+        return [Stage(filters_IMK.reshape(inputs * count, 1, *kernel), every, inputs), point(mix_OIM.flatten(1))]
     if equation == CP.get(len(kernel)) and list(kernel) == [factor.shape[1] for factor in reversed(factors[1:-1])]:
         left_OR, *lines, right_RI = factors
         return [point(right_RI), *(line(weight, axis) for axis, weight in enumerate(reversed(lines))), point(left_OR)]

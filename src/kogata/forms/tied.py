@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kogata.coding.plane import Plane
 from kogata.forms.base import PIECE, Dense, Form, Role
+from kogata.forms.copies import copied
+from kogata.forms.filter_maps import FILTER_MAPS
+from kogata.forms.index_map import IndexMap
+from kogata.forms.structured_maps import STRUCTURED_MAPS
 
 MAX_ENTRIES = 1 << 28  # of the whole weight: a small damaged file must not reserve more than five bytes for each
-
-
-class IndexMap(ABC):
-    """Says which entry of the flattened base an entry of the tensor is, and with which sign."""
-
-    @abstractmethod
-    def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-        """Index (int32, in ``[0, size)``) and sign (int8, ±1), both of ``shape``, for a base of ``size`` entries.
-
-        The same on every platform. Raises ValueError when no tensor of ``shape`` can be made of such a base.
-        """
 
 
 @final
@@ -69,7 +61,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint32(16))
 
 
-MAPS: tuple[type[IndexMap], ...] = (Hash,)
+MAPS: tuple[type[IndexMap], ...] = (Hash, *FILTER_MAPS, *STRUCTURED_MAPS)
 
 
 class Tied(Form):
@@ -101,7 +93,8 @@ class Tied(Form):
         size = math.prod(base)
         index, sign = map.index(weight.shape, size)
         sums = torch.zeros(size, dtype=torch.float64).index_add_(0, index.flatten(), (sign * weight.double()).flatten())
-        means = sums / torch.bincount(index.flatten(), minlength=size).clamp_min(1)
+        copies = torch.zeros(size, dtype=torch.float64).index_add_(0, index.flatten(), sign.flatten().double().abs())
+        means = sums / copies.clamp_min(1)
         role = Role.VALUES if len(base) == 1 else Role.MATRIX
         return cls(map, Dense(means.to(weight.dtype).reshape(tuple(base)), role), weight.shape)
 
@@ -113,6 +106,16 @@ class Tied(Form):
     def kept(self) -> int:
         """The numbers of the base."""
         return self.base.kept()
+
+    def lower(self, layer: nn.Module) -> nn.Module | None:
+        """The fast layer of the map; of a convolution whose filters are copies of fewer ones, those, then copies of their maps.
+
+        None for all other maps: turned, moved and scattered weights save bytes, but every output takes its own products.
+        """
+        if (fast := self.map.fast(layer, self.base.dense().detach())) is not None:
+            return fast
+        rows = self.map.rows(self.shape[0])
+        return None if rows is None else copied(layer, self.base.dense(), *rows)
 
     def planes(self) -> dict[str, Plane]:
         """Nothing of its own: the map is computed."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kogata import memory
+
 BLOCK = 128  # columns rounded one by one before a matrix product carries their errors to all later ones
 STEPS = 24  # scales tried for each group
 NARROWEST = 0.4  # of the range of the weights: the smallest of them
@@ -35,13 +37,18 @@ def damped(gram: Tensor, damping: float) -> Tensor:
 def pivots(gram_II: Tensor, order_I: Tensor) -> tuple[Tensor, Tensor]:
     """Of ``gram_II`` in an order, R Rᵀ: ``T[j, i]`` = R_ij / R_jj ``[I, I]`` and ``R_jj²`` ``[I]``, both float32.
 
-    R_jj² = 1 / [H⁻¹]_jj of the columns from j on: what an error at j costs when all later columns make up for it. As few
-    copies are made as may be, for this can be the largest matrix there is.
+    R_jj² = 1 / [H⁻¹]_jj of the columns from j on: what an error at j costs when all later columns make up for it. There is one
+    copy in float64, factored in its own place, for this can be the largest matrix there is.
     """
     last_first_I = order_I.flip(0)
-    root_II = torch.linalg.cholesky(gram_II[last_first_I[:, None], last_first_I].double()).float().flip(0, 1)
-    diagonal_I = root_II.diagonal().clone()
-    return root_II.div_(diagonal_I).T.contiguous(), diagonal_I.square()
+    root_II = torch.empty_like(gram_II, dtype=torch.float64).copy_(gram_II[last_first_I[:, None], last_first_I])
+    torch.linalg.cholesky(root_II.mT, out=root_II.mT)  # in LAPACK's order of memory, so that nothing is copied
+    diagonal_I = root_II.diagonal().flip(0).float()
+    root_II = root_II.float()
+    transfer_II = root_II.flip(0, 1).div_(diagonal_I[:, None])
+    del root_II
+    memory.release()
+    return transfer_II, diagonal_I.square()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kogata import memory
 from kogata.kernels import conjugate_gradients
 
 ROUNDS = 12  # of alternating directions
@@ -28,17 +29,22 @@ Choose = Callable[[Tensor, float], Tensor]
 def select(weight_GOI: Tensor, gram_GII: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
     """Which weights to keep (bool, ``[G, O, I]``), and about what they become. The gram must have an inverse."""
     scale_GI = gram_GII.diagonal(dim1=1, dim2=2).sqrt()
-    unit_GII = gram_GII / scale_GI[:, :, None] / scale_GI[:, None]
-    inverse_GII = torch.linalg.inv(unit_GII + PENALTY * torch.eye(unit_GII.shape[1]))
-    start = found = weight_GOI * scale_GI[:, None]
-    pulled = start @ (unit_GII @ inverse_GII)
-    dual = torch.zeros_like(start)
+    inverse_GII = (gram_GII / scale_GI[:, :, None]).div_(scale_GI[:, None])
+    inverse_GII.diagonal(dim1=1, dim2=2).add_(PENALTY)
+    for system_II in inverse_GII.mT:  # in LAPACK's order of memory, so that nothing is copied
+        torch.linalg.cholesky(system_II, out=system_II)
+        torch.cholesky_inverse(system_II, out=system_II)
+    found = weight_GOI * scale_GI[:, None]
+    pulled = torch.baddbmm(found, found, inverse_GII, alpha=-PENALTY)  # H (H + ρ)⁻¹ = 1 − ρ (H + ρ)⁻¹
+    dual = torch.zeros_like(found)
     for k in range(1, ROUNDS):
-        both = found + dual
-        sparse = both * choose(both.abs(), min(1.0, k / RAMP) ** (1 / 3))
-        dual = both - sparse
-        found = torch.baddbmm(pulled, sparse - dual, inverse_GII, alpha=PENALTY)
-    return choose((found + dual).abs(), 1.0), found / scale_GI[:, None]
+        dual += found
+        sparse = dual * choose(dual.abs(), min(1.0, k / RAMP) ** (1 / 3))
+        dual -= sparse
+        torch.baddbmm(pulled, sparse.sub_(dual), inverse_GII, alpha=PENALTY, out=found)
+    del inverse_GII, pulled
+    memory.release()
+    return choose(dual.add_(found).abs_(), 1.0), found.div_(scale_GI[:, None])
 
 
 def refit(

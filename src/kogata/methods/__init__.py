@@ -1,7 +1,18 @@
 """Every method. Adding one touches its own file, this tuple, and its oracle test."""
 
 from kogata.method import Method
+from kogata.methods.distillation.global_pooling import GlobalPooling
 from kogata.methods.distillation.recover import Recover
+from kogata.methods.distillation.shallower import Shallower
+from kogata.methods.distillation.stochastic_depth import StochasticDepth
+from kogata.methods.filters.circ import CyclicFilters
+from kogata.methods.filters.crelu import CReLUFilters
+from kogata.methods.filters.dcnn import CropFilters
+from kogata.methods.filters.depthwise_separable import DepthwiseSeparable
+from kogata.methods.filters.fire import Fire
+from kogata.methods.filters.group import GroupFilters
+from kogata.methods.filters.mba import MultiBiasFilters
+from kogata.methods.filters.mixed_kernels import MixedKernels
 from kogata.methods.lowrank.cp import CP
 from kogata.methods.lowrank.rank_allocation import RankAllocation
 from kogata.methods.lowrank.separable import Separable
@@ -41,6 +52,13 @@ from kogata.methods.sharing.kmeans import KMeans
 from kogata.methods.sharing.product_quantization import ProductQuantization
 from kogata.methods.sharing.residual_quantization import ResidualQuantization
 from kogata.methods.sharing.soft_sharing import SoftWeightSharing
+from kogata.methods.structured.block_diagonal import BlockDiagonal
+from kogata.methods.structured.butterfly import Butterfly
+from kogata.methods.structured.circulant import BlockCirculant
+from kogata.methods.structured.displacement import LowDisplacement
+from kogata.methods.structured.fastfood import AdaptiveFastfood
+from kogata.methods.structured.kronecker import Kronecker
+from kogata.methods.structured.monarch import Monarch
 
 METHODS: tuple[type[Method], ...] = (
     MagnitudePruning,
@@ -83,6 +101,24 @@ METHODS: tuple[type[Method], ...] = (
     Tucker2,
     CP,
     TensorTrain,
+    BlockCirculant,
+    LowDisplacement,
+    AdaptiveFastfood,
+    Monarch,
+    Butterfly,
+    Kronecker,
+    BlockDiagonal,
+    CReLUFilters,
+    MultiBiasFilters,
+    CyclicFilters,
+    CropFilters,
+    GroupFilters,
+    DepthwiseSeparable,
+    Fire,
+    MixedKernels,
+    GlobalPooling,
+    Shallower,
+    StochasticDepth,
     Recover,
 )
 
@@ -99,20 +135,36 @@ __all__ = [
     "SVD",
     "ADMMPruning",
     "AdaRound",
+    "AdaptiveFastfood",
     "BiasedWeightDecay",
     "BinaryConnect",
     "BinaryNet",
+    "BlockCirculant",
+    "BlockDiagonal",
+    "Butterfly",
+    "CReLUFilters",
     "ChannelPruning",
     "CorrectedPQ",
+    "CropFilters",
+    "CyclicFilters",
+    "DepthwiseSeparable",
     "DynamicActivations",
+    "Fire",
     "FixedPoint",
+    "GlobalPooling",
+    "GroupFilters",
     "GroupLasso",
     "Half",
     "Hashed",
     "HessianKMeans",
     "KMeans",
+    "Kronecker",
+    "LowDisplacement",
     "MagnitudePruning",
+    "MixedKernels",
+    "Monarch",
     "MovementPruning",
+    "MultiBiasFilters",
     "NeuronMerging",
     "ProductQuantization",
     "RankAllocation",
@@ -120,9 +172,11 @@ __all__ = [
     "ResidualQuantization",
     "RoundToNearest",
     "Separable",
+    "Shallower",
     "SoftWeightSharing",
     "SparseGPT",
     "StaticActivations",
+    "StochasticDepth",
     "TensorTrain",
     "Ternary",
     "Tucker2",

@@ -56,8 +56,8 @@ class BuiltinTask:
     def open(self, seed: int, data: Path | None) -> tuple[nn.Module, Task]:
         """Return the trained dense model and the task.
 
-        The LeNets and the small CIFAR networks of seed 0 come with Kogata, as this code trained them. Others are trained on
-        first use, which takes minutes, or hours for the large ones without a GPU, then read from the cache folder.
+        The LeNets, ResNet-20 and the small CIFAR networks of seed 0 come with Kogata, as this code trained them. Others are
+        trained on first use, which takes minutes, or hours for the large ones without a GPU, then read from the cache folder.
 
         :param data: folder with ``mnist/``, ``fashion-mnist/`` and ``cifar10/``; None to look where `find` and
             `load_pictures` look.
@@ -206,7 +206,7 @@ BUILTIN_TASKS = (
         description="ResNet-20 on CIFAR-10: 272,474 parameters",
         network=partial(networks.cifar_resnet, 20),
         split=_cifar,
-        training=Training(epochs=100, learning_rate=4e-3, weight_decay=0.05),
+        training=Training(epochs=24, learning_rate=4e-3, weight_decay=0.05),
         shift=4,
     ),
     BuiltinTask(

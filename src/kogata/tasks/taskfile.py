@@ -48,6 +48,31 @@ def open_task(reference: str, seed: int, data: Path | None) -> tuple[nn.Module, 
     )
 
 
+def open_network(reference: str, seed: int) -> nn.Module:
+    """Return what a function without arguments in a Python file returns: a network, its weights drawn from the seed.
+
+    :param reference: ``FILE.py:function``.
+    :raises UsageError: the reference is not of this form, or there is no such file.
+    :raises DataError: the function is missing, fails, or returns something else; the message says where and why.
+    """
+    name, _, function = reference.rpartition(":")
+    if not name.endswith(".py") or not function.isidentifier():
+        raise UsageError(f"{reference!r}: expected FILE.py:function, a function that returns the network.")
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file. Expected the path of a Python file with a function {function}().")
+    path = path.resolve()
+    with torch.random.fork_rng(), _importable(path.parent):
+        torch.manual_seed(seed)
+        file = _TaskFile(path, _execute(path))
+        if file.function(function) is None:
+            raise DataError(f"{path}: there is no function {function}() in it that could return the network.")
+        network = file.call(function)
+    if not isinstance(network, nn.Module):
+        raise DataError(f"{path}: {function}() returned {_kind(network)}, expected a torch.nn.Module.")
+    return network
+
+
 def _open_file(path: Path, seed: int) -> tuple[nn.Module, Task]:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file. Expected the path of a Python task file.")

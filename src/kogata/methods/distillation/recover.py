@@ -1,26 +1,35 @@
-"""Recovery: retrain what a step left trainable, with the original model as the teacher.
+"""Recovery: retrain what a step left trainable, with the original model, or another one, as the teacher.
 
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015 (1503.02531), section 2:
     L = (1 − α) · loss(output, target) + α T² KL(softmax(teacher / T) ‖ softmax(output / T)).
 Where the output is not class logits, the second term is ‖output − teacher‖² / ‖teacher‖², so any output can be recovered.
-Without labels α is 1.
+Without labels α is 1. A ``term`` takes the place of all this.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kogata import surgery
-from kogata.batch import call, output_error, tensors
-from kogata.errors import UsageError
+from kogata.batch import call, move, output_error, split, tensors
+from kogata.calibrate import evaluating
+from kogata.errors import DataError, UsageError
 from kogata.job import Epoch, Job, Task
 from kogata.method import About, Method
-from kogata.train import Objective, Training, channels_last, fit, task_loss
+from kogata.methods.distillation.cache import Cached, Precision, make
+from kogata.methods.distillation.observe import Live, Observer, Seen, paths
+from kogata.methods.distillation.terms.base import Loss, Term
+from kogata.methods.distillation.terms.soft_targets import soft
+from kogata.train import Objective, Regime, Training, autocast, fit, task_loss, training_data
+
+Teacher = Callable[[Any, torch.device], Seen]
+"""What the teacher makes of inputs that are on a device."""
 
 
 @final
@@ -28,8 +37,10 @@ from kogata.train import Objective, Training, channels_last, fit, task_loss
 class Recover(Method):
     """Train the kept weights, centroids, scales and factors; masks, codes and indices stay as they are.
 
-    ``distill`` is α, the weight of the teacher in [0, 1]; ``temperature`` is T. The other settings are those of
-    :class:`kogata.train.Training`.
+    ``distill`` is α, the weight of the teacher in [0, 1]; ``temperature`` is T. A ``term`` of
+    ``kogata.methods.distillation.terms`` replaces both: it may look at layers too. ``cache`` is a folder that keeps what the
+    teacher says, in ``cache_precision``: it is made at first use and read from then on, by data without random augmentation
+    alone. The other settings are those of :class:`kogata.train.Training`.
     """
 
     epochs: int
@@ -39,6 +50,9 @@ class Recover(Method):
     patience: int | None = None
     distill: float = 0.5
     temperature: float = 4.0
+    term: Term | None = None
+    cache: str | None = None
+    cache_precision: Precision = "float16"
 
     ABOUT = About(
         name="recover",
@@ -69,15 +83,32 @@ class Recover(Method):
         return replace(job, model=model, epochs=self.train(model, job, self.ABOUT.name))
 
     def train(self, model: nn.Module, job: Job, what: str) -> tuple[Epoch, ...]:
-        """Train ``model``, or a regime around it, in place, as the step ``what`` of a job."""
+        """Train ``model``, or a regime around it, in place, as the step ``what`` of a job.
+
+        Raises UsageError or DataError before the first step when the term cannot compare the model with its teacher.
+        """
         checkpoint = None if job.folder is None else job.folder / "training.pt"
-        objective = self.objective(job.task, job.reference)
-        return fit(model, job.task, self.training, objective, seed=job.seed, what=what, checkpoint=checkpoint)
+        if self.term is None:
+            objective = self._mixed(
+                job.task, Live(job.reference) if self._alpha(job.task) == 0 else self._teacher(job, (), what)
+            )
+            return fit(model, job.task, self.training, objective, seed=job.seed, what=what, checkpoint=checkpoint)
+        bare = model.model if isinstance(model, Regime) else model
+        ours, theirs = self.term.watch(paths(bare), paths(job.reference))
+        teacher, observer = self._teacher(job, theirs, what), Observer(bare, ours)
+        try:
+            taught = _begin(self.term, model, observer, teacher, job, what)
+            objective = _compared(self.term.weight, taught.loss, observer, teacher)
+            return fit(taught, job.task, self.training, objective, seed=job.seed, what=what, checkpoint=checkpoint)
+        finally:
+            observer.close()
 
     def objective(self, task: Task, teacher: nn.Module) -> Objective:
-        """What to minimize, of (output, inputs, targets); usable in a loop of one's own."""
-        alpha = 1.0 if task.loss is None else self.distill
-        teacher = channels_last(surgery.clone(teacher, share=False)).eval()  # the user's model keeps its mode and layout
+        """What to minimize without a term, of (output, inputs, targets); usable in a loop of one's own."""
+        return self._mixed(task, Live(teacher))
+
+    def _mixed(self, task: Task, teacher: Teacher) -> Objective:
+        alpha = self._alpha(task)
         labels = None if task.loss is None else task_loss(task)
 
         def loss(output: Any, inputs: Any, targets: Any) -> Tensor:
@@ -85,21 +116,86 @@ class Recover(Method):
             if labels is not None and alpha < 1:
                 parts.append((1 - alpha) * labels(output, inputs, targets))
             if alpha > 0:
-                with torch.no_grad():
-                    wanted = call(teacher.to(next(tensors(output)).device), inputs)
+                wanted = teacher(inputs, next(tensors(output)).device).output
                 parts.append(alpha * match(output, wanted, targets, self.temperature))
             return torch.stack(parts).sum()
 
         return loss
 
+    def _alpha(self, task: Task) -> float:
+        return 1.0 if task.loss is None else self.distill
+
+    def _teacher(self, job: Job, layers: tuple[str, ...] | list[str], what: str) -> Teacher:
+        """The original model, or what the cache holds of it."""
+        if self.cache is None:
+            return Live(job.reference, layers)
+        folder, batches = Path(self.cache), training_data(job.task, what)
+        if not (folder / "header.json").exists():
+            make(folder, job.reference, batches, layers, precision=self.cache_precision, seed=job.seed)
+        cached = Cached(folder, job.reference, layers, self.cache_precision)
+        cached.check(batches, job.seed)
+        return cached
+
+
+class Taught(Regime):
+    """A model, or another regime around one, that is trained together with the loss module of a term."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__(model)
+        self.loss = loss
+
+    def penalty(self) -> Tensor:
+        """That of the regime within."""
+        return self.model.penalty() if isinstance(self.model, Regime) else super().penalty()
+
+    def step(self, progress: float) -> None:
+        """That of the regime within."""
+        if isinstance(self.model, Regime):
+            self.model.step(progress)
+
+    def finish(self) -> nn.Module:
+        """The trained model without the loss."""
+        return self.model.finish() if isinstance(self.model, Regime) else self.model
+
+
+def _begin(term: Term, model: nn.Module, observer: Observer, teacher: Teacher, job: Job, what: str) -> Taught:
+    """Make the term's loss on the first training batch, and see that it is finite there."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)  # the same order and the same regressors when the run is resumed
+        batch = next(iter(training_data(job.task, what)), None)
+        if batch is None:
+            raise DataError(f"{what}: the training data of task {job.task.name!r} is empty; give at least one batch.")
+        inputs, targets = move(split(batch), device)
+        with evaluating(model), autocast(device):
+            student, wanted = observer.seen(call(model, inputs)), teacher(inputs, device)
+        taught = Taught(model, term.begin(student, wanted, job.task).to(device))
+    with evaluating(taught.loss):
+        first = float(taught.loss(student, wanted, targets))
+    if not first - first == 0:
+        raise DataError(f"{what}: term {term.term} is {first} on the first batch. Check the data and both models for NaN.")
+    return taught
+
+
+def _compared(weight: float, loss: Loss, observer: Observer, teacher: Teacher) -> Objective:
+    def objective(output: Any, inputs: Any, targets: Any) -> Tensor:
+        student, device = observer.seen(output), next(tensors(output)).device
+        wanted = teacher(inputs, device)
+        with torch.autocast(device.type, enabled=False):  # differences of like things drown in bfloat16
+            return weight * loss(student, wanted, targets)
+
+    return objective
+
 
 def match(output: Any, wanted: Any, targets: Any, temperature: float) -> Tensor:
-    """T² KL of class distributions when ``targets`` are class indices of ``output``'s second axis, else the output error."""
+    """T² KL of class distributions when ``targets`` are class indices of ``output``'s second axis, else the output error.
+
+    Raises DataError when the two outputs differ in structure or shape.
+    """
     if (
-        isinstance(output, Tensor) and isinstance(targets, Tensor) and not targets.is_floating_point()
-        and output.ndim >= 2 and targets.shape == output.shape[:1] + output.shape[2:]
+        isinstance(output, Tensor) and isinstance(wanted, Tensor) and isinstance(targets, Tensor)
+        and not targets.is_floating_point() and output.ndim >= 2 and output.shape == wanted.shape
+        and targets.shape == output.shape[:1] + output.shape[2:]
     ):  # fmt: skip
-        student = functional.log_softmax(output.float() / temperature, dim=1)
-        teacher = functional.log_softmax(wanted.float() / temperature, dim=1)
-        return temperature**2 * functional.kl_div(student, teacher, log_target=True, reduction="sum") / targets.numel()
+        return soft(output.float(), wanted.float(), temperature, 1)
     return output_error(output, wanted)

@@ -25,7 +25,7 @@ from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form
 from kogata.job import Job, Site
 from kogata.method import About, WeightMethod
-from kogata.methods.lowrank.whitened_svd import WhitenedSVD, spectrum
+from kogata.methods.lowrank.whitened_svd import WhitenedSVD, encoded_in_turn, spectrum
 from kogata.profile import macs
 from kogata.stats import Stat, Stats
 
@@ -38,11 +38,12 @@ class RankAllocation(WeightMethod):
     """Whitened SVD of all selected layers, whose ranks share one budget.
 
     ``fraction``, in (0, 1), of the ``cost`` of all layers that it can work on is kept: of their parameters, and so of their
-    bytes, or of their multiply-accumulates for one sample of the calibration data.
+    bytes, or of their multiply-accumulates for one sample of the calibration data. ``correct`` is that of WhitenedSVD.
     """
 
     fraction: float
     cost: Literal["parameters", "macs"] = "parameters"
+    correct: bool = False
 
     ABOUT = About(
         name="rank-allocation",
@@ -62,14 +63,15 @@ class RankAllocation(WeightMethod):
 
     def apply(self, job: Job) -> Job:
         """Look at all layers, share the budget out, and factor each on what the layers before it have become."""
-        return _AtRanks(ranks=self._ranks(job)).apply(job)
+        return _AtRanks(ranks=self._ranks(job), correct=self.correct).apply(job)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The layer as if it were the only one."""
         matrix = weight.flatten(1).shape
         found = options(matrix, losses(weight, site, stats), 1.0)
         (option,) = allocated([found], self.fraction * matrix.numel())
-        return _AtRanks(ranks={(site.name, tuple(weight.shape)): option.rank}).encode(weight, site, stats)
+        ranks = {(site.name, tuple(weight.shape)): option.rank}
+        return _AtRanks(ranks=ranks, correct=self.correct).encode(weight, site, stats)
 
     def _ranks(self, job: Job) -> Mapping[Leaf, int | None]:
         """The rank of each leaf that can be factored, None where it stays as it is."""
@@ -99,11 +101,16 @@ class _AtRanks(WeightMethod):
     """Whitened SVD with a rank for each leaf."""
 
     ranks: Mapping[Leaf, int | None]
+    correct: bool
 
     ABOUT = RankAllocation.ABOUT
     NEEDS = WhitenedSVD.NEEDS
     ACCEPTS = RankAllocation.ACCEPTS
     LEAVES = RankAllocation.LEAVES
+
+    def apply(self, job: Job) -> Job:
+        """Encode every layer, on what the layers before it have become."""
+        return encoded_in_turn(self, job, correct=self.correct)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Two factors of the allotted rank."""
@@ -114,7 +121,7 @@ class _AtRanks(WeightMethod):
         rank = self.ranks[leaf]
         if rank is None:
             raise NotApplicable("the budget has more to gain by leaving it as it is")
-        return WhitenedSVD(rank=rank).encode(weight, site, stats)
+        return WhitenedSVD(rank=rank, correct=self.correct).encode(weight, site, stats)
 
 
 def losses(weight: Tensor, site: Site, stats: Stats) -> Tensor:

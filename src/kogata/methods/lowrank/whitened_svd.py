@@ -5,27 +5,35 @@ Chen et al., "DRONE", NeurIPS 2021; Wang et al., "SVD-LLM", ICLR 2025 (2403.1240
     ‖X (W − W̃)ᵀ‖² / rows = ‖(W − W̃) S‖² ≥ Σ_{i>r} σ_i²,   with equality for  W̃ = P_r Σ_r Q_rᵀ S⁻¹ = P_r P_rᵀ W.
 So neither S nor its inverse is needed: P holds the eigenvectors of W G Wᵀ, whose eigenvalues are σ². Inputs that span less
 than all columns do no harm. The inputs are those that the layers compressed before it leave.
+
+To make up for what these have changed, a layer can aim at the outputs Y Wᵀ that it had on the inputs Y of the net before them.
+With C = YᵀX / rows, the weight
+    V = W (C + λ) (G + λ)⁻¹ = argmin ‖Y Wᵀ − X Vᵀ‖² / rows + λ ‖W − V‖²
+then takes the place of W: the best of rank r for Y Wᵀ are the leading singular vectors of what least squares reaches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from kogata import calibrate, surgery
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import PAIR
-from kogata.job import Kind, Site
+from kogata.job import Job, Kind, Site
 from kogata.method import About, WeightMethod
 from kogata.methods.lowrank import factors
 from kogata.methods.lowrank.svd import pair_rank
 from kogata.stats import Stat, Stats
 
 DAMPING = torch.finfo(torch.float32).eps  # of G's trace: below it G, a sum in float32, is noise, and the weight decides
+RIDGE = 1e-3  # λ, of G's trace: less of it fits what is peculiar to the calibration data
 
 
 @final
@@ -33,10 +41,12 @@ DAMPING = torch.finfo(torch.float32).eps  # of G's trace: below it G, a sum in f
 class WhitenedSVD(WeightMethod):
     """Two factors in place of a matrix, for the least error of the outputs on the calibration data.
 
-    ``rank`` is that of SVD: a count (int ≥ 1) or a fraction of the full rank (float in (0, 1)).
+    ``rank`` is that of SVD: a count (int ≥ 1) or a fraction of the full rank (float in (0, 1)). With ``correct`` a layer aims
+    at the outputs that it had before any layer was changed, at the cost of a second run of the calibration data.
     """
 
     rank: int | float
+    correct: bool = False
 
     ABOUT = About(
         name="whitened-svd",
@@ -53,13 +63,39 @@ class WhitenedSVD(WeightMethod):
     def __post_init__(self) -> None:
         factors.check("whitened-svd", self.rank)
 
+    def apply(self, job: Job) -> Job:
+        """Encode every selected layer, on what the layers before it have become."""
+        return encoded_in_turn(self, job, correct=self.correct)
+
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best product of the given rank; refused where it would hold as many numbers as the weight."""
         rank = pair_rank(weight.flatten(1), self.rank)
-        _, basis_OO = spectrum(weight, site, stats)
+        aim = corrected(weight, site, stats) if self.correct else weight
+        _, basis_OO = spectrum(aim, site, stats)
         left_OR = basis_OO[:, :rank]
-        pair = factors.balanced(left_OR, left_OR.T @ weight.flatten(1).double())
+        pair = factors.balanced(left_OR, left_OR.T @ aim.flatten(1).double())
         return Product.of(PAIR, [factor.to(weight.dtype) for factor in pair], weight.shape)
+
+
+def encoded_in_turn(method: WeightMethod, job: Job, *, correct: bool) -> Job:
+    """The job after a method that looks at the inputs of each layer, and with ``correct`` at those of the net before."""
+    model = surgery.clone(job.model)
+    needs = frozenset({Stat.GRAM, Stat.CROSS}) if correct else frozenset({Stat.GRAM})
+    with closing(calibrate.gather(job, surgery.selected(job), needs, model)) as gathered:
+        return method.encode_each(job, model, gathered)
+
+
+def corrected(weight: Tensor, site: Site, stats: Stats) -> Tensor:
+    """The weight that gives, on the inputs it gets, most nearly what ``weight`` gave on those of the net before.
+
+    Of its shape, in float64. Raises as ``spectrum`` does, and NotApplicable without the statistics of both nets.
+    """
+    gram_II = seen(weight, site, stats)
+    if stats.cross_GII is None:
+        raise NotApplicable("its inputs in the net before could not be seen")
+    ridge_II = multiple(RIDGE, gram_II)
+    wanted_OI = weight.flatten(1).double() @ (stats.cross_GII[0].double() + ridge_II)
+    return torch.linalg.solve(gram_II + ridge_II, wanted_OI, left=False).reshape(weight.shape)
 
 
 def spectrum(weight: Tensor, site: Site, stats: Stats) -> tuple[Tensor, Tensor]:
@@ -67,18 +103,26 @@ def spectrum(weight: Tensor, site: Site, stats: Stats) -> tuple[Tensor, Tensor]:
 
     Raises NotApplicable where the inputs of the weight cannot be seen as one matrix, DataError where it is not finite.
     """
+    gram_II = seen(weight, site, stats)
+    gram_II = gram_II + multiple(DAMPING, gram_II)
     matrix_OI = weight.flatten(1).double()
-    outputs, columns = matrix_OI.shape
-    if stats.gram_GII is None or stats.gram_GII.shape[1] != columns:
+    basis = torch.eye(len(matrix_OI), dtype=torch.float64)
+    if len(matrix_OI) > len(gram_II):
+        basis, matrix_OI = torch.linalg.qr(matrix_OI)  # the same column space, from as few rows as there are columns
+    values, vectors = torch.linalg.eigh(matrix_OI @ gram_II @ matrix_OI.T)
+    return values.clamp_min(0).flip(0), basis @ vectors.flip(1)
+
+
+def seen(weight: Tensor, site: Site, stats: Stats) -> Tensor:
+    """The gram of the weight's inputs ``[I, I]``, in float64. Raises as ``spectrum`` does."""
+    if stats.gram_GII is None or stats.gram_GII.shape[1] != weight[0].numel():
         raise NotApplicable("its inputs could not be matched to the columns of this weight")
     if len(stats.gram_GII) > 1:
         raise NotApplicable("it is a grouped convolution, whose rows have no inputs in common")
     factors.refuse_unless_finite(weight, site)
-    gram_II = stats.gram_GII[0].double()
-    damping = max(DAMPING * float(gram_II.trace()), torch.finfo(torch.float32).tiny)
-    gram_II = gram_II + damping * torch.eye(columns, dtype=gram_II.dtype)
-    basis = torch.eye(outputs, dtype=gram_II.dtype)
-    if outputs > columns:
-        basis, matrix_OI = torch.linalg.qr(matrix_OI)  # the same column space, from as few rows as there are columns
-    values, vectors = torch.linalg.eigh(matrix_OI @ gram_II @ matrix_OI.T)
-    return values.clamp_min(0).flip(0), basis @ vectors.flip(1)
+    return stats.gram_GII[0].double()
+
+
+def multiple(part: float, gram_II: Tensor) -> Tensor:
+    """The identity times ``part`` of the trace of ``gram_II``; a little of it where no input is ever seen."""
+    return max(part * float(gram_II.trace()), torch.finfo(torch.float32).tiny) * torch.eye(len(gram_II), dtype=torch.float64)

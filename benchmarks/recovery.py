@@ -1,0 +1,102 @@
+"""Recovery with a teacher: a net pruned, quantized or factorized, then retrained by labels, soft targets, or features too.
+
+One pass over 20,000 training images after each step, the same batches for all; the original is the teacher. Scores are of the
+model reloaded from its file, on the 10,000 test images.
+
+A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/recovery/`` to measure anew. Arguments
+name the only steps to run (pruned, quantized, factorized), so that several can run side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks import harness
+from benchmarks.harness import Row
+from kogata.atomic import writing
+from kogata.compress import compress
+from kogata.job import Task
+from kogata.method import Method, chain
+from kogata.methods import SVD, MagnitudePruning, Recover, RoundToNearest
+from kogata.methods.distillation.terms import Hints, Labels, SoftTargets, Sum, Term
+from kogata.tasks.batches import Batches
+from kogata.tasks.taskfile import open_task
+
+MINUTES = 12
+SEED = 0
+IMAGES = 20_000
+TASK = "cifar-resnet20-small"
+RUNS = Path(__file__).parent.parent / "runs" / "recovery"
+STAGES = ("5", "8", "11")  # the last blocks of the stages
+STEPS: Mapping[str, Method] = {
+    "pruned": MagnitudePruning(sparsity=0.9),
+    "quantized": RoundToNearest(bits=2),
+    "factorized": SVD(rank=0.25),
+}
+SOFT = (Labels(weight=0.1), SoftTargets(weight=0.9))
+TERMS: Mapping[str, Term | None] = {
+    "nothing": None,
+    "labels": Labels(),
+    "soft targets": Sum(terms=SOFT),
+    "features": Sum(terms=(*SOFT, Hints(student=STAGES, teacher=STAGES, weight=10.0))),
+}
+
+
+def small(task: Task) -> Task:
+    """The task with fewer training images, which stay as they are."""
+    batches = task.train
+    if not isinstance(batches, Batches):
+        raise TypeError(f"{task.name}: expected batches in memory, found {type(batches).__name__}")
+    inputs, targets = batches.inputs[:IMAGES], batches.targets[:IMAGES]
+    return dataclasses.replace(task, train=dataclasses.replace(batches, inputs=inputs, targets=targets, shift=0, mirror=False))
+
+
+def measured(step: str, name: str) -> tuple[float, float]:
+    """Scores in percent of the original and of one compressed net, or what was measured of it before."""
+    path = RUNS / f"{step}-{name.replace(' ', '-')}.json"
+    if path.exists():
+        dense, ours = json.loads(path.read_text(encoding="utf-8"))
+        return dense, ours
+    model, task = open_task(TASK, SEED, None)
+    term, method = TERMS[name], STEPS[step]
+    if term is not None:
+        method = chain(method, Recover(epochs=1, learning_rate=2e-3, term=term))
+    with tempfile.TemporaryDirectory() as folder:
+        report = compress(model, small(task), method, output=Path(folder) / "run", seed=SEED, engine=None).report
+    if report.dense.score is None or report.compressed.score is None:
+        raise TypeError(f"{task.name}: it has no evaluate")
+    scores = report.dense.score, report.compressed.score
+    with writing(path) as file:
+        file.write(json.dumps(scores).encode())
+    return scores
+
+
+def rows() -> list[Row]:
+    """The original, then each step before and after each recovery; distillation must be ahead of labels."""
+    found = [Row(TASK, "score", measured("pruned", "nothing")[0], "%")]
+    for step in STEPS:
+        labels = measured(step, "labels")[1]
+        for name in TERMS:
+            taught = name in ("soft targets", "features")
+            bar, direction = (labels, ">=") if taught else (None, None)
+            found.append(
+                Row(step, f"score after {name}", measured(step, name)[1], "%", bar, direction, "labels alone" if taught else "")
+            )
+    return found
+
+
+def main() -> int:
+    """Everything, or only the steps that are named."""
+    for step in sys.argv[1:]:
+        for name in TERMS:
+            measured(step, name)
+    return 0 if sys.argv[1:] else harness.run("recovery", rows(), [SEED])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""``kogata distill``: another network learns from a task's model, into a folder with one small file and its report."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kogata.cli import compress as compressing
+from kogata.cli.options import (
+    DataOption,
+    EngineName,
+    EngineOption,
+    JsonOption,
+    SeedOption,
+    TaskArgument,
+    complete_recipe,
+)
+from kogata.errors import TargetMissed, UsageError
+
+if TYPE_CHECKING:
+    from kogata.recipe import Recipe
+
+StudentOption = Annotated[
+    str, typer.Option("--student", metavar="FILE.py:FUNCTION", help="A function that returns the network that is to learn.")
+]
+TermOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--term", metavar="[WEIGHT*]NAME",
+        help="What to learn by, such as 0.9*soft-targets; several are summed. Terms that look at layers need a recipe. "
+        "Without any: 0.5*labels and 0.5*soft-targets, or the teacher's output alone where there are no labels.",
+    ),
+]  # fmt: skip
+
+
+def run(
+    task: TaskArgument,
+    student: StudentOption,
+    output: compressing.OutputOption,
+    term: TermOption = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", metavar="NAME|YAML", autocompletion=complete_recipe,
+            help="Steps for the student, such as recover with a term on layers; replaces --term, --epochs and so on.",
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data (10).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW, at the start (0.001).")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", file_okay=False, help="Keep what the teacher says there, or read it; for fixed inputs."),
+    ] = None,
+    seed: SeedOption = 0,
+    data: DataOption = None,
+    engine: EngineOption = EngineName.ONNXRUNTIME,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Train another network with a task's model as its teacher, and measure the result beside the teacher.
+
+    A checkpoint is kept after every epoch. To keep the best epoch by held-out data, set patience in a recipe's recover step.
+    """
+    from kogata.compress import compress
+    from kogata.folder import Folder
+    from kogata.recipe import open_recipe
+    from kogata.tasks.taskfile import open_network, open_task
+
+    settings = {"epochs": epochs, "learning_rate": learning_rate, "cache": None if cache is None else str(cache)}
+    given = {key: value for key, value in settings.items() if value is not None}
+    if recipe is not None and (given or term):
+        raise UsageError("--recipe says what to train; leave out --term, --epochs, --learning-rate and --cache.")
+    plan = open_recipe(recipe) if recipe is not None else _plan(given, term or [])
+    command = _command(task, student, output, term or [], recipe, given, seed, data, engine)
+    folder = Folder(output)
+    if resume and folder.finished:
+        report = compressing.finished(folder, task, plan, seed)
+    else:
+        try:
+            teacher, opened = open_task(task, seed, data)
+            report = compress(
+                open_network(student, seed), opened, plan, teacher=teacher, output=output, seed=seed, engine=engine.engine(),
+                resume=resume, command=command,
+            ).report  # fmt: skip
+        except KeyboardInterrupt:
+            typer.echo(f"Interrupted. To go on: {command} --resume", err=True)
+            raise typer.Exit(130) from None
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first one speaks
+    compressing.show(report, folder, as_json)
+    if report.missed:
+        raise TargetMissed(f"the result misses what was asked for: {'; '.join(report.missed)}.")
+
+
+def _plan(settings: Mapping[str, object], terms: list[str]) -> Recipe:
+    """One step of recovery, checked as a recipe is."""
+    import yaml
+
+    from kogata.recipe import parse
+
+    step: dict[str, object] = {"method": "recover", "epochs": 10, **settings}
+    if terms:
+        step["term"] = [_weighted(text) for text in terms]
+    return parse(yaml.safe_dump({"name": "distill", "steps": [step]}), "of the options")
+
+
+def _weighted(text: str) -> dict[str, object]:
+    """A term and its weight, such as ``0.9*soft-targets``."""
+    weight, times, name = text.rpartition("*")
+    try:
+        return {"term": name, "weight": float(weight) if times else 1.0}
+    except ValueError:
+        raise UsageError(f"--term {text!r}: expected a name, or a weight and a name such as 0.9*soft-targets.") from None
+
+
+def _command(
+    task: str, student: str, output: Path, terms: list[str], recipe: str | None, settings: Mapping[str, object], seed: int,
+    data: Path | None, engine: EngineName,
+) -> str:  # fmt: skip
+    """What to type for the same bytes again."""
+    words = ["kogata", "distill", task, "--student", student, "-o", str(output), "--seed", str(seed), "--engine", engine]
+    for term in terms:
+        words += ["--term", term]
+    for key, value in settings.items():
+        words += [f"--{key.replace('_', '-')}", str(value)]
+    if recipe is not None:
+        words += ["--recipe", recipe]
+    if data is not None:
+        words += ["--data", str(data)]
+    return shlex.join(words)

@@ -1,0 +1,73 @@
+"""A sparsely gated mixture of experts: many networks of which each input uses few.
+
+Shazeer, Mirhoseini, Maziarz, Davis, Le, Hinton, Dean, "Outrageously Large Neural Networks: The Sparsely-Gated
+Mixture-of-Experts Layer", ICLR 2017 (1701.06538), equations 1 to 11 (of the appendix 8 to 11):
+    y = Σ_i G(x)_i E_i(x),   G(x) = softmax over the k largest of H(x) = x W_g + z ⊙ softplus(x W_noise),   z ~ N(0, 1),
+the others 0. Two losses keep the experts busy, with CV the deviation over the mean of a batch's sums over its inputs:
+    w · CV(Σ_x G(x)_i)² + w · CV(Σ_x P(x, i))²,   P(x, i) = Φ((x W_g − kth excluding i of H(x)) / softplus(x W_noise)),
+where P is the probability that expert i is among the k if only its own noise is drawn anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kogata.errors import UsageError
+
+
+class Experts(nn.Module):
+    """``k`` of the ``experts`` for each input; each maps ``[n, features]`` to ``[n, outputs]``.
+
+    ``balance`` is w. The noise is drawn in training alone. After a forward in training, ``penalty`` is to be added to the
+    loss. Raises UsageError unless 1 ≤ k ≤ the number of experts.
+    """
+
+    def __init__(self, experts: Sequence[nn.Module], features: int, k: int, *, balance: float = 0.1) -> None:
+        super().__init__()
+        if not 1 <= k <= len(experts):
+            raise UsageError(f"experts: k is {k}; expected 1 to {len(experts)}, the number of experts.")
+        self.experts, self.k, self.balance = nn.ModuleList(experts), k, balance
+        self.gate = nn.Linear(features, len(experts), bias=False)
+        self.noise = nn.Linear(features, len(experts), bias=False)
+        nn.init.zeros_(self.gate.weight)  # as the paper begins: every expert has the same load
+        nn.init.zeros_(self.noise.weight)
+        self.penalty = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., features]`` to ``[..., outputs]``."""
+        x_ND = x.flatten(0, -2)
+        clean_NE = self.gate(x_ND)
+        deviation_NE = functional.softplus(self.noise(x_ND))
+        noisy_NE = clean_NE + deviation_NE * torch.randn_like(clean_NE) if self.training else clean_NE
+        top = noisy_NE.topk(self.k, dim=1)
+        gates_NE = torch.zeros_like(clean_NE).scatter(1, top.indices, top.values.softmax(1))
+        if self.training:
+            self.penalty = self.balance * (squared_variation(gates_NE.sum(0)) + self._load(clean_NE, noisy_NE, deviation_NE))
+        rows = [gates.nonzero().flatten() for gates in gates_NE.T]
+        parts = [expert(x_ND[some]) for expert, some in zip(self.experts, rows, strict=True)]
+        scaled = [part * gates_NE[some, [e]][:, None] for e, (part, some) in enumerate(zip(parts, rows, strict=True))]
+        output_NO = torch.cat(scaled).new_zeros((len(x_ND), parts[0].shape[1]))
+        return output_NO.index_add(0, torch.cat(rows), torch.cat(scaled)).unflatten(0, x.shape[:-1])
+
+    def _load(self, clean_NE: Tensor, noisy_NE: Tensor, deviation_NE: Tensor) -> Tensor:
+        """CV² of the loads; 0 where all experts are used anyway."""
+        if self.k == len(self.experts):
+            return clean_NE.new_zeros(())
+        return squared_variation(probability(clean_NE, noisy_NE, deviation_NE, self.k).sum(0))
+
+
+def probability(clean_NE: Tensor, noisy_NE: Tensor, deviation_NE: Tensor, k: int) -> Tensor:
+    """P(x, i) ``[N, E]``: that expert i is among the k largest when its own noise is drawn anew. Needs k < E."""
+    top_NK = noisy_NE.topk(k + 1, dim=1).values
+    inside_NE = noisy_NE >= top_NK[:, k - 1 : k]
+    others_NE = torch.where(inside_NE, top_NK[:, k : k + 1], top_NK[:, k - 1 : k])  # the kth largest without i
+    return torch.special.ndtr((clean_NE - others_NE) / deviation_NE)
+
+
+def squared_variation(sums_E: Tensor) -> Tensor:
+    """The variance over the squared mean; 0 for a single expert."""
+    return sums_E.var(correction=0) / (sums_E.mean().square() + torch.finfo(sums_E.dtype).eps)

@@ -1,0 +1,99 @@
+"""Displacement: a Toeplitz-like matrix, the sum of a few products of a circulant and a skew-circulant matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kogata.coding.plane import Plane
+from kogata.forms import structured_layers as fast
+from kogata.forms.base import Dense, Form, Role
+from kogata.forms.tied import MAX_ENTRIES
+
+
+@final
+class Displacement(Form):
+    """``Σ_r Z₁(g_r) Z₋₁(h_r)`` of n by n entries, cropped to ``[O, I]``, n the larger of both; g and h are ``[R, n]``.
+
+    ``Z_f(v)[i, j] = v[(i − j) mod n]``, times f above the diagonal.
+    """
+
+    g: Form
+    h: Form
+
+    def __init__(self, g: Form, h: Form, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = torch.Size(shape)
+        self.g, self.h = g, h
+
+    @classmethod
+    def of(cls, g_RN: Tensor, h_RN: Tensor, shape: Sequence[int]) -> Self:
+        """Trainable generators."""
+        return cls(Dense(g_RN.contiguous(), Role.MATRIX), Dense(h_RN.contiguous(), Role.MATRIX), shape)
+
+    def dense(self) -> Tensor:
+        """The matrix, of ``shape``: columns of the skew-circulants, convolved with g."""
+        g_RN, h_RN = self.g.dense(), self.h.dense()
+        narrow, size = g_RN.dtype, g_RN.shape[1]
+        if narrow not in (torch.float32, torch.float64):  # no Fourier transforms in half precision on a processor
+            g_RN, h_RN = g_RN.float(), h_RN.float()
+        columns = math.prod(self.shape[1:])
+        spectrum = torch.stack([
+            torch.fft.rfft(g) * torch.fft.rfft(skew_columns(h, columns)) for g, h in zip(g_RN, h_RN, strict=True)
+        ])  # fmt: skip
+        matrix_IN = torch.fft.irfft(spectrum.sum(0), n=size)
+        return matrix_IN[:, : self.shape[0]].T.reshape(self.shape).to(narrow)
+
+    def kept(self) -> int:
+        """The numbers of the generators."""
+        return self.g.kept() + self.h.kept()
+
+    def planes(self) -> dict[str, Plane]:
+        """Nothing of its own: the generators store themselves."""
+        return {}
+
+    def header(self) -> dict[str, Any]:
+        """The shape."""
+        return {"shape": list(self.shape)}
+
+    @classmethod
+    def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
+        """Rebuild; raises ValueError when the generators and the shape do not fit."""
+        shape, g, h = header["shape"], parts["g"], parts["h"]
+        if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_ENTRIES or len(g.shape) != 2 or g.shape != h.shape:
+            raise ValueError(f"shape {shape} of generators {tuple(g.shape)} and {tuple(h.shape)}")
+        if g.shape[1] != max(shape[0], math.prod(shape[1:])):
+            raise ValueError(f"generators of {g.shape[1]} entries for the shape {shape}")
+        return cls(g, h, shape)
+
+    def lower(self, layer: nn.Module) -> nn.Module | None:
+        """Fourier transforms; None where a dense product is as fast."""
+        g_RN, h_RN = self.g.dense().detach(), self.h.dense().detach()
+        if not isinstance(layer, nn.Linear) or not fast.lowers(layer, len(g_RN) * fast.TRANSFORMED):
+            return None
+        return fast.DisplacementLinear(layer, self.dense().detach(), g_RN, h_RN)
+
+
+def skew_columns(h_N: Tensor, count: int) -> Tensor:
+    """The first columns of ``Z₋₁(h)`` as rows, ``[count, N]``."""
+    size = len(h_N)
+    windows = torch.cat([-h_N, h_N]).unfold(0, size, 1)
+    return windows[size - count + 1 : size + 1].flip(0)
+
+
+def displacement(matrix_NN: Tensor) -> Tensor:
+    """``Z₁ M − M Z₋₁``, where ``Z_f`` shifts rows down by one and brings the last back as the first, times f."""
+    columns = torch.cat([matrix_NN[:, 1:], -matrix_NN[:, :1]], 1)
+    return matrix_NN.roll(1, 0) - columns
+
+
+def padded(matrix_OI: Tensor) -> Tensor:
+    """The square matrix with zeros past the end of the shorter side."""
+    size = max(matrix_OI.shape)
+    return functional.pad(matrix_OI, (0, size - matrix_OI.shape[1], 0, size - matrix_OI.shape[0]))

@@ -1,0 +1,165 @@
+"""Index maps of transferred filters: a transform of a base filter is a filter of the layer, T′Φ(x) = Φ(Tx).
+
+All see the weight of a convolution, ``[outputs, inputs, *kernel]``, as groups of n consecutive filters, where filter t of a
+group is transform t of its base filter, and transform 0 leaves it as it is. Each is defined by what it does to an array that
+holds the places of the base, so it is a permutation or a selection by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from kogata.forms.index_map import IndexMap
+
+
+@final
+@dataclass(frozen=True)
+class Repeat(IndexMap):
+    """Each filter ``copies`` times over: only their biases tell them apart (multi-bias activation, 1604.00676)."""
+
+    copies: int
+
+    def __post_init__(self) -> None:
+        _whole("copies", self.copies, 2)
+
+    def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        """See :class:`IndexMap`; the base has the filters that are not copies."""
+        base = _base(shape, size, self.copies)
+        return _stacked([base] * self.copies, shape), torch.ones(tuple(shape), dtype=torch.int8)
+
+    def rows(self, outputs: int) -> tuple[Tensor, Tensor]:
+        """Each row of the base, so many times."""
+        return torch.arange(outputs) // self.copies, torch.ones(outputs, dtype=torch.int8)
+
+
+@final
+@dataclass(frozen=True)
+class Opposite(IndexMap):
+    """Each filter and its negative: what concatenated ReLU reads of one filter (1603.05201)."""
+
+    def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        """See :class:`IndexMap`; the base has half the filters."""
+        base = _base(shape, size, 2)
+        sign_O = self.rows(shape[0])[1]
+        sign = sign_O.reshape(-1, *(1 for _ in shape[1:])).expand(tuple(shape)).contiguous()
+        return _stacked([base, base], shape), sign
+
+    def rows(self, outputs: int) -> tuple[Tensor, Tensor]:
+        """Each row of the base, then its negative."""
+        place = torch.arange(outputs)
+        return place // 2, (1 - 2 * (place % 2)).to(torch.int8)
+
+
+@final
+@dataclass(frozen=True)
+class Orbit(IndexMap):
+    """Each filter in its four orientations (the group p4), or also mirrored in eight (p4m) (1602.07576).
+
+    With ``stacked`` the inputs are such maps themselves, all orientations of one after another: turning a filter then also
+    takes each of its planes to the next orientation, f(h) → f(g⁻¹h). Otherwise they are images, and only the planes turn.
+    """
+
+    mirrored: bool
+    stacked: bool
+
+    def __post_init__(self) -> None:
+        for name, value in (("mirrored", self.mirrored), ("stacked", self.stacked)):
+            if not isinstance(value, bool):  # pyright: ignore[reportUnnecessaryIsInstance] - a file may say anything
+                raise ValueError(f"{name} is {value!r}, expected true or false")
+
+    @property
+    def order(self) -> int:
+        """The number of elements of the group."""
+        return 8 if self.mirrored else 4
+
+    def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        """See :class:`IndexMap`; kernels are square, and stacked inputs come in whole groups."""
+        _square(shape)
+        if self.stacked and shape[1] % self.order:
+            raise ValueError(f"{shape[1]} inputs are no stack of {self.order} orientations")
+        base = _base(shape, size, self.order)
+        turned = [self._moved(base, element) for element in range(self.order)]
+        return _stacked(turned, shape), torch.ones(tuple(shape), dtype=torch.int8)
+
+    def _moved(self, base: Tensor, element: int) -> Tensor:
+        planes = moved(base, element)
+        if not self.stacked:
+            return planes
+        source = [compose(inverse(element), h) for h in range(self.order)]
+        return planes.unflatten(1, (-1, self.order))[:, :, source].flatten(1, 2)
+
+
+@final
+@dataclass(frozen=True)
+class Crops(IndexMap):
+    """All crops of larger filters, ``extent`` high and wide, row by row: doubly convolution (1610.09716)."""
+
+    extent: int
+
+    def __post_init__(self) -> None:
+        _whole("extent", self.extent, 2)
+
+    def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        """See :class:`IndexMap`; kernels are square and smaller than the extent."""
+        kernel = _square(shape)
+        outputs, inputs = shape[:2]
+        offsets = crops(kernel, self.extent)
+        whole = outputs // max(1, len(offsets)) * inputs * self.extent**2
+        if not offsets or outputs % len(offsets) or size != whole:
+            raise ValueError(f"{list(shape)} is no set of all crops of filters of extent {self.extent} with {size} entries")
+        base = torch.arange(size, dtype=torch.int32).reshape(-1, inputs, self.extent, self.extent)
+        cut = [base[:, :, y : y + kernel, x : x + kernel] for y, x in offsets]
+        return _stacked(cut, shape), torch.ones(tuple(shape), dtype=torch.int8)
+
+
+FILTER_MAPS: tuple[type[IndexMap], ...] = (Repeat, Opposite, Orbit, Crops)
+
+
+def moved(images: Tensor, element: int) -> Tensor:
+    """The last two axes of ``[..., H, W]`` mirrored (elements from 4 on), then turned by ``element`` mod 4 quarters."""
+    return torch.rot90(images.flip(-1) if element >= 4 else images, element % 4, (-2, -1))
+
+
+def compose(one: int, other: int) -> int:
+    """The element that moves as ``other`` and then ``one``: R^a M^m · R^b M^n = R^(a ± b) M^(m + n)."""
+    turns = one + (-other if one >= 4 else other)
+    return turns % 4 + 4 * ((one >= 4) != (other >= 4))
+
+
+def inverse(element: int) -> int:
+    """The element that undoes ``element``; a mirrored one undoes itself."""
+    return element if element >= 4 else -element % 4
+
+
+def crops(kernel: int, extent: int) -> list[tuple[int, int]]:
+    """Where the crops of ``kernel`` lie in a filter of ``extent``, row by row; none unless it is larger."""
+    places = range(extent - kernel + 1) if extent > kernel else range(0)
+    return [(y, x) for y in places for x in places]
+
+
+def _base(shape: Sequence[int], size: int, copies: int) -> Tensor:
+    """The places of the base, int32 ``[outputs / copies, ...]``."""
+    if shape[0] % copies or size * copies != math.prod(shape):
+        raise ValueError(f"{list(shape)} is not {copies} transforms of each filter of a base of {size} entries")
+    return torch.arange(size, dtype=torch.int32).reshape(shape[0] // copies, *shape[1:])
+
+
+def _stacked(transforms: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    return torch.stack(list(transforms), 1).reshape(tuple(shape))
+
+
+def _square(shape: Sequence[int]) -> int:
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise ValueError(f"{list(shape)} has no square kernel")
+    return shape[2]
+
+
+def _whole(name: str, value: int, least: int) -> None:
+    if not (isinstance(value, int) and value >= least):  # pyright: ignore[reportUnnecessaryIsInstance] - a file may say anything
+        raise ValueError(f"{name} is {value!r}, expected a whole number from {least}")

@@ -1,0 +1,34 @@
+"""IndexMap: which entry of a smaller base an entry of a weight is, and with which sign."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class IndexMap(ABC):
+    """Says which entry of the flattened base an entry of the tensor is, and with which sign.
+
+    A map is a frozen dataclass of JSON values: it is computed from them and never stored.
+    """
+
+    @abstractmethod
+    def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        """Index (int32, in ``[0, size)``) and sign (int8), both of ``shape``, for a base of ``size`` entries.
+
+        Signs are ±1, or 0 for an entry that is 0. The same on every platform. Raises ValueError when no tensor of ``shape``
+        can be made of such a base.
+        """
+
+    def rows(self, outputs: int) -> tuple[Tensor, Tensor] | None:
+        """Index (int64) and sign (int8) of each of ``outputs`` rows, where each is plus or minus a whole row of the base.
+
+        None for a map that cuts or moves rows: what it ties cannot be computed once and copied.
+        """
+        return None
+
+    def fast(self, layer: nn.Module, base: Tensor) -> nn.Module | None:
+        """A layer that computes what ``layer`` does with the weight tied to ``base``, but faster; None if there is none."""
+        return None

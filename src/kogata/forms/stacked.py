@@ -1,0 +1,93 @@
+"""Stacked: the filters of a convolution in several parts, each with a kernel of its own about the common centre."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kogata.coding.plane import Plane
+from kogata.forms.base import Dense, Form, Role, index_dtype
+from kogata.forms.layers import stack
+
+MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of small kernels in a damaged file must not reserve more
+
+
+class Stacked(Form):
+    """Output o is the next filter of part ``member[o]``, with zeros about it: ``[outputs, inputs, *kernel]`` in all.
+
+    Part p is ``[outputs of p, inputs, *kernel of p]``, each side of its kernel smaller by an even number; ``member`` (an
+    integer tensor ``[outputs]``) is fixed.
+    """
+
+    member: Tensor
+    filters: nn.ModuleList
+
+    def __init__(self, member_O: Tensor, filters: Sequence[Form], kernel: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = torch.Size((len(member_O), filters[0].shape[1], *kernel))
+        self.register_buffer("member", member_O)
+        self.filters = nn.ModuleList(filters)
+
+    @classmethod
+    def of(cls, member_O: Tensor, filters: Sequence[Tensor], kernel: Sequence[int]) -> Self:
+        """Trainable dense filters."""
+        parts = [Dense(part.contiguous(), Role.MATRIX) for part in filters]
+        return cls(member_O.to(index_dtype(len(parts))), parts, kernel)
+
+    def order(self) -> Tensor:
+        """Which of all filters, part after part, each output is: int64 ``[outputs]``."""
+        return torch.argsort(torch.argsort(self.member.long(), stable=True))
+
+    def dense(self) -> Tensor:
+        """Every part among its zeros, in the order of the outputs."""
+        kernel = self.shape[2:]
+        parts = [cast("Form", part).dense() for part in self.filters]
+        sides = [[(whole - own) // 2 for whole, own in zip(kernel, part.shape[2:], strict=True)] for part in parts]
+        padded = [
+            functional.pad(part, [side for side in reversed(found) for _ in range(2)])
+            for part, found in zip(parts, sides, strict=True)
+        ]
+        return torch.cat(padded).index_select(0, self.order())
+
+    def kept(self) -> int:
+        """The entries of all parts."""
+        return sum(part.kept() for part in self.parts().values())
+
+    def planes(self) -> dict[str, Plane]:
+        """The part of each output."""
+        return {"member": Plane.symbols(self.member.cpu().numpy(), len(self.filters))}
+
+    def header(self) -> dict[str, Any]:
+        """The kernel."""
+        return {"kernel": list(self.shape[2:])}
+
+    @classmethod
+    def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
+        """Rebuild; raises ValueError when the parts do not fit the kernel, each other, or the outputs."""
+        kernel, filters = header["kernel"], list(parts.values())
+        member_O = planes["member"]
+        if member_O.ndim != 1 or not member_O.size or len({part.shape[1:2] for part in filters}) != 1:
+            raise ValueError(f"parts of shapes {[tuple(part.shape) for part in filters]} for outputs {member_O.shape}")
+        for part in filters:
+            spare = [whole - own for whole, own in zip(kernel, part.shape[2:], strict=True)]
+            if not spare or min(spare) < 0 or any(side % 2 for side in spare):
+                raise ValueError(f"a part of shape {tuple(part.shape)} about the centre of a kernel {kernel}")
+        if len(member_O) * filters[0].shape[1] * math.prod(kernel) > MAX_ENTRIES:
+            raise ValueError(f"{len(member_O)} filters of a kernel {kernel}, expected at most {MAX_ENTRIES} entries")
+        if np.bincount(member_O, minlength=len(filters)).tolist() != [part.shape[0] for part in filters]:
+            raise ValueError("the outputs are not divided as its parts are")
+        return cls(torch.from_numpy(member_O.astype(np.int64)).to(index_dtype(len(filters))), filters, kernel)
+
+    def lower(self, layer: nn.Module) -> nn.Module | None:
+        """One convolution for each part, side by side, when they multiply less than the dense layer; None otherwise."""
+        return self.behind(layer, None)
+
+    def behind(self, layer: nn.Module, squeeze_SI: Tensor | None) -> nn.Module | None:
+        """The same, on what a pointwise layer makes of the inputs of ``layer``."""
+        return stack(layer, [cast("Form", part).dense().detach() for part in self.filters], self.order(), squeeze_SI)

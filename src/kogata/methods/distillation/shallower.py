@@ -1,0 +1,154 @@
+"""A shallower student: some layers of a stack go, the others keep their weights, and distillation does the rest.
+
+Sanh, Debut, Chaumond, Wolf, "DistilBERT", 2019 (1910.01108), section 3, starts a student from every other layer of its
+teacher; of a run of n like layers, k stay here, spread evenly with the first and the last among them:
+    i_j = round(j (n − 1) / (k − 1)),   j = 0 … k − 1.
+A layer can go where its input may take the place of its output: between blocks of like layers, as in transformers and
+residual networks. The file says which entries of which list remain, and loads into the original class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import groupby
+from typing import final
+
+from torch import nn
+
+from kogata import depth, surgery
+from kogata.batch import call, tensors
+from kogata.calibrate import Probe, evaluating
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Role
+from kogata.job import Job, Row
+from kogata.method import About, Method
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Shallower(Method):
+    """Drop layers of lists (``nn.ModuleList``, ``nn.Sequential``) of like layers; a shallower plain model is left.
+
+    ``keep`` is how many stay of each run of like layers, or the places of all entries that stay in the list, from 0. ``lists``
+    is a glob on the path of the list, such as ``encoder.layer``; a model that is a list itself has the path ``""``. An entry of
+    which a weight is not selected stays.
+    """
+
+    keep: int | tuple[int, ...]
+    lists: str = "*"
+
+    ABOUT = About(
+        name="shallower",
+        family="distillation",
+        summary="drop layers of a stack, keep the others as they are",
+        paper="Sanh et al. 2019, arXiv 1910.01108",
+        data=True,
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, int):
+            if self.keep < 1:
+                raise UsageError(f"shallower: keep is {self.keep}; expected 1 or more layers of each run, or their places.")
+        elif not self.keep or sorted(set(self.keep)) != list(self.keep) or self.keep[0] < 0:
+            raise UsageError(f"shallower: keep is {list(self.keep)}; expected places from 0 in ascending order.")
+
+    def apply(self, job: Job) -> Job:
+        """Drop them, and measure what each alone does to the loss."""
+        gone = [
+            entry for path, layers in depth.lists(job.model) if fnmatchcase(path, self.lists)
+            for stays in [self._stays(path, layers)] for entry in _entries(path, layers) if entry.place not in stays
+        ]  # fmt: skip
+        held = _unselected(job)
+        dropped = [entry for entry in gone if entry.name not in held]
+        if not dropped:
+            raise NotApplicable(
+                f"shallower: nothing to do. No list whose path matches {self.lists!r} holds layers in a row that are alike, "
+                f"selected, and more than {self.keep}."
+            )
+        probe = Probe(job)
+        model, bits = _without(job, dropped), surgery.bits(job.model)
+        if reason := _failure(model, probe):
+            names = ", ".join(entry.name for entry in dropped)
+            raise NotApplicable(f"shallower: without {names} the model {reason}. Choose layers with like inputs and outputs.")
+        rows: list[Row] = []
+        for entry in dropped:
+            single = _without(job, [entry])
+            loss = None if _failure(single, probe) else probe.loss(single) - probe.base
+            before = bits - surgery.bits(single)
+            rows.append(Row(method="shallower", site=entry.name, bits_before=before, bits_after=0.0, loss=loss))
+        note = "not all of its weights are selected"
+        rows += [
+            Row(method="shallower", site=entry.name, bits_before=0.0, bits_after=0.0, note=note)
+            for entry in gone if entry.name in held
+        ]  # fmt: skip
+        return replace(job, model=model, ledger=(*job.ledger, *rows))
+
+    def _stays(self, path: str, layers: depth.Layers) -> set[int]:
+        """The places of a list that stay."""
+        now = depth.places(layers)
+        if not isinstance(self.keep, int):
+            if missing := [place for place in self.keep if place not in now]:
+                raise NotApplicable(
+                    f"shallower: list {path!r} holds no entries {missing}, but {list(now)}; let 'lists' name one to shorten."
+                )
+            return set(self.keep)
+        stays = set[int]()
+        for _, group in groupby(zip(now, layers, strict=True), key=lambda pair: _kind(pair[1])):
+            run = list(group)
+            count = min(self.keep, len(run)) if any(True for _ in run[0][1].parameters()) else len(run)
+            stays |= {run[round(j * (len(run) - 1) / max(1, count - 1))][0] for j in range(count)}
+        return stays
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of the list at ``path``: its place in the original list, and its own path."""
+
+    path: str
+    place: int
+    name: str
+
+
+def _kind(layer: nn.Module) -> tuple[type[nn.Module], str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    """What like layers have in common: class, settings as they are printed, and shapes."""
+    return type(layer), repr(layer), tuple((name, tuple(tensor.shape)) for name, tensor in layer.named_parameters())
+
+
+def _entries(path: str, layers: depth.Layers) -> Iterator[_Entry]:
+    for place, (name, _) in zip(depth.places(layers), layers.named_children(), strict=True):
+        yield _Entry(path, place, f"{path}.{name}" if path else name)
+
+
+def _unselected(job: Job) -> set[str]:
+    """The paths of all modules that hold, at any depth, a matrix that is not selected."""
+    chosen = set(surgery.selected(job))
+    found = set[str]()
+    for site in surgery.sites(job.model):
+        if site not in chosen and site.role is Role.MATRIX:
+            for name in (site.name, *site.aliases):
+                parts = name.split(".")
+                found |= {".".join(parts[:end]) for end in range(1, len(parts))}
+    return found
+
+
+def _without(job: Job, dropped: Sequence[_Entry]) -> nn.Module:
+    """A copy of the model without these entries; inner lists first, for the entries of outer ones are numbered anew."""
+    twin = surgery.clone(job.model)
+    for path, layers in reversed(list(depth.lists(job.model))):
+        gone = [entry.place for entry in dropped if entry.path == path]
+        if gone:
+            depth.keep(twin, path, [place for place in depth.places(layers) if place not in gone])
+    return twin
+
+
+def _failure(model: nn.Module, probe: Probe) -> str:
+    """Why the model cannot do without what it lost; empty when it gives outputs of the same shapes."""
+    try:
+        with evaluating(model):
+            found = [tensor.shape for tensor in tensors(call(model, probe.inputs))]
+    except Exception as failure:  # whatever the user's forward raises
+        return f"fails: {type(failure).__name__}: {failure}"
+    wanted = [tensor.shape for tensor in tensors(probe.wanted)]
+    return "" if found == wanted else f"gives shapes {[tuple(s) for s in found]} instead of {[tuple(s) for s in wanted]}"

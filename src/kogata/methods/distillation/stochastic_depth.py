@@ -1,0 +1,143 @@
+"""Stochastic depth: residual branches are left out at random while training, so that the net can do with fewer of them.
+
+Huang, Sun, Liu, Sedra, Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016 (1603.09382), equations 2, 4 and 5. With
+the branch f_l of block l of L and b_l ~ Bernoulli(p_l), drawn for each batch,
+    x_l = relu(b_l f_l(x_{l−1}) + x_{l−1}) in training,   relu(p_l f_l(x_{l−1}) + x_{l−1}) in use,   p_l = 1 − l/L (1 − p_L).
+In the end each p_l is multiplied into the last layer of its branch: a plain model of the same class is left, of which
+``Shallower`` may drop blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kogata import surgery
+from kogata.calibrate import evaluating
+from kogata.errors import NotApplicable, UsageError
+from kogata.job import Job
+from kogata.method import About, Method
+from kogata.methods.distillation.recover import Recover
+from kogata.train import Regime
+
+_SCALABLE = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,  # pyright: ignore[reportPrivateUsage] - the only common base
+    nn.modules.batchnorm._NormBase,  # pyright: ignore[reportPrivateUsage]
+    nn.LayerNorm,
+)
+
+
+class Branch(nn.Module):
+    """A branch that is there with probability ``survival`` in training; in use its output is scaled by it."""
+
+    def __init__(self, branch: nn.Module, survival: float) -> None:
+        super().__init__()
+        self.branch, self.survival = branch, survival
+        self._dtype: torch.dtype | None = None  # of the output, once it is known to have the shape of the input
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The branch's output, or zeros of its shape."""
+        if not self.training:
+            return self.survival * self.branch(x, *args, **kwargs)
+        if bool(torch.rand(()) < self.survival):
+            return self.branch(x, *args, **kwargs)
+        if self._dtype is not None:
+            return torch.zeros_like(x, dtype=self._dtype)
+        with evaluating(self.branch):  # only to learn the shape: no statistics move
+            zeros = torch.zeros_like(self.branch(x, *args, **kwargs))
+        self._dtype = zeros.dtype if zeros.shape == x.shape else None
+        return zeros
+
+
+class StochasticDepthRegime(Regime):
+    """A model whose branches are left out at random."""
+
+    def __init__(self, model: nn.Module, paths: Sequence[str], survival: float) -> None:
+        super().__init__(model)
+        self._paths = list(paths)
+        for number, path in enumerate(paths, 1):
+            branch = model.get_submodule(path)
+            _put(model, path, Branch(branch, 1 - number / len(paths) * (1 - survival)))
+
+    def finish(self) -> nn.Module:
+        """The model with each branch in its place, scaled by how often it was there."""
+        for path in self._paths:
+            held = self.model.get_submodule(path)
+            assert isinstance(held, Branch)
+            with torch.no_grad():
+                for parameter in _last(path, held.branch)[1].parameters(recurse=False):
+                    parameter *= held.survival
+            _put(self.model, path, held.branch)
+        return self.model
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StochasticDepth(Method):
+    """Train with residual branches left out at random; the model keeps its size, and does with fewer blocks afterwards.
+
+    ``branches`` is a glob on the paths of the branches, modules whose output is added to their input; they are numbered in the
+    model's order. ``survival`` is p_L, that of the last one, in (0, 1].
+    """
+
+    branches: str
+    recover: Recover
+    survival: float = 0.5
+
+    ABOUT = About(
+        name="stochastic-depth",
+        family="distillation",
+        summary="leave out residual branches at random while training",
+        paper="Huang et al. 2016, arXiv 1603.09382",
+        training=True,
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.survival <= 1:
+            raise UsageError(f"stochastic-depth: survival is {self.survival}; expected more than 0 and at most 1, such as 0.5.")
+
+    def begin(self, model: nn.Module) -> StochasticDepthRegime:
+        """A copy of ``model`` under this method, for a loop of one's own.
+
+        Raises NotApplicable when no module matches, or when a branch does not end in a plain layer that can be scaled.
+        """
+        twin = surgery.clone(model, share=False)
+        paths = [path for path, _ in twin.named_modules() if path and fnmatchcase(path, self.branches)]
+        if not paths:
+            raise NotApplicable(f"stochastic-depth: no module of this model matches {self.branches!r}; name its branches.")
+        tied = {name for site in surgery.sites(twin) if site.aliases for name in (site.name, *site.aliases)}
+        for path in paths:
+            name, last = _last(path, twin.get_submodule(path))
+            own = dict(last.named_parameters(recurse=False))
+            plain = isinstance(last, _SCALABLE) and "weight" in own and not any(f"{name}.{key}" in tied for key in own)
+            if not plain or any(other.startswith(f"{path}.") for other in paths):
+                raise NotApplicable(
+                    f"stochastic-depth: {path} ends in {type(last).__name__}; a branch must end in a linear, convolutional or "
+                    "normalization layer with plain weights that are not tied, and hold no other branch."
+                )
+        return StochasticDepthRegime(twin, paths, self.survival)
+
+    def apply(self, job: Job) -> Job:
+        """Train under the regime and finish it; raises DataError without training data."""
+        regime = self.begin(job.model)
+        epochs = self.recover.train(regime, job, self.ABOUT.name)
+        return replace(job, model=regime.finish(), epochs=epochs)
+
+
+def _last(path: str, branch: nn.Module) -> tuple[str, nn.Module]:
+    """The layer whose output is the branch's, with its path: the last of a Sequential, and of those inside it."""
+    while isinstance(branch, nn.Sequential) and len(branch):
+        name, branch = list(branch.named_children())[-1]
+        path = f"{path}.{name}"
+    return path, branch
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

@@ -1,0 +1,1 @@
+"""Transferred filters: some filters of a convolution are transforms of others."""

@@ -1,0 +1,100 @@
+"""Depthwise separable: a few filters on each input channel, then a 1×1 layer that mixes what they give.
+
+Howard et al., "MobileNets", 2017 (1704.04861), section 3.1; Sifre 2014. Nothing stands between the two layers here, so that the
+block is linear and holds a trained convolution W:
+    V[o, i, k] = Σ_m P[o, i, m] D[i, m, k],   m = 1 … M: of each input channel i a matrix [o, k] of rank M.
+With G = XᵀX / rows and all channels but i given, the best X_i = P_i D_i is the truncation of
+    T_i = W_i + ((W − V)_{others} G)_i G_ii⁻¹   to rank M in the norm  ‖(T_i − X_i) L‖,  G_ii = L Lᵀ   (Eckart and Young),
+so the channels take turns, and the error never rises. Last, P as a whole is least squares on the channels that D gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.errors import UsageError
+from kogata.forms import Form, Product, Role
+from kogata.forms.product import DEPTHWISE
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.filters import compact
+from kogata.methods.lowrank import factors
+from kogata.stats import Stat, Stats
+
+SWEEPS = 3  # over the channels
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DepthwiseSeparable(WeightMethod):
+    """``multiplier`` filters on each input channel, then a 1×1 layer."""
+
+    multiplier: int = 1
+
+    ABOUT = About(
+        name="depthwise-separable",
+        family="filters",
+        summary="a few filters on each input channel, then a 1×1 layer",
+        paper="Howard et al. 2017, arXiv 1704.04861",
+        layers=(Kind.CONV,),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"multiplier": (1, 2, 3, 4)}
+
+    def __post_init__(self) -> None:
+        if self.multiplier < 1:
+            raise UsageError(f"depthwise-separable: multiplier is {self.multiplier}; expected a whole number from 1.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """Both layers; refused for kernels of one place, grouped convolutions, and where nothing is gained."""
+        factors.kernel_of(weight, "depthwise-separable")
+        weight_OIK = weight.flatten(2)
+        outputs, inputs, places = weight_OIK.shape
+        held = inputs * self.multiplier * (outputs + places)
+        factors.refuse_unless_fewer(held, weight, f"a multiplier of {self.multiplier}")
+        gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
+        filters_IMK = fitted(weight_OIK.double(), gram, min(self.multiplier, outputs, places))
+        mix_OIM = mixed(weight_OIK.double(), gram, filters_IMK)
+        return Product.of(DEPTHWISE, [mix_OIM.to(weight.dtype), filters_IMK.to(weight.dtype)], weight.shape)
+
+
+def fitted(weight_OIK: Tensor, gram: Tensor, count: int) -> Tensor:
+    """The filters ``[I, M, K]`` of each channel, of length 1, for a float64 weight and gram ``[I, K, I, K]``."""
+    inputs, places = gram.shape[:2]
+    own_IKK = torch.einsum("ikil->ikl", gram)
+    lower_IKK = torch.linalg.cholesky(own_IKK)
+    parts_IOK, filters_IMK = weight_OIK.new_zeros(inputs, len(weight_OIK), places), weight_OIK.new_zeros(inputs, count, places)
+    for i in range(inputs):
+        parts_IOK[i], filters_IMK[i] = truncated(weight_OIK[:, i], lower_IKK[i], count)
+    missed_OIK = torch.einsum("oik,ikjl->ojl", weight_OIK - parts_IOK.transpose(0, 1), gram)  # (W − V) G
+    for _ in range(SWEEPS):
+        for i in range(inputs):
+            target_OK = parts_IOK[i] + torch.cholesky_solve(missed_OIK[:, i].T, lower_IKK[i]).T
+            part_OK, filters_IMK[i] = truncated(target_OK, lower_IKK[i], count)
+            missed_OIK -= torch.einsum("ok,kjl->ojl", part_OK - parts_IOK[i], gram[i])
+            parts_IOK[i] = part_OK
+    return filters_IMK / filters_IMK.norm(dim=2, keepdim=True)
+
+
+def truncated(target_OK: Tensor, lower_KK: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The nearest matrix ``[O, K]`` of rank M in the norm ‖· L‖, and its row space ``[M, K]``."""
+    white_OK = target_OK @ lower_KK
+    basis_KM = factors.leading(white_OK.T, count)
+    rows_MK = torch.linalg.solve_triangular(lower_KK, basis_KM.T, upper=False, left=False)
+    return white_OK @ basis_KM @ rows_MK, rows_MK
+
+
+def mixed(weight_OIK: Tensor, gram: Tensor, filters_IMK: Tensor) -> Tensor:
+    """The 1×1 layer ``[O, I, M]`` of least error behind given filters."""
+    inputs, count = filters_IMK.shape[:2]
+    inner = torch.einsum("imk,ikjl,jnl->imjn", filters_IMK, gram, filters_IMK).reshape(inputs * count, -1)
+    reached = torch.einsum("ikjl,jnl->ikjn", gram, filters_IMK).reshape(inputs * gram.shape[1], -1)
+    mix = torch.linalg.solve(inner, weight_OIK.flatten(1) @ reached, left=False)
+    return mix.reshape(len(weight_OIK), inputs, count)

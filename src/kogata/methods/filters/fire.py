@@ -1,0 +1,118 @@
+"""Fire: a 1×1 layer squeezes the channels, then 1×1 and 3×3 filters side by side expand them.
+
+Iandola et al., "SqueezeNet", 2016 (1602.07360), section 3.2. Nothing stands between the two layers here, so that the block is
+linear and holds a trained convolution W:
+    V[o, i, k] = Σ_s E[o, s, k] S[s, i],   with E[o, s, k] = 0 save in the centre for the filters o of one place.
+With inputs X, ‖X (W − V)ᵀ‖² is least squares in E and in S. S begins as the leading directions of W's inputs, whitened by their
+mean gram; then E, with the exact choice of its small filters, and S take turns, and the error never rises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Product, Role
+from kogata.forms.base import Dense
+from kogata.forms.product import SQUEEZED
+from kogata.forms.stacked import Stacked
+from kogata.job import Kind, Site
+from kogata.kernels import conjugate_gradients
+from kogata.method import About, WeightMethod
+from kogata.methods.filters import compact
+from kogata.methods.lowrank import factors
+from kogata.stats import Stat, Stats
+
+SWEEPS = 6  # of E and S in turn
+STEPS = 12  # of conjugate gradients for S, whose system is too large to factor
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fire(WeightMethod):
+    """A squeeze to fewer channels, and filters of two kernels on these.
+
+    ``squeeze`` counts the channels between (int ≥ 1), or is a fraction of the inputs (float in (0, 1)); ``share`` of the
+    filters, in (0, 1), keep their kernel.
+    """
+
+    squeeze: int | float
+    share: float = 0.5
+
+    ABOUT = About(
+        name="fire",
+        family="filters",
+        summary="a 1×1 layer to fewer channels, then 1×1 and 3×3 filters side by side",
+        paper="Iandola et al. 2016, arXiv 1602.07360",
+        layers=(Kind.CONV,),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"squeeze": (0.25, 0.5, 0.75), "share": (0.25, 0.5, 0.75)}
+
+    def __post_init__(self) -> None:
+        factors.check("fire (squeeze)", self.squeeze)
+        if not 0 < self.share < 1:
+            raise UsageError(f"fire: share is {self.share}; expected a fraction between 0 and 1, such as 0.5.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """Squeeze and filters; refused for even kernels, kernels of one place, grouped layers, and where nothing is gained."""
+        centre = compact.centre_of(weight, "fire")
+        outputs, inputs, *kernel = weight.shape
+        width, count = factors.resolved(self.squeeze, inputs), compact.large_filters(self.share, outputs)
+        if width > inputs:
+            raise NotApplicable(f"a squeeze of {inputs} channels to {width} is none")
+        places = weight[0, 0].numel()
+        held = width * (inputs + outputs - count + count * places)
+        factors.refuse_unless_fewer(held, weight, f"fire with {width} channels between")
+        gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
+        found, squeeze_SI = fitted(weight.flatten(2).double(), gram, centre, width, count)
+        filters = (found.small_OS.reshape(-1, width, *(1 for _ in kernel)), found.large_OSK.reshape(-1, width, *kernel))
+        expand = Stacked.of(found.member_O, [part.to(weight.dtype) for part in filters], kernel)
+        squeeze = Dense(squeeze_SI.to(weight.dtype).contiguous(), Role.MATRIX)
+        return Product(SQUEEZED[len(kernel)], [expand, squeeze], weight.shape)
+
+
+def fitted(weight_OIK: Tensor, gram: Tensor, centre: int, width: int, count: int) -> tuple[compact.Filters, Tensor]:
+    """The filters and the squeeze ``[S, I]`` for a float64 weight and gram ``[I, K, I, K]``."""
+    wanted_OIK = torch.einsum("oik,ikjl->ojl", weight_OIK, gram)
+    squeeze_SI = leading(weight_OIK, gram, width)
+    for _ in range(SWEEPS):
+        filters_OSK = expanded(wanted_OIK, gram, squeeze_SI, centre, count).full(centre)
+        squeeze_SI = squeezed(wanted_OIK, gram, filters_OSK, squeeze_SI)
+    return expanded(wanted_OIK, gram, squeeze_SI, centre, count), squeeze_SI
+
+
+def leading(weight_OIK: Tensor, gram: Tensor, width: int) -> Tensor:
+    """The directions ``[S, I]`` of the inputs that matter most, where every place has the mean gram of all places."""
+    mean_II = torch.einsum("ikjk->ij", gram) / gram.shape[1]
+    lower_II = torch.linalg.cholesky(mean_II)
+    white_QI = weight_OIK.permute(0, 2, 1).flatten(0, 1) @ lower_II
+    basis_IS = factors.leading(white_QI.T, width)
+    squeeze_SI = torch.linalg.solve_triangular(lower_II, basis_IS.T, upper=False, left=False)
+    return squeeze_SI / squeeze_SI.norm(dim=1, keepdim=True)
+
+
+def expanded(wanted_OIK: Tensor, gram: Tensor, squeeze_SI: Tensor, centre: int, count: int) -> compact.Filters:
+    """The best filters behind a given squeeze."""
+    inner = torch.einsum("si,ikjl,tj->sktl", squeeze_SI, gram, squeeze_SI)
+    return compact.best_filters(inner, torch.einsum("oik,si->osk", wanted_OIK, squeeze_SI), centre, count)
+
+
+def squeezed(wanted_OIK: Tensor, gram: Tensor, filters_OSK: Tensor, squeeze_SI: Tensor) -> Tensor:
+    """A better squeeze before given filters."""
+    pairs = torch.einsum("osk,otl->sktl", filters_OSK, filters_OSK)
+
+    def apply(flat_1N: Tensor) -> Tensor:
+        reached = torch.einsum("tj,jlik->tlik", flat_1N.reshape(squeeze_SI.shape), gram)
+        return torch.einsum("sktl,tlik->si", pairs, reached).reshape(1, -1)
+
+    right_1N = torch.einsum("osk,oik->si", filters_OSK, wanted_OIK).reshape(1, -1)
+    diagonal_1N = torch.einsum("sksl,ikil->si", pairs, gram).reshape(1, -1)
+    return conjugate_gradients.solve(apply, right_1N, diagonal_1N, squeeze_SI.reshape(1, -1), STEPS).reshape(squeeze_SI.shape)

@@ -1,0 +1,59 @@
+"""1×1 and 3×3: a part of a layer's filters keep their kernel, the others look at one place.
+
+Cheng, Wang, Zhou, Zhang 2017 (1710.09282), section IV; Szegedy et al. 2016 (1602.07261) and Iandola et al. 2016 (1602.07360),
+strategy 1, on nets that mix the two kernels from the start. From a trained layer with inputs X, of which X_c are those in the
+centre of the kernel, each filter w becomes the better of
+    w itself,   and   v = argmin ‖X w − X_c v‖² = (X_cᵀ X_c)⁻¹ X_cᵀ X w,
+and those that lose least by it are the ones to shrink: for a given number of each, no other choice has a smaller error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.errors import UsageError
+from kogata.forms import Form, Role
+from kogata.forms.stacked import Stacked
+from kogata.job import Kind, Site
+from kogata.method import About, WeightMethod
+from kogata.methods.filters import compact
+from kogata.stats import Stat, Stats
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MixedKernels(WeightMethod):
+    """Filters of one place in place of those that lose least by it. ``share`` of the filters, in (0, 1), keep their kernel."""
+
+    share: float
+
+    ABOUT = About(
+        name="mixed-kernels",
+        family="filters",
+        summary="a part of the filters keep their kernel, the others become 1×1",
+        paper="Cheng et al. 2017, arXiv 1710.09282, section IV",
+        layers=(Kind.CONV,),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"share": (0.1, 0.25, 0.5, 0.75)}
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UsageError(f"mixed-kernels: share is {self.share}; expected a fraction between 0 and 1, such as 0.5.")
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The two kinds of filters; refused for even kernels, kernels of one place, and grouped convolutions."""
+        centre = compact.centre_of(weight, "mixed-kernels")
+        count = compact.large_filters(self.share, len(weight))
+        gram_II = compact.gram_of(weight, site, stats)
+        sizes = weight.flatten(2).shape[1:]
+        cross_OIK = (weight.flatten(1).double() @ gram_II).unflatten(1, sizes)
+        found = compact.best_filters(gram_II.unflatten(1, sizes).unflatten(0, sizes), cross_OIK, centre, count)
+        small = found.small_OS.to(weight.dtype).reshape(*found.small_OS.shape, *(1 for _ in weight.shape[2:]))
+        return Stacked.of(found.member_O, [small, weight[found.member_O == 1]], weight.shape[2:])

@@ -1,0 +1,120 @@
+"""What the methods for transferred filters share: which filters belong together, and whether tying them costs little.
+
+A trained layer has its filters in any order, so the groups are chosen: the sum over groups of ‖T_t b − W_t‖², with b the mean
+of the T_t⁻¹ W_t, is made small by taking, again and again, the filter whose transforms are nearest to other filters, and
+these with it. Where the filters are transforms of each other already, that finds them, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Permuted, Sum
+from kogata.forms.index_map import IndexMap
+from kogata.forms.tied import Tied
+from kogata.job import Site
+from kogata.methods.lowrank import factors
+from kogata.methods.lowrank.whitened_svd import WhitenedSVD
+from kogata.stats import Stats
+
+
+def check(name: str, tolerance: float | None, residual: float) -> None:
+    """Raises UsageError on a tolerance that is no positive number, or a residual that is neither 0 nor a rank."""
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise UsageError(
+            f"{name}: tolerance is {tolerance}; expected a relative error such as 0.3, or none to share everywhere."
+        )
+    if residual != 0:
+        factors.check(f"{name}: residual", residual)
+
+
+def refuse_unless_shareable(weight: Tensor, site: Site, stats: Stats, copies: int) -> None:
+    """Raises NotApplicable unless the weight is of an ungrouped convolution whose filters come in groups of ``copies``."""
+    if weight.ndim < 3:
+        raise NotApplicable(f"only the filters of a convolution are transformed, this part of it is {tuple(weight.shape)}")
+    if stats.gram_GII is None:
+        raise NotApplicable(
+            "its inputs could not be seen: it is a part of what a step before left, or a transposed convolution"
+        )
+    if len(stats.gram_GII) > 1:
+        raise NotApplicable("it is a grouped or depthwise convolution, whose filters read different inputs")
+    if len(weight) % copies:
+        raise NotApplicable(f"its {len(weight)} filters are no multiple of {copies}")
+    factors.refuse_unless_finite(weight, site)
+
+
+def refuse_unless_square(weight: Tensor, what: str) -> None:
+    """Raises NotApplicable unless filters have two axes, square and with an extent."""
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3] or weight.shape[2] == 1:
+        raise NotApplicable(f"{what} needs a square kernel with an extent, this weight is {tuple(weight.shape)}")
+
+
+def transforms(map: IndexMap, weight: Tensor, copies: int) -> Tensor:
+    """Every transform of every filter: ``[copies, outputs, inputs, *kernel]``."""
+    outputs, *rest = weight.shape
+    index, sign = map.index((copies * outputs, *rest), weight.numel())
+    every = weight.flatten()[index.flatten()].reshape(outputs, copies, *rest) * sign.reshape(outputs, copies, *rest)
+    return every.transpose(0, 1)
+
+
+def distances(moved_TO: Tensor, weight: Tensor) -> Tensor:
+    """``‖T_t W_i − W_j‖²`` as ``[T, O, O]``, float64, from transforms ``[T, O, ...]`` of filters ``[O, ...]``."""
+    rows_OI, moved_TOI = weight.flatten(1).double(), moved_TO.flatten(2).double()
+    squares_TOO = moved_TOI.square().sum(2)[:, :, None] + rows_OI.square().sum(1)
+    return (squares_TOO - 2 * moved_TOI @ rows_OI.T).clamp_min(0)
+
+
+def grouped(distance_TOO: Tensor) -> Tensor:
+    """An order (int64) in which consecutive filters t = 0 … T−1 are near to transforms t of the first of them.
+
+    Greedy: of all filters left, the one whose transforms lie nearest to other filters left comes with those.
+    """
+    copies, outputs, _ = distance_TOO.shape
+    free_TOO = distance_TOO[1:].clone()
+    free_TOO.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    order: list[int] = []
+    for _ in range(outputs // copies):
+        cost_O = free_TOO.amin(2).sum(0)
+        cost_O[order] = math.inf
+        group = [int(cost_O.argmin())]
+        free_TOO[:, :, group[0]] = math.inf
+        for near_OO in free_TOO:
+            group.append(int(near_OO[group[0]].argmin()))
+            free_TOO[:, :, group[-1]] = math.inf
+        order += group
+    return torch.tensor(order)
+
+
+def tied(map: IndexMap, weight: Tensor, base: Sequence[int], order: Tensor) -> Form:
+    """The form nearest to ``weight`` whose filters, in this order, are the map's transforms of a base of this shape."""
+    form = Tied.of(map, weight[order], base)
+    return form if torch.equal(order, torch.arange(len(order))) else Permuted(order.argsort(), form)
+
+
+def within(form: Form, weight: Tensor, site: Site, stats: Stats, tolerance: float | None, residual: float) -> Form:
+    """The form, plus what a product of rank ``residual`` mends of the outputs.
+
+    Raises NotApplicable with the measured error of the outputs, relative to them, where that is above ``tolerance``.
+    """
+    if residual:
+        missing = weight - form.dense().detach()
+        form = Sum([form, WhitenedSVD(rank=residual).encode(missing, site, stats)])
+    error = output_error(weight - form.dense().detach(), weight, stats)
+    if tolerance is not None and error > tolerance:
+        raise NotApplicable(f"shared filters would change its outputs by {error:.3f} of them, the tolerance is {tolerance:g}")
+    return form
+
+
+def output_error(change: Tensor, weight: Tensor, stats: Stats) -> float:
+    """‖X Δᵀ‖ / ‖X Wᵀ‖ on the calibration data; 0 where all outputs are 0."""
+    if stats.gram_GII is None:
+        raise NotApplicable("its inputs could not be seen")
+    gram_II = stats.gram_GII[0].double()
+    change_OI, weight_OI = change.flatten(1).double(), weight.flatten(1).double()
+    outputs = (weight_OI @ gram_II * weight_OI).sum()
+    return float(((change_OI @ gram_II * change_OI).sum() / outputs).clamp_min(0).sqrt()) if outputs > 0 else 0.0

@@ -1,0 +1,78 @@
+"""Butterfly matrices: log n sparse factors, each of which mixes one digit of the index.
+
+Dao, Gu, Eichhorn, Rudra, Ré, ICML 2019 (1903.05895); the projection is the hierarchical peeling of Zheng, Riccietti, Gribonval,
+SIAM J. Math. Data Sci. 2023 (2110.01230), and Le, Zheng, Riccietti, Gribonval, ICASSP 2022 (2110.01235):
+    W[(j_S … j_1), (i_S … i_1)] = Π_s F_s[j_1 … j_s, i_s … i_S].
+Split off F_1: for each (j_1, i_2 … i_S), W in (j_2 … j_S) and i_1 is a matrix of rank one; the left vectors, for each j_1, are
+a butterfly matrix of the other digits. So every factor is found by SVDs of rank one, exactly where W is a butterfly matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.errors import UsageError
+from kogata.forms import Form, Product, Role
+from kogata.forms.product import butterfly
+from kogata.job import Site
+from kogata.method import About, WeightMethod
+from kogata.methods.lowrank.tensor_train import parted
+from kogata.methods.structured import projection
+from kogata.methods.structured.monarch import leading
+from kogata.stats import Stats
+
+MOST = 26  # factors that an equation has letters for
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Butterfly(WeightMethod):
+    """``factors`` sparse factors; each side is parted into as many digits, as equal as its divisors allow.
+
+    A side of 2^factors gives the butterflies of the Fourier transform. ``residual`` is the rank of a matrix added to them, 0
+    for none.
+    """
+
+    factors: int
+    residual: int = 0
+
+    ABOUT = About(
+        name="butterfly",
+        family=projection.FAMILY,
+        summary="a product of sparse factors, each mixing one digit of the index",
+        paper="Dao et al. 2019, arXiv 1903.05895; Zheng et al. 2023, arXiv 2110.01230",
+        layers=projection.LAYERS,
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"factors": (2, 3, 4, 6)}
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.factors <= MOST:
+            raise UsageError(f"butterfly: factors is {self.factors}; expected 2 to {MOST}.")
+        projection.check_residual("butterfly", self.residual)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The factors by peeling, and the residual; refused where nothing is gained."""
+        rows_OI = projection.matrix(weight, site)
+        rows, columns = (parted(size, self.factors) for size in rows_OI.shape)
+        parts = [part.to(weight.dtype) for part in peeled(rows_OI.double(), rows, columns)]
+        form = Product.of(butterfly(self.factors), parts, weight.shape)
+        return projection.finished(form, weight, self.residual, f"{self.factors} factors")
+
+
+def peeled(rows_OI: Tensor, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
+    """Factor s as ``[j_1 … j_s, i_s … i_S]``, of a matrix whose sides have these digits, the fastest first."""
+    rest, found = rows_OI[None], list[Tensor]()
+    for s in range(len(rows) - 1):
+        # [j before s, (l, j_s), (k, i_s)] to one matrix [l, i_s] for each of j up to s and k
+        matrices = rest.unflatten(2, (-1, columns[s])).unflatten(1, (-1, rows[s])).permute(0, 2, 3, 1, 4).flatten(0, 1)
+        left, right = leading(matrices, 1)  # [j up to s, k, l, 1] and [j up to s, k, 1, i_s]
+        digits = right[:, :, 0].unflatten(1, tuple(reversed(columns[s + 1 :])))  # [j up to s, i_S … i_s]
+        found.append(digits.permute(0, *range(digits.ndim - 1, 0, -1)).unflatten(0, tuple(rows[: s + 1])))
+        rest = left[..., 0].transpose(1, 2)  # [j up to s, l, k]
+    return [*found, rest.reshape(*rows, columns[-1])]

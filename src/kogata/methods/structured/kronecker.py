@@ -1,0 +1,74 @@
+"""Kronecker products: a weight becomes the sum of a few, each of two small matrices.
+
+Van Loan, Pitsianis 1993, "Approximation with Kronecker products", theorem 2.1; as layers of a net, Zhou et al. 2015
+(1507.05775):
+    W ≈ Σ_{r≤R} A_r ⊗ B_r,   W[(a, b), (c, d)] rearranged to M[(a, c), (b, d)] = Σ_r vec(A_r) vec(B_r)ᵀ,
+so the nearest sum is the truncated SVD of M, and ‖W − W̃‖² is the sum of its discarded squared singular values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.errors import NotApplicable
+from kogata.forms import Form, Product, Role
+from kogata.forms.product import KRONECKER
+from kogata.job import Site
+from kogata.method import About, WeightMethod
+from kogata.methods.lowrank import factors
+from kogata.methods.structured import projection
+from kogata.stats import Stats
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Kronecker(WeightMethod):
+    """``rank`` Kronecker products: a count, or a fraction of the full rank of the rearranged matrix.
+
+    Each side is parted into the two whole factors that are nearest to its square root; a prime side cannot be, and is refused.
+    ``residual`` is the rank of a matrix added to them, 0 for none.
+    """
+
+    rank: int | float = 1
+    residual: int = 0
+
+    ABOUT = About(
+        name="kronecker",
+        family=projection.FAMILY,
+        summary="a sum of Kronecker products of two small matrices",
+        paper="Van Loan, Pitsianis 1993; Zhou et al. 2015, arXiv 1507.05775",
+        layers=projection.LAYERS,
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.01, 0.02, 0.05, 0.1, 0.2)}
+
+    def __post_init__(self) -> None:
+        factors.check("kronecker", self.rank)
+        projection.check_residual("kronecker", self.residual)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The truncated SVD of the rearranged matrix, and the residual; refused for a prime side, and for no gain."""
+        rows_OI = projection.matrix(weight, site)
+        sides = [projection.divisor(size, math.isqrt(size)) for size in rows_OI.shape]
+        if min(sides) == 1:
+            raise NotApplicable(f"a side of {tuple(rows_OI.shape)} is prime: it cannot be parted into two factors")
+        high, wide = sides
+        tensor = rows_OI.unflatten(1, (wide, -1)).unflatten(0, (high, -1)).transpose(1, 2)  # [a, c, b, d]
+        rearranged = tensor.flatten(2).flatten(0, 1)
+        full = min(rearranged.shape)
+        rank = factors.resolved(self.rank, full)
+        if rank > full:
+            raise NotApplicable(f"rank {rank} is above the full rank {full} of {tuple(rows_OI.shape)} rearranged")
+        factors.refuse_unless_fewer(rank * sum(rearranged.shape), weight, f"a sum of {rank} Kronecker products")
+        u, s_R, v = factors.truncated(rearranged, rank)
+        root_R = s_R.sqrt()
+        left_ARC = (u * root_R).unflatten(0, (high, wide)).transpose(1, 2)
+        right_RBD = (root_R[:, None] * v).unflatten(1, tuple(tensor.shape[2:]))
+        form = Product.of(KRONECKER, [left_ARC, right_RBD], weight.shape)
+        return projection.finished(form, weight, self.residual, f"a sum of {rank} Kronecker products")

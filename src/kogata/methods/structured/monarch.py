@@ -1,0 +1,88 @@
+"""Monarch matrices: two block-diagonal matrices with a fixed shuffle between them.
+
+Dao, Chen, Sohoni, Desai, Poli, Grogan, Liu, Rao, Rudra, Ré, ICML 2022 (2204.00595), section 3 and algorithm 1; here with r
+numbers, not one, from each block of inputs to each block of outputs:
+    W[(l, j), (k, i)] = Σ_{r≤R} L_j[l, (k, r)] R_k[(j, r), i].
+For each pair (j, k) that is a matrix of rank R in (l, i), and the pairs share no number, so the nearest Monarch matrix is the
+truncated SVD of each: ‖W − W̃‖² is the sum of all that they discard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Product, Role
+from kogata.forms.product import MONARCH
+from kogata.job import Site
+from kogata.method import About, WeightMethod
+from kogata.methods.structured import projection
+from kogata.stats import Stats
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Monarch(WeightMethod):
+    """Inputs and outputs in ``blocks`` blocks each, ``rank`` numbers from each to each; None is the square root of a side.
+
+    Each side takes the divisor nearest to ``blocks``; a prime side has none, and is refused. ``residual`` is the rank of a
+    matrix added to them, 0 for none.
+    """
+
+    blocks: int | None = None
+    rank: int = 1
+    residual: int = 0
+
+    ABOUT = About(
+        name="monarch",
+        family=projection.FAMILY,
+        summary="two block-diagonal matrices with a shuffle between them",
+        paper="Dao et al. 2022, arXiv 2204.00595",
+        layers=projection.LAYERS,
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"rank": (1, 2, 4, 8)}
+
+    def __post_init__(self) -> None:
+        if self.blocks is not None and self.blocks < 2:
+            raise UsageError(f"monarch: blocks is {self.blocks}; expected 2 or more, or nothing for the square root.")
+        if self.rank < 1:
+            raise UsageError(f"monarch: rank is {self.rank}; expected 1 or more.")
+        projection.check_residual("monarch", self.residual)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The truncated SVD of each block, and the residual; refused for a prime side and where nothing is gained."""
+        rows_OI = projection.matrix(weight, site)
+        outputs, inputs = (projection.divisor(size, self.blocks or math.isqrt(size)) for size in rows_OI.shape)
+        if min(outputs, inputs) == 1:
+            raise NotApplicable(f"a side of {tuple(rows_OI.shape)} has no divisor near the wanted number of blocks")
+        blocks_JKLI = rows_OI.unflatten(1, (inputs, -1)).unflatten(0, (-1, outputs)).permute(1, 2, 0, 3)
+        full = min(blocks_JKLI.shape[2:])
+        if self.rank > full:
+            raise NotApplicable(f"rank {self.rank} is above the full rank {full} of its blocks {tuple(blocks_JKLI.shape[2:])}")
+        left_JKLR, right_JKRI = leading(blocks_JKLI, self.rank)
+        parts = [left_JKLR.transpose(1, 2), right_JKRI.transpose(0, 1)]
+        form = Product.of(MONARCH, parts, weight.shape)
+        return projection.finished(form, weight, self.residual, f"{outputs} by {inputs} blocks of rank {self.rank}")
+
+
+def leading(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The truncated SVD of each of ``[..., L, I]`` as balanced factors ``[..., L, R]`` and ``[..., R, I]``.
+
+    By the eigenvectors of the smaller Gram matrix, in float64: many small matrices at once.
+    """
+    wide = matrices.double()
+    if wide.shape[-2] < wide.shape[-1]:
+        left, right = leading(matrices.transpose(-1, -2), rank)
+        return right.transpose(-1, -2), left.transpose(-1, -2)
+    basis_IR = torch.linalg.eigh(wide.transpose(-1, -2) @ wide)[1][..., -rank:].flip(-1)
+    left_LR = wide @ basis_IR
+    root_R = left_LR.norm(dim=-2, keepdim=True).clamp_min(1e-30).sqrt()
+    return (left_LR / root_R).to(matrices.dtype), (basis_IR * root_R).transpose(-1, -2).to(matrices.dtype)

@@ -1,0 +1,81 @@
+"""What the tests of all structured matrices share: encoding one matrix, fast layers against the dense one, damaged files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kogata import Task, artifact, surgery
+from kogata.adopt import adopt
+from kogata.calibrate import evaluating
+from kogata.engines import onnx_graph
+from kogata.engines.onnxruntime import OnnxSession
+from kogata.forms import Form, Role
+from kogata.forms.structured_layers import Structured
+from kogata.job import Kind, Site
+from kogata.method import WeightMethod
+from kogata.stats import Stats
+from tests.contract.checks import assert_near
+
+
+def encoded(method: WeightMethod, weight: Tensor) -> Form:
+    """The form of a weight, of a linear layer or a convolution."""
+    kind = Kind.LINEAR if weight.ndim == 2 else Kind.CONV
+    return method.encode(weight, Site("layer", "weight", tuple(weight.shape), kind, Role.MATRIX), Stats())
+
+
+def squared_error(form: Form, weight: Tensor) -> float:
+    """‖W − W̃‖²."""
+    return float((form.dense().detach().double() - weight.double()).square().sum())
+
+
+def assert_projection(form: Form, weight: Tensor) -> None:
+    """What is left of a weight is orthogonal to every direction in which a factor of its nearest form can move."""
+    values = [leaf.values for _, leaf in form.leaves()]
+    loss = (form.dense() - weight).square().sum()
+    for gradient, value in zip(torch.autograd.grad(loss, values), values, strict=True):
+        assert float(gradient.norm() * value.detach().norm()) <= 1e-4 * float(weight.square().sum())
+
+
+def lowered(method: WeightMethod, outputs: int, inputs: int, tmp_path: Path, bias: bool = True) -> nn.Module:
+    """The layer in the place of a linear one; it is equal in PyTorch, in ONNX Runtime, and from its file's own graph."""
+    x = torch.randn(3, 2, inputs)
+    model = nn.Sequential(nn.Linear(inputs, outputs, bias=bias))
+    job = method.apply(adopt(model, Task(calibration=[x])))
+    fast = surgery.lower(job.model).eval()
+    with evaluating(job.model):
+        wanted = surgery.plain(job.model)(x)
+        assert_near(fast(x), wanted, 1e-5)
+        assert_near(fast(x[0, 0]), wanted[0, 0], 1e-5)
+    proto = onnx_graph.export(fast, x)
+    assert_near(OnnxSession(proto)(x), wanted, 1e-5)
+    graph = onnx_graph.bind(proto, job.model)
+    path = tmp_path / "model.kogata"
+    artifact.write(path, artifact.pack(job.model, graph))
+    assert_near(OnnxSession(onnx_graph.fill(artifact.read(path)))(x), wanted, 1e-5)
+    loaded = artifact.load(path, into=surgery.clone(model, share=False))
+    assert torch.equal(surgery.plain(loaded)(x), wanted)
+    assert path.stat().st_size < 4 * outputs * inputs
+    return fast[0]  # type: ignore[index]
+
+
+def assert_fast(layer: nn.Module, kind: type[Structured]) -> None:
+    """The layer is of a kind, and none of its numbers is trained."""
+    assert type(layer) is kind
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def assert_refused(form: Form, damages: list[Mapping[str, Any]]) -> None:
+    """A header of a file that has been changed so is refused, whatever the change."""
+    kind, parts = type(form), form.parts()
+    rebuilt = kind.restore(copy.deepcopy(form.header()), {}, parts)
+    assert torch.equal(rebuilt.dense(), form.dense())
+    for damage in damages:
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            kind.restore(copy.deepcopy(form.header()) | dict(damage), {}, parts)
