@@ -21,6 +21,8 @@ WHEN = {
     "sharing": "Right after pruning, for the last factor in bytes; the shared values can be trained further.",
     "quantization": "Any trained model, no training needed: the first thing to try. Comes last in a chain.",
     "low rank": "A trained model with large linear layers must become faster in any engine. Comes first in a chain.",
+    "structured": "Large linear layers on a device with little memory: far fewer numbers, multiplied fast. Train after it.",
+    "filters": "Convolutions, best trained from scratch or where `inspect --structure` finds the symmetry. Train after it.",
     "distillation": "There is little data, or a step cost accuracy: the original model teaches the smaller one.",
 }
 
