@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml requirements-dev.lock
 	$(VENV)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
+# A process for each core, each with whole files, whose tests share what they made; one thread each.
 test: setup
-	$(VENV)/bin/pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .
