@@ -206,7 +206,8 @@ FUTILE: frozenset[tuple[type[Method], type[Method]]] = frozenset({
     *((first, second) for first in ALL_LAYERS for second in (ChannelPruning, NeuronMerging)),
     (RankAllocation, ChannelPruning), (RankAllocation, NeuronMerging),
     (Separable, Separable), (Tucker2, Separable), (CP, Separable), (CP, Tucker2), (CP, CP), (TensorTrain, TensorTrain),
-    (TensorTrain, NeuronMerging), (Hashed, GPTQ),  # whose buckets have no inputs of their own
+    *((first, GPTQ) for first in STRUCTURED), (TensorTrain, NeuronMerging),
+    (Hashed, GPTQ),  # whose buckets have no inputs of their own
     *((first, second) for first in (XNORNet, BinaryNet) for second in (ChannelPruning, NeuronMerging)),
     (Half, SparseGPT), (Half, OBS),  # what makes up for the errors is no longer exact in half precision
     *((first, NeuronMerging) for first in (StaticActivations, DynamicActivations)), (DynamicActivations, ChannelPruning),
