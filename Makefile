@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml requirements-dev.lock
 
 # A process for each core, each with whole files, whose tests share what they made; one thread each.
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -23,6 +23,7 @@ from benchmarks.harness import Row
 from kogata import artifact, surgery
 from kogata.batch import call, take
 from kogata.calibrate import first_batch
+from kogata.candidates import STRUCTURES
 from kogata.compress import compress
 from kogata.engines import OnnxRuntime
 from kogata.engines.latency import interleaved
@@ -44,22 +45,13 @@ BATCHES = (1, 64)
 LOST, FASTER = 0.2, 1.5  # points at the lower rate, and times: what the survey's table 2 reports of large nets
 
 
-def at_rate(kind: type[Method], shape: Sequence[int], rate: float) -> WeightMethod | None:
+def at_rate(kind: type[Method], shape: tuple[int, ...], rate: float) -> WeightMethod | None:
     """The method with the rank that leaves one part in ``rate`` of a convolution's numbers; None where it leaves no rank.
 
     A kernel of one place is a matrix, whatever the method.
     """
-    outputs, inputs, *kernel = shape
-    held, places = math.prod(shape) / rate, math.prod(kernel)
-    if places == 1:
-        rank = int(held / (outputs + inputs))
-        return SVD(rank=rank) if rank else None
-    if kind is Tucker2:  # t, the part of the channels that stays on either side: t(O² + I²) + t² O I K = held
-        sides, core = outputs**2 + inputs**2, outputs * inputs * places
-        return Tucker2(rank=(math.sqrt(sides**2 + 4 * core * held) - sides) / (2 * core))
-    if kind is CP:
-        return CP(rank=max(1, int(held / sum(shape))))
-    return Separable(rank=max(1, int(held / (inputs * kernel[0] + outputs * kernel[1]))))
+    name = SVD.ABOUT.name if math.prod(shape[2:]) == 1 else kind.ABOUT.name
+    return dict(STRUCTURES)[name](shape, 1 / rate)
 
 
 def plan(kind: type[Method], sites: Sequence[Site], rate: float) -> Method:

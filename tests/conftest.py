@@ -1,7 +1,15 @@
 """Tiny models are fastest, and give the same bits, on one thread."""
 
+import gc
+
 import pytest
 import torch
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests are collected: garbage collection need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -86,3 +86,10 @@ class Gathered:
             gradient_OO=self.gradients.gradient_OO if not inner else None,
             position=parent.position.long().cpu() if isinstance(parent, Masked) else None,
         )  # fmt: skip
+
+
+def power(weight: Tensor, gram_GII: Tensor) -> float:
+    """``tr(W G Wᵀ)``, the mean square of the outputs, summed over the groups of a grouped convolution."""
+    groups, columns, _ = gram_GII.shape
+    rows_GOI = weight.detach().double().reshape(groups, -1, columns)
+    return max(float(((rows_GOI @ gram_GII.double()) * rows_GOI).sum()), 0.0)

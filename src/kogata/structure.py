@@ -21,7 +21,7 @@ from kogata.candidates import BITS, STRUCTURES, YARDSTICKS, Candidate
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.job import Site, Task
 from kogata.progress import bar
-from kogata.stats import Stat, Stats
+from kogata.stats import Stat, Stats, power
 
 SLACK = 1.05  # of the size that is allowed: the order of filters or the part of each costs a few bits, whatever the settings
 
@@ -92,13 +92,6 @@ def layer_scores(weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) 
         site=site.name, shape=site.shape, parameters=weight.numel(), structures=measured(STRUCTURES),
         yardsticks=measured(YARDSTICKS),
     )  # fmt: skip
-
-
-def power(weight: Tensor, gram_GII: Tensor) -> float:
-    """``tr(W G Wᵀ)``, the mean square of the outputs, summed over the groups of a grouped convolution."""
-    groups, columns, _ = gram_GII.shape
-    rows_GOI = weight.detach().double().reshape(groups, -1, columns)
-    return max(float(((rows_GOI @ gram_GII.double()) * rows_GOI).sum()), 0.0)
 
 
 def _score(name: str, make: Candidate, weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) -> Score:

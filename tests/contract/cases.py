@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kogata.method import Method
 from kogata.methods import (
@@ -156,6 +156,7 @@ REFUSED: Mapping[tuple[type[Method], str], str] = {
     (BRECQ, "tied"): "in none of the blocks",
     (NeuronMerging, "embedding"): "its outputs are the model's",
     (NeuronMerging, "tied"): "nothing to do",
+    (NeuronMerging, "stack"): "no rectified neurons between two linear layers",
     **{
         (kind, name): reason
         for kind in (XNORNet, BinaryNet)
@@ -190,7 +191,7 @@ LEAVES_CODES = frozenset({
 # Second steps that a first step leaves no leaf for: the order is wrong whatever the weights are.
 ILLEGAL: Mapping[type[Method], frozenset[type[Method]]] = {
     **dict.fromkeys(LEAVES_NUMBERS, WHOLE),
-    **dict.fromkeys(LEAVES_CODES, frozenset(CASES) - ANYTIME - {StochasticDepth}),
+    **dict.fromkeys(LEAVES_CODES, frozenset(CASES) - ANYTIME - {StochasticDepth, Shallower}),
     # the first layer, which they leave, is a convolution and reads no signs
     **dict.fromkeys((XNORNet, BinaryNet), frozenset({XNORNet, BinaryNet, TensorTrain, GlobalPooling})),
 }
@@ -199,29 +200,43 @@ ILLEGAL: Mapping[type[Method], frozenset[type[Method]]] = {
 EQUALLY_SPARSE = (MagnitudePruning, OBD, MovementPruning, ADMMPruning)
 ALL_LAYERS = (SVD, WhitenedSVD)  # of the low rank family: no plain weight is left, and factors have no extent in space
 HALF_SCALES = frozenset({RoundToNearest, GPTQ, AdaRound, BRECQ, LSQ, FixedPoint, BinaryConnect, LAB, Ternary})
+# What structures leave of these small layers is too small for others, or no longer what they need: a matrix, a kernel, inputs
+# that can be seen.
+FACTORED = (*STRUCTURED, *TRANSFERRED, *COMPACT, SVD, WhitenedSVD, Separable, Tucker2, CP)
+NO_KERNEL = (AdaptiveFastfood, LowDisplacement, SVD, WhitenedSVD, CP, DepthwiseSeparable)
+SMALL = (AdaptiveFastfood, LowDisplacement, BlockDiagonal, Butterfly)
+LEAVES_OUT = frozenset({
+    BiasedWeightDecay, GroupLasso, ChannelPruning, NeuronMerging, StaticActivations, DynamicActivations, RankAllocation,
+    Separable, Tucker2, CP, Half, StochasticDepth, Shallower, Recover, *TRANSFERRED, *COMPACT,
+})  # fmt: skip
+AFTER_STRUCTURE: Mapping[type[Method], Iterable[type[Method]]] = {
+    **dict.fromkeys(TRANSFERRED, FACTORED),
+    **dict.fromkeys((Fire, MixedKernels), (*NO_KERNEL, BlockCirculant, BlockDiagonal, CropFilters)),
+    **dict.fromkeys(
+        (GPTQ, AdaRound, ChannelPruning, CorrectedPQ, OBS, RankAllocation, SparseGPT, Wanda, WhitenedSVD), STRUCTURED
+    ),
+    **dict.fromkeys((Kronecker, Monarch, ProductQuantization, ResidualQuantization, *SMALL[:3]), SMALL),
+    **dict.fromkeys((BlockCirculant, Butterfly, SVD), SMALL[:2]),
+    **dict.fromkeys((CP, Tucker2), (AdaptiveFastfood, LowDisplacement, DepthwiseSeparable)),
+    NeuronMerging: (*STRUCTURED, GlobalPooling),
+    Separable: (*(kind for kind in STRUCTURED if kind is not Butterfly), DepthwiseSeparable),
+    DepthwiseSeparable: NO_KERNEL,
+    TensorTrain: (BlockCirculant, Butterfly, Kronecker),
+    GlobalPooling: (BlockCirculant, Butterfly, Kronecker, TensorTrain),
+    StochasticDepth: frozenset(CASES) - LEAVES_OUT,  # a form as the last layer of its branch
+}
 FUTILE: frozenset[tuple[type[Method], type[Method]]] = frozenset({
+    *((first, second) for second, firsts in AFTER_STRUCTURE.items() for first in firsts),
+    (Shallower, NeuronMerging), (Shallower, Shallower), (GroupLasso, Shallower),  # whose masks make like layers unlike
+    (Half, CReLUFilters), (Half, MultiBiasFilters),  # means of two halves are no halves
     *((first, second) for first in EQUALLY_SPARSE for second in EQUALLY_SPARSE),
     *((first, Half) for first in HALF_SCALES | {Half}),
     *((first, second) for first in ALL_LAYERS for second in (RankAllocation, Separable, Tucker2, CP)),
     *((first, second) for first in ALL_LAYERS for second in (ChannelPruning, NeuronMerging)),
     (RankAllocation, ChannelPruning), (RankAllocation, NeuronMerging),
     (Separable, Separable), (Tucker2, Separable), (CP, Separable), (CP, Tucker2), (CP, CP), (TensorTrain, TensorTrain),
-    *((first, GPTQ) for first in STRUCTURED), (TensorTrain, NeuronMerging),
-    (Hashed, GPTQ),  # whose buckets have no inputs of their own
+    (TensorTrain, NeuronMerging), (Hashed, GPTQ),  # whose buckets have no inputs of their own
     *((first, second) for first in (XNORNet, BinaryNet) for second in (ChannelPruning, NeuronMerging)),
     (Half, SparseGPT), (Half, OBS),  # what makes up for the errors is no longer exact in half precision
     *((first, NeuronMerging) for first in (StaticActivations, DynamicActivations)), (DynamicActivations, ChannelPruning),
 })  # fmt: skip
-
-# Orders that are legal, but where what the first step left of these small layers may be too small for the second one, or no
-# longer what it needs: it does what it can, or says why it cannot.
-STRUCTURES = LOW_RANK | frozenset({*STRUCTURED, *TRANSFERRED, *COMPACT, GlobalPooling})
-
-
-def uncertain(first: type[Method], second: type[Method]) -> bool:
-    """Whether the second step may find nothing to do after the first."""
-    return (
-        second is StochasticDepth  # whose branches must end in plain layers
-        or (first in STRUCTURES and second in STRUCTURES | WHOLE)
-        or (first is Half and second in TRANSFERRED)  # means of two halves are no halves
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kogata import artifact, surgery
+from kogata import artifact, depth, surgery
 from kogata.batch import call, tensors
 from kogata.calibrate import evaluating, first_batch
 from kogata.forms import Affine, Codebook, Dense, Masked, Product, Sum, Tied
@@ -101,8 +101,11 @@ def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:
     """What was pruned is still zero, and what was shared is still shared, in every part of every weight's tree.
 
     Both are looked for in the numbers that the node at the same place in ``after`` gives. A weight whose shape changed had no
-    form to keep.
+    form to keep. Layers that were dropped are left away.
     """
+    before = surgery.clone(before)
+    for path, places in depth.shortened(after).items():
+        depth.keep(before, path, places)
     sites = {site.name: site for site in surgery.sites(after)}
     for site in surgery.sites(before):
         if site.name not in sites or sites[site.name].shape != site.shape:

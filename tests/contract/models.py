@@ -70,6 +70,22 @@ class Words(nn.Module):
         return self.out(self.embedding(tokens).mean(1))
 
 
+class Stack(nn.Module):
+    """Blocks in a row that are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first = nn.Conv2d(3, 16, 3, padding=1, stride=2), nn.ReLU()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()) for _ in range(3))
+        self.out = nn.Linear(16 * 16, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(self.conv(images))
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x.flatten(1))
+
+
 def _images() -> Tensor:
     return torch.randn(12, 3, 8, 8)
 
@@ -84,6 +100,7 @@ MODELS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "attention": (Attention, lambda: torch.randn(12, 4, 16)),
     "embedding": (lambda: Words(tied=False), _tokens),
     "tied": (lambda: Words(tied=True), _tokens),
+    "stack": (Stack, _images),
     "float16": (lambda: ConvNet().half(), lambda: _images().half()),
     "bfloat16": (lambda: ConvNet().bfloat16(), lambda: _images().bfloat16()),
 }

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,21 +77,39 @@ def run(
         _preview(*open_task(task, seed, data), plan, seed, as_json)
         return
     command = _command(task, recipe, output, seed, data, engine, asked)
-    folder = Folder(output)
+
+    def start() -> Report:
+        model, opened = open_task(task, seed, data)
+        return compress(
+            model, opened, plan, output=output, seed=seed, engine=engine.engine(), resume=resume, command=command
+        ).report
+
+    carry_out(start, Folder(output), task, plan, seed, command, resume=resume, as_json=as_json)
+
+
+def carry_out(
+    start: Callable[[], Report],
+    folder: Folder,
+    task: str,
+    plan: Recipe,
+    seed: int,
+    command: str,
+    *,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Start a run, or find it finished, and show its report; ``command`` is what to type to go on with one that is stopped."""
     if resume and folder.finished:
-        report = finished(folder, task, plan, seed)
+        report = _finished(folder, task, plan, seed)
     else:
         try:
-            model, opened = open_task(task, seed, data)
-            report = compress(
-                model, opened, plan, output=output, seed=seed, engine=engine.engine(), resume=resume, command=command
-            ).report
+            report = start()
         except KeyboardInterrupt:
             typer.echo(f"Interrupted. To go on: {command} --resume", err=True)
             raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes the first one speaks
-    show(report, folder, as_json)
+    _show(report, folder, as_json)
     if report.missed:
         raise TargetMissed(f"the result misses what was asked for: {'; '.join(report.missed)}.")
 
@@ -115,7 +134,7 @@ def _command(
     return shlex.join(words)
 
 
-def finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
+def _finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
     """The report of a run that has ended; raises UsageError when it was another run."""
     from kogata.report.data import Report
 
@@ -125,8 +144,7 @@ def finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
     return report
 
 
-def show(report: Report, folder: Folder, as_json: bool) -> None:
-    """Print the report as a table, or as JSON."""
+def _show(report: Report, folder: Folder, as_json: bool) -> None:
     from kogata.report import terminal
 
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +19,11 @@ from kogata.cli.options import (
     TaskArgument,
     complete_recipe,
 )
-from kogata.errors import TargetMissed, UsageError
+from kogata.errors import UsageError
 
 if TYPE_CHECKING:
     from kogata.recipe import Recipe
+    from kogata.report.data import Report
 
 StudentOption = Annotated[
     str, typer.Option("--student", metavar="FILE.py:FUNCTION", help="A function that returns the network that is to learn.")
@@ -77,24 +77,15 @@ def run(
         raise UsageError("--recipe says what to train; leave out --term, --epochs, --learning-rate and --cache.")
     plan = open_recipe(recipe) if recipe is not None else _plan(given, term or [])
     command = _command(task, student, output, term or [], recipe, given, seed, data, engine)
-    folder = Folder(output)
-    if resume and folder.finished:
-        report = compressing.finished(folder, task, plan, seed)
-    else:
-        try:
-            teacher, opened = open_task(task, seed, data)
-            report = compress(
-                open_network(student, seed), opened, plan, teacher=teacher, output=output, seed=seed, engine=engine.engine(),
-                resume=resume, command=command,
-            ).report  # fmt: skip
-        except KeyboardInterrupt:
-            typer.echo(f"Interrupted. To go on: {command} --resume", err=True)
-            raise typer.Exit(130) from None
-    if os.environ.get("RANK", "0") != "0":
-        return  # of several processes the first one speaks
-    compressing.show(report, folder, as_json)
-    if report.missed:
-        raise TargetMissed(f"the result misses what was asked for: {'; '.join(report.missed)}.")
+
+    def start() -> Report:
+        teacher, opened = open_task(task, seed, data)
+        return compress(
+            open_network(student, seed), opened, plan, teacher=teacher, output=output, seed=seed, engine=engine.engine(),
+            resume=resume, command=command,
+        ).report  # fmt: skip
+
+    compressing.carry_out(start, Folder(output), task, plan, seed, command, resume=resume, as_json=as_json)
 
 
 def _plan(settings: Mapping[str, object], terms: list[str]) -> Recipe:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
-from kogata.forms.layers import kind_of
+from kogata.forms.layers import convolution_like, kind_of
 
 
 class Copies(nn.Module):
@@ -33,11 +33,7 @@ def copied(layer: nn.Module, base: Tensor, index_O: Tensor, sign_O: Tensor) -> n
     if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d) or cast("nn.Conv2d", layer).groups > 1:
         return None
     whole = cast("nn.Conv2d", layer)
-    few = cast("Any", kind_of(layer))(
-        whole.in_channels, len(base), whole.kernel_size, stride=whole.stride, padding=whole.padding,
-        dilation=whole.dilation, bias=False, padding_mode=whole.padding_mode, device="meta", dtype=base.dtype,
-    )  # fmt: skip
-    few.weight = nn.Parameter(base.detach().contiguous(), requires_grad=False)
+    few = convolution_like(whole, base.detach(), whole.stride, whole.dilation, whole.padding, 1, None)
     bias_O = base.new_zeros(len(index_O)) if whole.bias is None else whole.bias.detach()
     index_O, sign_O = (tensor.to(base.device) for tensor in (index_O, sign_O))
     return nn.Sequential(few, Copies(index_O, sign_O.to(base.dtype), bias_O, len(whole.kernel_size)))

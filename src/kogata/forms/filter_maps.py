@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from kogata.forms.index_map import IndexMap
+from kogata.forms.index_map import IndexMap, whole
 
 
 @final
@@ -26,7 +26,7 @@ class Repeat(IndexMap):
     copies: int
 
     def __post_init__(self) -> None:
-        _whole("copies", self.copies, 2)
+        whole("copies", self.copies, 2)
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
         """See :class:`IndexMap`; the base has the filters that are not copies."""
@@ -103,7 +103,7 @@ class Crops(IndexMap):
     extent: int
 
     def __post_init__(self) -> None:
-        _whole("extent", self.extent, 2)
+        whole("extent", self.extent, 2)
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
         """See :class:`IndexMap`; kernels are square and smaller than the extent."""
@@ -158,8 +158,3 @@ def _square(shape: Sequence[int]) -> int:
     if len(shape) != 4 or shape[2] != shape[3]:
         raise ValueError(f"{list(shape)} has no square kernel")
     return shape[2]
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if not (isinstance(value, int) and value >= least):  # pyright: ignore[reportUnnecessaryIsInstance] - a file may say anything
-        raise ValueError(f"{name} is {value!r}, expected a whole number from {least}")

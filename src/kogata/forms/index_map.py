@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
+def whole(name: str, value: int, least: int) -> None:
+    """Raises ValueError unless a map's field, which a file may say, is a whole number from ``least`` to below 2³²."""
+    if not (isinstance(value, int) and least <= value < 2**32):  # pyright: ignore[reportUnnecessaryIsInstance] - a file may say anything
+        raise ValueError(f"{name} is {value!r}, expected a whole number from {least} to below 2**32")
+
+
 class IndexMap(ABC):
     """Says which entry of the flattened base an entry of the tensor is, and with which sign.
 

@@ -119,10 +119,10 @@ def _branch(layer: nn.Conv2d, weight: Tensor, bias_O: Tensor | None) -> nn.Modul
         (whole - own) // 2 * step for whole, own, step in zip(layer.kernel_size, weight.shape[2:], layer.dilation, strict=True)
     ]
     if layer.padding == "same":
-        return _made(layer, weight, layer.stride, layer.dilation, "same", 1, bias_O)
+        return convolution_like(layer, weight, layer.stride, layer.dilation, "same", 1, bias_O)
     padding = (0,) * len(spare) if isinstance(layer.padding, str) else layer.padding
     left = [pad - less for pad, less in zip(padding, spare, strict=True)]
-    made = _made(layer, weight, layer.stride, layer.dilation, tuple(max(pad, 0) for pad in left), 1, bias_O)
+    made = convolution_like(layer, weight, layer.stride, layer.dilation, tuple(max(pad, 0) for pad in left), 1, bias_O)
     if min(left) >= 0:
         return made
     crop = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)[len(left) - 1]
@@ -137,14 +137,16 @@ def _convolution(layer: nn.Conv2d, stage: Stage, groups: int, bias_O: Tensor | N
 
     padding = layer.padding  # "same" and "valid" pad nothing where the kernel has no extent
     padding = padding if isinstance(padding, str) else along(padding, 0)
-    return _made(layer, stage.weight, along(layer.stride, 1), along(layer.dilation, 1), padding, stage.groups * groups, bias_O)
+    return convolution_like(
+        layer, stage.weight, along(layer.stride, 1), along(layer.dilation, 1), padding, stage.groups * groups, bias_O
+    )
 
 
-def _made(
+def convolution_like(
     layer: nn.Conv2d, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], padding: str | tuple[int, ...],
     groups: int, bias_O: Tensor | None,
 ) -> nn.Module:  # fmt: skip
-    """A convolution of the kind of ``layer``, with its way of padding."""
+    """A convolution of the kind of ``layer``, with its way of padding, of a fixed ``weight`` ``[outputs, inputs, *kernel]``."""
     outputs, inputs, *kernel = weight.shape
     made = cast("Any", kind_of(layer))(
         inputs * groups, outputs, tuple(kernel), stride=stride, dilation=dilation, padding=padding, groups=groups,

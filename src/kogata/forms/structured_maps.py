@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.forms import structured_layers as fast
-from kogata.forms.index_map import IndexMap
+from kogata.forms.index_map import IndexMap, whole
 
 
 @final
@@ -31,8 +31,8 @@ class Circulant(IndexMap):
     seed: int
 
     def __post_init__(self) -> None:
-        _whole("block", self.block, 1)
-        _whole("seed", self.seed, 0)
+        whole("block", self.block, 1)
+        whole("seed", self.seed, 0)
 
     def blocks(self, shape: Sequence[int]) -> tuple[int, int]:
         """How many blocks there are down and across."""
@@ -70,7 +70,7 @@ class Diagonal(IndexMap):
     blocks: int
 
     def __post_init__(self) -> None:
-        _whole("blocks", self.blocks, 1)
+        whole("blocks", self.blocks, 1)
 
     def base(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """The shape of the base: blocks, and rows and columns of each."""
@@ -92,11 +92,6 @@ class Diagonal(IndexMap):
         if not isinstance(layer, nn.Linear) or not fast.lowers(layer, fast.SMALLEST) or not fast.fewer(base.numel(), layer):
             return None
         return fast.BlockDiagonalLinear(layer, base.reshape(self.base((layer.out_features, layer.in_features))))
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if not (isinstance(value, int) and least <= value < 2**32):  # pyright: ignore[reportUnnecessaryIsInstance] - a file may say anything
-        raise ValueError(f"{name} is {value!r}, expected a whole number from {least} to below 2**32")
 
 
 STRUCTURED_MAPS: tuple[type[IndexMap], ...] = (Circulant, Diagonal)

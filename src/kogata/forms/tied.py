@@ -20,7 +20,7 @@ from kogata.coding.plane import Plane
 from kogata.forms.base import PIECE, Dense, Form, Role
 from kogata.forms.copies import copied
 from kogata.forms.filter_maps import FILTER_MAPS
-from kogata.forms.index_map import IndexMap
+from kogata.forms.index_map import IndexMap, whole
 from kogata.forms.structured_maps import STRUCTURED_MAPS
 
 MAX_ENTRIES = 1 << 28  # of the whole weight: a small damaged file must not reserve more than five bytes for each
@@ -39,8 +39,7 @@ class Hash(IndexMap):
     seed: int  # in [0, 2**32)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**32):  # pyright: ignore[reportUnnecessaryIsInstance] - a file may say anything
-            raise ValueError(f"seed {self.seed!r}, expected a whole number from 0 to below 2**32")
+        whole("seed", self.seed, 0)
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
         """See :class:`IndexMap`; any shape fits any base."""

@@ -8,6 +8,7 @@ Without labels α is 1. A ``term`` takes the place of all this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,9 +90,7 @@ class Recover(Method):
         """
         checkpoint = None if job.folder is None else job.folder / "training.pt"
         if self.term is None:
-            objective = self._mixed(
-                job.task, Live(job.reference) if self._alpha(job.task) == 0 else self._teacher(job, (), what)
-            )
+            objective = self._mixed(job.task, self._teacher(job, (), what) if self._alpha(job.task) > 0 else None)
             return fit(model, job.task, self.training, objective, seed=job.seed, what=what, checkpoint=checkpoint)
         bare = model.model if isinstance(model, Regime) else model
         ours, theirs = self.term.watch(paths(bare), paths(job.reference))
@@ -107,7 +106,7 @@ class Recover(Method):
         """What to minimize without a term, of (output, inputs, targets); usable in a loop of one's own."""
         return self._mixed(task, Live(teacher))
 
-    def _mixed(self, task: Task, teacher: Teacher) -> Objective:
+    def _mixed(self, task: Task, teacher: Teacher | None) -> Objective:
         alpha = self._alpha(task)
         labels = None if task.loss is None else task_loss(task)
 
@@ -115,7 +114,7 @@ class Recover(Method):
             parts = list[Tensor]()
             if labels is not None and alpha < 1:
                 parts.append((1 - alpha) * labels(output, inputs, targets))
-            if alpha > 0:
+            if teacher is not None and alpha > 0:
                 wanted = teacher(inputs, next(tensors(output)).device).output
                 parts.append(alpha * match(output, wanted, targets, self.temperature))
             return torch.stack(parts).sum()
@@ -130,10 +129,12 @@ class Recover(Method):
         if self.cache is None:
             return Live(job.reference, layers)
         folder, batches = Path(self.cache), training_data(job.task, what)
-        if not (folder / "header.json").exists():
+        new = not (folder / "header.json").exists()
+        if new:
             make(folder, job.reference, batches, layers, precision=self.cache_precision, seed=job.seed)
         cached = Cached(folder, job.reference, layers, self.cache_precision)
-        cached.check(batches, job.seed)
+        if not new:  # what has just been made has just been compared with the data
+            cached.check(batches, job.seed)
         return cached
 
 
@@ -172,7 +173,7 @@ def _begin(term: Term, model: nn.Module, observer: Observer, teacher: Teacher, j
         taught = Taught(model, term.begin(student, wanted, job.task).to(device))
     with evaluating(taught.loss):
         first = float(taught.loss(student, wanted, targets))
-    if not first - first == 0:
+    if not math.isfinite(first):
         raise DataError(f"{what}: term {term.term} is {first} on the first batch. Check the data and both models for NaN.")
     return taught
 

@@ -20,7 +20,7 @@ from kogata.forms.tied import Tied
 from kogata.job import Site
 from kogata.methods.lowrank import factors
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
-from kogata.stats import Stats
+from kogata.stats import Stats, power
 
 
 def check(name: str, tolerance: float | None, residual: float) -> None:
@@ -114,7 +114,5 @@ def output_error(change: Tensor, weight: Tensor, stats: Stats) -> float:
     """‖X Δᵀ‖ / ‖X Wᵀ‖ on the calibration data; 0 where all outputs are 0."""
     if stats.gram_GII is None:
         raise NotApplicable("its inputs could not be seen")
-    gram_II = stats.gram_GII[0].double()
-    change_OI, weight_OI = change.flatten(1).double(), weight.flatten(1).double()
-    outputs = (weight_OI @ gram_II * weight_OI).sum()
-    return float(((change_OI @ gram_II * change_OI).sum() / outputs).clamp_min(0).sqrt()) if outputs > 0 else 0.0
+    outputs = power(weight, stats.gram_GII)
+    return math.sqrt(power(change, stats.gram_GII) / outputs) if outputs > 0 else 0.0

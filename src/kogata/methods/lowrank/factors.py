@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kogata.errors import DataError, NotApplicable, UsageError
+from kogata.forms import Product
+from kogata.forms.product import PAIR
 from kogata.job import Site
 
 EXTRA = 1.25  # columns that a random projection carries along for each one that is asked for
@@ -72,6 +75,13 @@ def truncated(matrix_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         basis_OK = torch.linalg.qr(matrix_OI @ basis_IK)[0]
     u_KR, s_R, v_RI = torch.linalg.svd(basis_OK.T @ matrix_OI, full_matrices=False)
     return basis_OK @ u_KR[:, :rank], s_R[:rank], v_RI[:rank]
+
+
+def pair(matrix_OI: Tensor, rank: int, shape: Sequence[int]) -> Product:
+    """The nearest product of two factors of one size, as a weight of ``shape``."""
+    u_OR, s_R, v_RI = truncated(matrix_OI, rank)
+    root_R = s_R.sqrt()
+    return Product.of(PAIR, [u_OR * root_R, root_R[:, None] * v_RI], shape)
 
 
 def leading(matrix_OI: Tensor, rank: int) -> Tensor:

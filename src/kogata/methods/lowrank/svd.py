@@ -14,8 +14,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from kogata.errors import NotApplicable
-from kogata.forms import Form, Product, Role
-from kogata.forms.product import PAIR
+from kogata.forms import Form, Role
 from kogata.job import Site
 from kogata.method import About, WeightMethod
 from kogata.methods.lowrank import factors
@@ -47,9 +46,7 @@ class SVD(WeightMethod):
         rows_OI = weight.flatten(1)
         rank = pair_rank(rows_OI, self.rank)
         factors.refuse_unless_finite(weight, site)
-        u_OR, s_R, v_RI = factors.truncated(rows_OI, rank)
-        root_R = s_R.sqrt()
-        return Product.of(PAIR, [u_OR * root_R, root_R[:, None] * v_RI], weight.shape)
+        return factors.pair(rows_OI, rank, weight.shape)
 
 
 def pair_rank(rows_OI: Tensor, rank: float) -> int:

@@ -7,8 +7,7 @@ import math
 from torch import Tensor
 
 from kogata.errors import NotApplicable, UsageError
-from kogata.forms import Form, Product, Sum
-from kogata.forms.product import PAIR
+from kogata.forms import Form, Sum
 from kogata.forms.tied import MAX_ENTRIES
 from kogata.job import Kind, Site
 from kogata.methods.lowrank import factors
@@ -52,9 +51,7 @@ def finished(form: Form, weight: Tensor, residual: int, what: str) -> Form:
     if residual == 0:
         return form
     left = (weight - form.dense().detach()).flatten(1)
-    u_OR, s_R, v_RI = factors.truncated(left, residual)
-    root_R = s_R.sqrt()
-    return Sum([form, Product.of(PAIR, [u_OR * root_R, root_R[:, None] * v_RI], weight.shape)])
+    return Sum([form, factors.pair(left, residual, weight.shape)])
 
 
 def divisor(size: int, wanted: int) -> int:
