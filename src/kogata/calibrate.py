@@ -116,7 +116,7 @@ def _arrivals(
         models = [job.model, model]
         unchanged = [(name, view_of(job.model, site)) for name, (site, _, _) in watched.items()]
         layers += [(name, view[0], sums[name].unchanged) for name, view in unchanged if view is not None]
-    with evaluating(job.model), evaluating(model):
+    with memory.returned(), evaluating(job.model), evaluating(model):
         forwards = [partial(call, each, inputs) for inputs, _ in batches(model, job.task) for each in models]
         with closing(in_turn(forwards, layers)) as names:
             for name in names:
@@ -209,6 +209,7 @@ class Probe:
         with evaluating(job.reference) as reference:
             self.wanted = call(reference, self.inputs)
         self.base = self.loss(job.model)
+        memory.release()
 
     def loss(self, model: nn.Module) -> float:
         """The loss of a model. Raises DataError when it is not finite."""

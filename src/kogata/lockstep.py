@@ -146,4 +146,5 @@ def _count(forward: Callable[[], object], layers: Sequence[tuple[str, nn.Module,
     finally:
         for handle in handles:
             handle.remove()
+    memory.release()
     return calls

@@ -18,18 +18,20 @@ def solve(apply: Callable[[Tensor], Tensor], right_RN: Tensor, diagonal_RN: Tens
     Unknowns whose ``diagonal_RN`` is zero stay as they are. The quadratic of each system never rises.
     """
     inverse = diagonal_RN.clamp_min(NOTHING).reciprocal().where(diagonal_RN > NOTHING, 0)
-    x = start_RN
-    residual = right_RN - apply(x)
+    residual = right_RN - apply(start_RN)
+    x = start_RN.clone()
+    del diagonal_RN, right_RN, start_RN  # each may be as large as a layer, and only here
     direction = inverse * residual
     slope = (residual * direction).sum(1, keepdim=True)
     for _ in range(steps):
         image = apply(direction)
         curvature = (direction * image).sum(1, keepdim=True)
         length = (slope / curvature.clamp_min(NOTHING)).where(curvature > NOTHING, 0)
-        x = x + length * direction
-        residual = residual - length * image
+        x.addcmul_(length, direction)
+        residual.addcmul_(length, image, value=-1)
+        del image
         scaled = inverse * residual
         after = (residual * scaled).sum(1, keepdim=True)
-        direction = scaled + (after / slope.clamp_min(NOTHING)).where(slope > NOTHING, 0) * direction
+        direction.mul_((after / slope.clamp_min(NOTHING)).where(slope > NOTHING, 0)).add_(scaled)
         slope = after
     return x
