@@ -3,7 +3,8 @@
 Settings of the criteria were chosen on another data set, Fashion-MNIST. All start from the same dense net, prune each layer
 alike, and see the same number of training batches with the original as teacher: criteria that learn the mask spend them on
 that (ADMM one half, and the other on retraining, its own second phase), the others prune first and spend them on recovery.
-Errors are on the 10,000 test images. The first batch of the calibration data gives the loss before recovery.
+Errors are on the 10,000 test images, of the model reloaded from its file. The first batch of the calibration data gives the
+loss before recovery.
 
 A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/pruning/`` to measure anew. Arguments name
 the only criteria to run, so that several can run side by side. The picture is ``docs/pruning.svg``.
@@ -15,6 +16,7 @@ import dataclasses
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import yaml
 
 from benchmarks import harness
 from benchmarks.harness import Row
+from kogata import artifact, surgery
 from kogata.adopt import adopt
 from kogata.atomic import writing
 from kogata.calibrate import Probe
@@ -106,7 +109,11 @@ def _error(job: Job) -> float:
     evaluate = job.task.evaluate
     if evaluate is None:
         raise TypeError(f"{job.task.name}: it has no evaluate")
-    return round(100 - evaluate(job.model), 6)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.kogata"
+        artifact.save(job.model, path)
+        loaded = artifact.load(path, into=surgery.clone(job.reference, share=False))
+    return round(100 - evaluate(loaded), 6)
 
 
 def drawn(points: Mapping[str, Mapping[str, Sequence[Point]]]) -> str:

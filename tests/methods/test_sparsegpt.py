@@ -15,8 +15,7 @@ from kogata.adopt import adopt
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Affine, Masked, Role
 from kogata.job import Kind, Site
-from kogata.methods import Wanda
-from kogata.methods.pruning.obs import OBS
+from kogata.methods import MagnitudePruning, Wanda
 from kogata.methods.pruning.sparsegpt import SparseGPT
 from kogata.stats import Stats
 
@@ -82,7 +81,7 @@ def test_output_error_is_below_that_of_simpler_ones(sparsity: float) -> None:
     model, batch = nn.Linear(96, 64), torch.randn(512, 96) @ torch.randn(96, 96)
     job = adopt(model, Task(calibration=[batch]))
     wanted = model(batch).detach()
-    methods = (SparseGPT(sparsity=sparsity), OBS(sparsity=sparsity), Wanda(sparsity=sparsity))
+    methods = (SparseGPT(sparsity=sparsity), Wanda(sparsity=sparsity), MagnitudePruning(sparsity=sparsity))
     errors = [float((method.apply(job).model(batch).detach() - wanted).norm()) for method in methods]
     assert errors[0] < errors[1]
     assert errors[0] < 0.7 * errors[2]

@@ -3,7 +3,7 @@
 Without the weights it loses, a row has the least error (w − v) H (w − v)ᵀ where v is the least-squares solution on the kept
 ones; the compensating updates of Optimal Brain Surgeon, one removal after another, end there (Hassibi and Stork, 1992). The
 kept set is sought by alternating directions (Boža, "Fast and Effective Weight Update for Pruned Large Language Models",
-2401.02938): with columns scaled so that diag H = 1,
+2401.02938): with columns scaled so that diag H⁻¹ = 1, where a square is what losing the weight costs,
     z = (v + u) where it is among the largest, else 0;   u += v − z;   v = (w H + ρ (z − u)) (H + ρ)⁻¹,
 while the share of kept weights falls to the one that is wanted.
 """
@@ -19,25 +19,25 @@ from torch import Tensor
 from kogata import memory
 from kogata.kernels import conjugate_gradients
 
-ROUNDS = 12  # of alternating directions
-RAMP = 9  # of them, over which the sparsity rises
-PENALTY = 1.0  # ρ, of a quadratic whose diagonal is 1
+ROUNDS = 16  # of alternating directions
+RAMP = 12  # of them, over which the sparsity rises
+PENALTY = 0.5  # ρ, over the mean diagonal of H
 
 Choose = Callable[[Tensor, float], Tensor]
 """Of scores ``[G, O, I]`` and how much of the sparsity to reach, in (0, 1]: which entries to keep (bool)."""
 
 
 def select(weight_GOI: Tensor, gram_GII: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
-    """Which weights to keep (bool, ``[G, O, I]``), and about what they become. The gram must have an inverse."""
-    scale_GI = gram_GII.diagonal(dim1=1, dim2=2).sqrt()
+    """Which weights to keep (bool, ``[G, O, I]``), and about what they become. The gram must be positive definite."""
+    scale_GI = _inverted(gram_GII.clone()).diagonal(dim1=1, dim2=2).rsqrt()
     inverse_GII = (gram_GII / scale_GI[:, :, None]).div_(scale_GI[:, None])
-    inverse_GII.diagonal(dim1=1, dim2=2).add_(PENALTY)
-    for system_II in inverse_GII.mT:  # in LAPACK's order of memory, so that nothing is copied
-        torch.linalg.cholesky(system_II, out=system_II)
-        torch.cholesky_inverse(system_II, out=system_II)
+    diagonal_GI = inverse_GII.diagonal(dim1=1, dim2=2)
+    penalty = PENALTY * float(diagonal_GI.mean())
+    diagonal_GI.add_(penalty)
+    _inverted(inverse_GII)
     scale_G1I = scale_GI[:, None]
     found = weight_GOI * scale_G1I
-    found.baddbmm_(weight_GOI * scale_G1I, inverse_GII, alpha=-PENALTY)  # H (H + ρ)⁻¹ = 1 − ρ (H + ρ)⁻¹
+    found.baddbmm_(weight_GOI * scale_G1I, inverse_GII, alpha=-penalty)  # H (H + ρ)⁻¹ = 1 − ρ (H + ρ)⁻¹
     dual = torch.zeros_like(found)
     for k in range(1, ROUNDS):
         dual += found
@@ -45,11 +45,19 @@ def select(weight_GOI: Tensor, gram_GII: Tensor, choose: Choose) -> tuple[Tensor
         sparse = dual * choose(dual.abs(), min(1.0, k / RAMP) ** (1 / 3))
         dual -= sparse
         sparse.sub_(dual).addcmul_(weight_GOI, scale_G1I, value=-1)
-        found = (weight_GOI * scale_G1I).baddbmm_(sparse, inverse_GII, alpha=PENALTY)
+        found = (weight_GOI * scale_G1I).baddbmm_(sparse, inverse_GII, alpha=penalty)
         del sparse
     del inverse_GII
     memory.release()
     return choose(dual.add_(found).abs_(), 1.0), found.div_(scale_GI[:, None])
+
+
+def _inverted(matrices_GII: Tensor) -> Tensor:
+    """The matrices, each inverted in its place."""
+    for matrix_II in matrices_GII.mT:  # in LAPACK's order of memory, so that nothing is copied
+        torch.linalg.cholesky(matrix_II, out=matrix_II)
+        torch.cholesky_inverse(matrix_II, out=matrix_II)
+    return matrices_GII
 
 
 def refit(

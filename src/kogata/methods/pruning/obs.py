@@ -5,7 +5,9 @@ Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain 
 H of a layer is that of its squared output error, A = XᵀX / rows for each row (Dong, Chen, Pan, 1705.07565), or the Kronecker
 product A ⊗ G with G the second moment of the gradients of its outputs (Martens and Grosse, 1503.05671), where
     s_oi = w_oi² / (2 [A⁻¹]_ii [G⁻¹]_oo).
-The updates for all lost weights together are the least-squares fit of the kept ones (``kernels/obs.py``).
+Hassibi and Stork remove one weight, update the others, and begin anew. Here a round removes many, each round the same share of
+what is left; the updates for all of them together are the least-squares fit of the kept ones (``kernels/obs.py``). The next
+round judges what the weights have become, by the inverse of the whole H.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from kogata.method import About, WeightMethod
 from kogata.methods.quantization.gptq import Layer, layer_of
 from kogata.stats import Stat, Stats
 
-STEPS = 40  # of conjugate gradients on the kept weights
+ROUNDS = 16
+STEPS, LAST = 6, 40  # of conjugate gradients on the kept weights, in a round and after the last
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class OBS(WeightMethod):
-    """Keep the weights of the highest saliency, chosen at once, and let them make up for the lost ones.
+    """Drop the weights of the lowest saliency, round by round, and let the others make up for the lost ones.
 
     ``sparsity`` is the fraction of a layer's weights that become zero, in [0, 1). ``hessian`` is that of the layer's output
     error ("layer") or of the loss ("kronecker", which needs gradients). ``damping`` times its mean diagonal is added to each
@@ -102,13 +105,18 @@ def pruned(layer: Layer, shape: torch.Size, sparsity: float, outer_OO: Tensor | 
     keep = round((1 - sparsity) * count)
     if not 0 < keep < count:
         raise NotApplicable(f"keeping {keep} of {count} weights changes nothing or leaves nothing")
-    kept_GOI = obs.largest(saliency(layer.weight_GOI, layer.gram_GII, outer_OO), keep)
-    found_GOI = obs.refit(layer.weight_GOI, layer.gram_GII, kept_GOI, layer.weight_GOI, STEPS, outer_OO)
+    cost_GOI = unit_cost(layer.gram_GII, outer_OO)
+    found_GOI, kept_GOI = layer.weight_GOI, layer.kept_GOI
+    for k in range(1, ROUNDS + 1):
+        left = round(count * (keep / count) ** (k / ROUNDS))
+        saliency_GOI = (found_GOI.square() * cost_GOI).where(kept_GOI, -1)
+        kept_GOI = obs.largest(saliency_GOI, left)
+        steps = STEPS if k < ROUNDS else LAST
+        found_GOI = obs.refit(layer.weight_GOI, layer.gram_GII, kept_GOI, found_GOI, steps, outer_OO)
     return Masked.of(found_GOI.reshape(shape), kept_GOI.reshape(shape))
 
 
-def saliency(weight_GOI: Tensor, gram_GII: Tensor, outer_OO: Tensor | None) -> Tensor:
-    """w² / (2 [A⁻¹]_ii [G⁻¹]_oo) ``[G, O, I]`` (float64); without G, its inverse counts as 1."""
-    inverse_GI = torch.linalg.inv(gram_GII.double()).diagonal(dim1=1, dim2=2)
-    cost = weight_GOI.double().square() / (2 * inverse_GI[:, None])
-    return cost if outer_OO is None else cost / torch.linalg.inv(outer_OO.double()).diagonal()[:, None]
+def unit_cost(gram_GII: Tensor, outer_OO: Tensor | None) -> Tensor:
+    """1 / (2 [A⁻¹]_ii [G⁻¹]_oo), what a weight of 1 costs, ``[G, O or 1, I]``; without G, its inverse counts as 1."""
+    cost = 0.5 / torch.linalg.inv(gram_GII.double()).diagonal(dim1=1, dim2=2)[:, None]
+    return (cost if outer_OO is None else cost / torch.linalg.inv(outer_OO.double()).diagonal()[:, None]).float()

@@ -3,7 +3,8 @@
 Frantar and Alistarh, "SparseGPT", ICML 2023 (2301.00774), equation 1, with H = XᵀX / rows:
     argmin over masks M and weights v of (w − M∘v) H (w − M∘v)ᵀ.
 The paper chooses masks block by block while it corrects the columns to the right; here alternating directions choose them
-for the whole layer at once, and the kept weights are fitted by least squares (Boža, 2401.02938; ``kernels/obs.py``).
+for the whole layer at once, in the paper's metric w² / [H⁻¹]_cc, and the kept weights are fitted by least squares (Boža,
+2401.02938; ``kernels/obs.py``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kogata.method import About, WeightMethod, follow
 from kogata.methods.quantization.gptq import layer_of, rounded
 from kogata.stats import Stat, Stats
 
-STEPS = 6  # of conjugate gradients on the kept weights
+STEPS = 12  # of conjugate gradients on the kept weights
 
 
 @final
