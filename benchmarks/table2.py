@@ -1,10 +1,9 @@
 """The geometry of the survey's table 2: AlexNet, VGG-16 and GoogLeNet at its compression rates, in ONNX Runtime.
 
-The table's rates are those of the parameters of all convolutions. The first of a net stays as it is, for it has three inputs
-and hardly a hundredth of the parameters, and factors in front of its stride would work on whole images; the others make up for
-that, of GoogLeNet also the 1×1 ones, as two matrices.
-Its speed-ups of BN low-rank (separable filters) and of CP are the bars. Time depends on shapes, not on numbers: the weights are
-drawn at random, so accuracy is not claimed. Seconds are for the decomposition of the whole net.
+The table's rates are those of the whole nets, and so are the times: convolutions become separable or CP ones, matrices, of
+linear layers and of convolutions with a kernel of one place, two factors. The first convolution of a net stays as it is, for it
+has hardly a hundredth of the parameters, and factors in front of its stride would work on whole images. Time depends on shapes,
+not on numbers: the weights are drawn at random, so accuracy is not claimed. Seconds are for the decomposition of the whole net.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ IMAGE = 224
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table: rate of the convolutions' parameters, and the speed-up that it reports."""
+    """One line of the table: rate of the parameters, and the speed-up that it reports."""
 
     network: Callable[[], nn.Module]
     method: type[WeightMethod]
@@ -57,24 +56,24 @@ def rows(name: str, case: Case) -> list[Row]:
     """Decompose, and time beside the dense net."""
     torch.manual_seed(SEED)
     model, image = case.network().eval(), torch.randn(1, 3, IMAGE, IMAGE)
-    convolutions = [site for site in surgery.sites(model) if site.kind is Kind.CONV]
-    whole = sum(torch.Size(site.shape).numel() for site in convolutions)
-    first = torch.Size(convolutions[0].shape).numel()
+    layers = [site for site in surgery.sites(model) if site.kind in (Kind.CONV, Kind.LINEAR) and len(site.shape) > 1]
+    whole = sum(torch.Size(site.shape).numel() for site in layers)
+    first = torch.Size(layers[0].shape).numel()
     rate = (whole - first) / (whole / case.rate - first)
     smaller = surgery.clone(model)
     started = time.perf_counter()
-    for site in convolutions[1:]:
+    for site in layers[1:]:
         method = at_rate(case.method, site.shape, rate)
         if method is not None:
             weight = surgery.form_at(model, site).dense().detach()
             surgery.attach(smaller, site, method.encode(weight, site, Stats()))
     seconds = time.perf_counter() - started
-    kept = sum(surgery.form_at(smaller, site).kept() for site in convolutions)
+    kept = sum(surgery.form_at(smaller, site).kept() for site in layers)
     engine = OnnxRuntime()
     sessions = [engine.open_model(net, image) for net in (model, smaller)]
     dense, ours = interleaved([lambda session=session: session(image) for session in sessions])
     return [
-        Row(name, "parameters of the convolutions", whole / kept, "x fewer"),
+        Row(name, "weights", whole / kept, "x fewer"),
         Row(name, "decomposition of the whole net", seconds, "s"),
         Row(name, "time, dense", dense.p50, "ms"),
         Row(name, "time, batch 1", dense.p50 / ours.p50, "x faster", case.bar, ">=", "the survey's table 2"),

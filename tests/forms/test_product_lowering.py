@@ -71,6 +71,7 @@ PLANE: dict[str, dict[str, Any]] = {
     "groups": {"groups": 2, "padding": 1},
     "groups, strided": {"groups": 4, "padding": 1, "stride": (1, 2)},
     "tall": {"kernel_size": (5, 2)},
+    "large": {"kernel_size": (5, 4), "padding": 2, "stride": (2, 1), "dilation": (1, 2)},
 }
 
 
@@ -109,14 +110,15 @@ def test_volumes() -> None:
 
 
 def test_the_stages_are_the_ones_of_the_papers() -> None:
-    def layers(equation: str) -> list[tuple[int, int, tuple[int, ...], int]]:
-        cheaper = surgery.lower(attached(nn.Conv2d(16, 32, (3, 5)), equation, 4))
+    def layers(equation: str, kernel: tuple[int, int] = (3, 5)) -> list[tuple[int, int, tuple[int, ...], int]]:
+        cheaper = surgery.lower(attached(nn.Conv2d(16, 32, kernel), equation, 4))
         return [(m.in_channels, m.out_channels, m.kernel_size, m.groups) for m in cheaper.modules() if isinstance(m, nn.Conv2d)]
 
     assert layers(PAIR) == [(16, 4, (3, 5), 1), (4, 32, (1, 1), 1)]
     assert layers(SEPARABLE) == [(16, 4, (3, 1), 1), (4, 32, (1, 5), 1)]
     assert layers(TUCKER) == [(16, 4, (1, 1), 1), (4, 5, (3, 5), 1), (5, 32, (1, 1), 1)]
     assert layers(CP[2]) == [(16, 4, (1, 1), 1), (4, 4, (3, 1), 4), (4, 4, (1, 5), 4), (4, 32, (1, 1), 1)]
+    assert layers(CP[2], (4, 5)) == [(16, 4, (1, 1), 1), (4, 4, (4, 5), 4), (4, 32, (1, 1), 1)]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of factors in a damage
 PAIR = "or,ri->oi"  # two matrices
 SEPARABLE = "orw,rih->oihw"  # a filter down the image, then one across it
 TUCKER = "os,srk,ri->oik"  # fewer channels, the flattened kernel between these, more channels
+SHORT = 3  # places of a kernel up to which one filter along each axis of the image is as fast as a square one for each channel
 CP = {1: "or,rh,ri->oih", 2: "or,rw,rh,ri->oihw"}  # by the axes of the image: one filter along each, channel by channel
 DEPTHWISE = "oim,imk->oik"  # m flattened filters on each input channel, then a mixing of what they give
 SQUEEZED = {1: "osx,si->oix", 2: "osyx,si->oiyx"}  # by the axes of the image: fewer channels, then filters on these
@@ -174,5 +175,8 @@ def _stages(equation: str, factors: Sequence[Tensor], kernel: Sequence[int]) -> 
         return [Stage(filters_IMK.reshape(inputs * count, 1, *kernel), every, inputs), point(mix_OIM.flatten(1))]
     if equation == CP.get(len(kernel)) and list(kernel) == [factor.shape[1] for factor in reversed(factors[1:-1])]:
         left_OR, *lines, right_RI = factors
-        return [point(right_RI), *(line(weight, axis) for axis, weight in enumerate(reversed(lines))), point(left_OR)]
+        middle = [line(weight, axis) for axis, weight in enumerate(reversed(lines))]
+        if len(kernel) == 2 and min(kernel) > SHORT:
+            middle = [Stage(torch.einsum("rw,rh->rhw", *lines)[:, None], every, len(left_OR.T))]
+        return [point(right_RI), *middle, point(left_OR)]
     return None
