@@ -93,7 +93,10 @@ def largest(score: Tensor, keep: int) -> Tensor:
         return torch.ones_like(score, dtype=torch.bool)
     last = len(flat) - keep
     if flat.is_cpu:  # half the time, and without the positions, which take twice the memory of the scores
-        threshold = torch.from_numpy(np.partition(flat.detach().numpy(), last)[last : last + 1])
+        scores = (
+            flat.detach().numpy() if flat.dtype == torch.float32 else flat.detach().double().numpy()
+        )  # NumPy has no bfloat16
+        threshold = torch.from_numpy(np.partition(scores, last)[last : last + 1]).to(flat.dtype)
     else:
         threshold = flat.kthvalue(last + 1).values
     kept = flat > threshold
