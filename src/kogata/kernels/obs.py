@@ -93,10 +93,8 @@ def largest(score: Tensor, keep: int) -> Tensor:
         return torch.ones_like(score, dtype=torch.bool)
     last = len(flat) - keep
     if flat.is_cpu:  # half the time, and without the positions, which take twice the memory of the scores
-        scores = (
-            flat.detach().numpy() if flat.dtype == torch.float32 else flat.detach().double().numpy()
-        )  # NumPy has no bfloat16
-        threshold = torch.from_numpy(np.partition(scores, last)[last : last + 1]).to(flat.dtype)
+        numbers = flat.detach() if flat.dtype == torch.float32 else flat.detach().double()  # NumPy has no bfloat16
+        threshold = torch.from_numpy(np.partition(numbers.numpy(), last)[last : last + 1]).to(flat.dtype)
     else:
         threshold = flat.kthvalue(last + 1).values
     kept = flat > threshold
