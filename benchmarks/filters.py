@@ -3,9 +3,8 @@
 The net on CIFAR-10 is that of ``cifar-vgg-small``: six convolutions. Each variant replaces all of them by layers of its own,
 trained from the same seed for the same epochs. CIRC and p4m have the width and the products of the dense net, a quarter and an
 eighth of its filters. The others are as wide as no more parameters than those of the dense net let them be: MBA computes half
-of its maps and copies them, CReLU does so in every other convolution, as its paper does in VGG, and DCNN takes its filters out
-of a quarter of larger ones. Errors are those of the net read back from its file, on the 10,000 test images, and bytes are those
-of the file.
+of its maps and copies them, CReLU does so in every other convolution, and DCNN takes its filters out of a quarter of larger
+ones. Errors are those of the net read back from its file, on the 10,000 test images, and bytes are those of the file.
 
 Rotated MNIST is made here: 12,000 images of the training set, each turned by a random angle, and the 10,000 test images, turned
 alike. Both nets have seven convolutions (Cohen and Welling, 1602.07576, section 8.1), and the same number of parameters.

@@ -37,7 +37,7 @@ MINUTES = 10
 SEED = 0
 TASK = "cifar-resnet20-small"
 RUNS = Path(__file__).parent.parent / "runs" / "narrow_nets"
-TOLERANCE, RESIDUAL = 0.2, 0.25
+TOLERANCE, RESIDUAL = 0.2, 0.25  # the second setting: 0.35 and a rank of 2 shared in 17 layers, and lost 3.6 points
 RECOVER = Recover(epochs=2, learning_rate=2e-3)
 POINTS = 0.5
 CONVOLUTIONS = Where(kinds=(Kind.CONV,))

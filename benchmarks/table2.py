@@ -1,7 +1,7 @@
 """The geometry of the survey's table 2: AlexNet, VGG-16 and GoogLeNet at its compression rates, in ONNX Runtime.
 
-The table's rates are those of the whole nets, and so are the times: convolutions become separable or CP ones, matrices, of
-linear layers and of convolutions with a kernel of one place, two factors. The first convolution of a net stays as it is, for it
+The table's rates and times are taken as those of the whole nets: convolutions become separable or CP ones, matrices, of linear
+layers and of convolutions with a kernel of one place, two factors. The first convolution of a net stays as it is, for it
 has hardly a hundredth of the parameters, and factors in front of its stride would work on whole images. Time depends on shapes,
 not on numbers: the weights are drawn at random, so accuracy is not claimed. Seconds are for the decomposition of the whole net.
 """

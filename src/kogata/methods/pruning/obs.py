@@ -7,7 +7,8 @@ product A ⊗ G with G the second moment of the gradients of its outputs (Marten
     s_oi = w_oi² / (2 [A⁻¹]_ii [G⁻¹]_oo).
 Hassibi and Stork remove one weight, update the others, and begin anew. Here a round removes many, each round the same share of
 what is left; the updates for all of them together are the least-squares fit of the kept ones (``kernels/obs.py``). The next
-round judges what the weights have become, by the inverse of the whole H.
+round judges what the weights have become, by the inverse of the whole H: an approximation, which with strongly correlated
+outputs ends at up to twice the loss of one removal at a time, and at less than half of that of a choice at once.
 """
 
 from __future__ import annotations
