@@ -94,6 +94,17 @@ def test_one_long_block_keeps_its_transforms_in_onnx_runtime(tmp_path: Path) -> 
     assert_fast(lowered(BlockCirculant(), 4096, 100, tmp_path), CirculantLinear)
 
 
+def test_one_row_and_many_rows_go_other_ways_to_the_same_product(tmp_path: Path) -> None:
+    layer = lowered(BlockCirculant(), 512, 600, tmp_path), lowered(BlockCirculant(), 1024, 1000, tmp_path)
+    assert [isinstance(each, CirculantLinear) and each.kernel is not None for each in layer] == [False, True]
+    x_NI = torch.randn(64, 1000)
+    together = layer[1](x_NI)
+    assert_near(torch.cat([layer[1](row[None]) for row in x_NI]), together, 1e-6)
+    x_NI.requires_grad_()
+    layer[1](x_NI[:2]).sum().backward()
+    assert x_NI.grad is not None
+
+
 def test_small_layers_stay_dense(tmp_path: Path) -> None:
     assert type(lowered(BlockCirculant(block=8), 40, 60, tmp_path)) is torch.nn.Linear
 

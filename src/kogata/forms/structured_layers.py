@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast, final
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,16 @@ from torch.nn import functional
 
 from kogata.forms.layers import kind_of
 
+if TYPE_CHECKING:
+    from kogata.kernels.circular import CircularProduct
+
 SMALLEST = 1 << 16  # entries of a matrix below which a chain of operations costs more in overhead than a dense product
 TRANSFORMED = 1 << 18  # the same where the chain is of Fourier or Hadamard transforms
 GAIN = 3  # times fewer products than dense that small batched products have to be, being slower for each
 SHORTEST = 16  # length of a transform below which blocks are no cheaper
 COSINES = 256  # longest transform that is cheaper as a product with cosines in ONNX Runtime
 TRANSFORMS = 4096  # shortest one, of a power of two, that its own operator pays for
+ROWS = 4  # inputs at once above which the transforms of PyTorch, which plan at each call, are faster than our kernel
 
 
 def lowers(layer: nn.Module, least: int) -> bool:
@@ -73,8 +77,9 @@ class Structured(nn.Module, ABC):
 class CirculantLinear(Structured):
     """Blocks ``C(base[p, q])`` of size b, ``y = C (D x)``; base ``[P, Q, b]``, signs D ``[I]``.
 
-    PyTorch multiplies spectra. In ONNX Runtime, blocks up to ``COSINES`` become products with cosines and sines, one block of
-    at least ``TRANSFORMS`` and a power of two its DFT operators, all others a dense layer.
+    PyTorch multiplies spectra, or on a processor, for few inputs and one block of a power of two, our own kernel does. In ONNX
+    Runtime, blocks up to ``COSINES`` become products with cosines and sines, one block of at least ``TRANSFORMS`` and a power
+    of two its DFT operators, all others a dense layer.
     """
 
     weight: Tensor | None
@@ -86,21 +91,36 @@ class CirculantLinear(Structured):
         self.blocks, self.block = base_PQB.shape[:2], base_PQB.shape[2]
         self.padding = self.blocks[1] * self.block - self.inputs
         self.single = tuple(self.blocks) == (1, 1)
-        transforms = self.single and self.block >= TRANSFORMS and self.block.bit_count() == 1
+        halving = self.single and self.block.bit_count() == 1
+        transforms = halving and self.block >= TRANSFORMS
         self.register_buffer("weight", None if self.block <= COSINES or transforms else self._matrix(), persistent=False)
         spectrum = torch.fft.rfft(base_PQB)
         spectrum = spectrum.flatten() if self.single else spectrum.permute(2, 0, 1).contiguous()
         self.register_buffer("spectrum", spectrum, persistent=False)
+        self.kernel = self._kernel() if halving else None
 
     def multiply(self, x_NI: Tensor) -> Tensor:
         """See :class:`Structured`."""
         if not torch.compiler.is_exporting():
+            if self.kernel is not None and len(x_NI) <= ROWS and self._plain(x_NI):
+                return torch.from_numpy(self.kernel(x_NI.contiguous().numpy()))
             return self._convolved(x_NI, self.spectrum) if self.single else self._spectra(x_NI)
         if self.block <= COSINES:
             return self._cosines(x_NI)
         if self.weight is None:
             return self._convolved(x_NI, torch.fft.rfft(self.base.flatten()))
         return functional.linear(x_NI, self.weight)
+
+    def _kernel(self) -> CircularProduct:
+        from kogata.kernels.circular import CircularProduct  # numba takes long to import
+
+        base_B, sign_I = (t.detach().cpu().flatten().numpy() for t in (self.base, self.sign))
+        return CircularProduct(base_B, sign_I)
+
+    def _plain(self, x_NI: Tensor) -> bool:
+        """Whether compiled code may read these numbers: it records no gradients, and knows one precision and no device."""
+        recorded = x_NI.requires_grad and torch.is_grad_enabled()
+        return x_NI.is_cpu and x_NI.dtype is self.base.dtype and not recorded and not torch.compiler.is_compiling()
 
     def _split(self, x_NI: Tensor) -> Tensor:
         """``[N, Q, b]``."""

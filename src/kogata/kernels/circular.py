@@ -1,0 +1,169 @@
+"""Products with a circulant matrix of n = 2^k numbers: circular convolution of real vectors, a row at a time.
+
+Polynomials modulo x^n − 1 are split until each factor is linear (the fast Fourier transform as ring maps: Bernstein,
+"Multidigit multiplication for mathematicians", 2001):
+    R[x]/(x^n − 1)  →  R[x]/(x^(n/2) − 1)  ×  R[x]/(x^(n/2) + 1)
+    R[x]/(x^(2m) + 1)  =  C[x]/(x^m − i)
+    C[x]/(x^(2m) − s²)  →  C[x]/(x^m − s)  ×  C[x]/(x^m + s)
+so a product is two splits, a multiplication number by number, and a join. The order of the factors does not matter, so nothing
+is reordered; real input costs half of complex; and a block has one constant s, so the inner loops run over neighbours. PyTorch
+plans its transforms anew at each call, which one row pays most for.
+
+A split vector holds, for each m = 1, 2, 4 … n/2, the factors of x^m + 1 at [m, 2m): real parts, then imaginary ones.
+"""
+
+# numba's decorators are untyped
+# pyright: reportUntypedFunctionDecorator=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+class CircularProduct:
+    """``C(base) diag(sign)``: base ``[n]``, the first column, n a power of two; sign ``[I]``, I ≤ n; of one float dtype."""
+
+    def __init__(self, base_N: Floats, sign_I: Floats) -> None:
+        dtype, n = base_N.dtype, len(base_N)
+        self.sign, self.roots = sign_I.copy(), _roots(n, dtype)
+        self.factors = base_N.copy()
+        _split(self.factors, *self.roots)
+        place = np.arange(n)
+        m = 1 << np.frexp(np.maximum(place, 1))[1] - 1  # the factor that a place belongs to
+        self.factors /= (n // m * np.maximum(m // 2, 1)).astype(dtype)  # what joining multiplies by
+
+    def __call__(self, x_NI: Floats) -> Floats:
+        """The product with each row: ``[N, n]``."""
+        y_NJ = np.empty((len(x_NI), len(self.factors)), self.factors.dtype)
+        _products(x_NI, self.sign, self.factors, *self.roots, y_NJ)
+        return y_NJ
+
+
+def _roots(n: int, dtype: np.dtype[np.floating]) -> tuple[Floats, Floats]:
+    """Cosines and sines of s for every block of every level: the level of c blocks is at [c, 2c)."""
+    level = np.array([math.pi / 4])
+    levels = [np.zeros(1), level]
+    while 4 * len(level) < n:
+        level = np.stack([level / 2, level / 2 + math.pi / 2], 1).ravel()
+        levels.append(level)
+    angles = np.concatenate(levels)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _products(x_NI: Floats, sign_I: Floats, spectrum_J: Floats, cosine: Floats, sine: Floats, y_NJ: Floats) -> None:
+    """See :meth:`CircularProduct.__call__`."""
+    inputs = x_NI.shape[1]
+    for row in range(len(x_NI)):
+        y_J = y_NJ[row]
+        for j in range(inputs):
+            y_J[j] = x_NI[row, j] * sign_I[j]
+        y_J[inputs:] = 0
+        _split(y_J, cosine, sine)
+        _multiply(y_J, spectrum_J)
+        _join(y_J, cosine, sine)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _split(y: Floats, cosine: Floats, sine: Floats) -> None:
+    """Modulo x^n − 1 into n numbers."""
+    m = len(y) // 2
+    while m >= 1:
+        _butterfly(y[:m], y[m : 2 * m])
+        if m >= 4:
+            _split_complex(y[m : m + m // 2], y[m + m // 2 : 2 * m], cosine, sine)
+        m //= 2
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _multiply(y: Floats, by: Floats) -> None:
+    """Factor by factor; those of x − 1 and x + 1 are real."""
+    y[:2] *= by[:2]
+    m = 2
+    while m < len(y):
+        half = m // 2
+        for j in range(m, m + half):
+            a, b, c, d = y[j], y[j + half], by[j], by[j + half]
+            y[j], y[j + half] = a * c - b * d, a * d + b * c
+        m *= 2
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _join(y: Floats, cosine: Floats, sine: Floats) -> None:
+    """The way back, times n / (2 m) and the complex numbers of the factor."""
+    m = 1
+    while m < len(y):
+        if m >= 4:
+            _join_complex(y[m : m + m // 2], y[m + m // 2 : 2 * m], cosine, sine)
+        _butterfly(y[:m], y[m : 2 * m])
+        m *= 2
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _butterfly(left: Floats, right: Floats) -> None:
+    """Modulo x^m − 1 and x^m + 1, or twice the way back."""
+    for j in range(len(left)):
+        u, v = left[j], right[j]
+        left[j], right[j] = u + v, u - v
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats) -> None:
+    """Modulo x^m − i into m numbers, in place; the last two levels, too short for vectors, in one pass."""
+    count, m = 1, len(re) // 2
+    while m >= 4 or (m == 1 and count == 1):
+        for block in range(count):
+            c, s, at = cosine[count + block], sine[count + block], 2 * block * m
+            re0, im0, re1, im1 = re[at : at + m], im[at : at + m], re[at + m : at + 2 * m], im[at + m : at + 2 * m]
+            for j in range(m):
+                a, b = re0[j], im0[j]
+                u, v = _turned(re1[j], im1[j], c, s)
+                re0[j], im0[j], re1[j], im1[j] = a + u, b + v, a - u, b - v
+        count, m = 2 * count, m // 2
+    for block in range(count if m == 2 else 0):
+        c, s, at = cosine[count + block], sine[count + block], 4 * block
+        a0, b0 = _turned(re[at + 2], im[at + 2], c, s)
+        a1, b1 = _turned(re[at + 3], im[at + 3], c, s)
+        c, s = cosine[2 * (count + block)], sine[2 * (count + block)]  # the other block's root is this one times i
+        u0, v0 = _turned(re[at + 1] + a1, im[at + 1] + b1, c, s)
+        u1, v1 = _turned(re[at + 1] - a1, im[at + 1] - b1, -s, c)
+        p0, q0, p1, q1 = re[at] + a0, im[at] + b0, re[at] - a0, im[at] - b0
+        re[at], im[at], re[at + 1], im[at + 1] = p0 + u0, q0 + v0, p0 - u0, q0 - v0
+        re[at + 2], im[at + 2], re[at + 3], im[at + 3] = p1 + u1, q1 + v1, p1 - u1, q1 - v1
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _join_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats) -> None:
+    """The way back of :func:`_split_complex`, times m."""
+    count, m = max(len(re) // 4, 1), 1
+    for block in range(count if len(re) >= 4 else 0):
+        at = 4 * block
+        c, s = cosine[2 * (count + block)], sine[2 * (count + block)]
+        p0, q0, p1, q1 = re[at] + re[at + 1], im[at] + im[at + 1], re[at + 2] + re[at + 3], im[at + 2] + im[at + 3]
+        u0, v0 = _turned(re[at] - re[at + 1], im[at] - im[at + 1], c, -s)
+        u1, v1 = _turned(re[at + 2] - re[at + 3], im[at + 2] - im[at + 3], -s, -c)
+        c, s = cosine[count + block], sine[count + block]
+        re[at], im[at], re[at + 1], im[at + 1] = p0 + p1, q0 + q1, u0 + u1, v0 + v1
+        re[at + 2], im[at + 2] = _turned(p0 - p1, q0 - q1, c, -s)
+        re[at + 3], im[at + 3] = _turned(u0 - u1, v0 - v1, c, -s)
+    if len(re) >= 4:
+        count, m = count // 2, 4
+    while count >= 1:
+        for block in range(count):
+            c, s, at = cosine[count + block], sine[count + block], 2 * block * m
+            re0, im0, re1, im1 = re[at : at + m], im[at : at + m], re[at + m : at + 2 * m], im[at + m : at + 2 * m]
+            for j in range(m):
+                u, v = re0[j] - re1[j], im0[j] - im1[j]
+                re0[j], im0[j] = re0[j] + re1[j], im0[j] + im1[j]
+                re1[j], im1[j] = _turned(u, v, c, -s)
+        count, m = count // 2, 2 * m
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
+def _turned(re: float, im: float, cosine: float, sine: float) -> tuple[float, float]:
+    """A complex product."""
+    return re * cosine - im * sine, re * sine + im * cosine
