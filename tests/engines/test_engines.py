@@ -161,11 +161,20 @@ def test_an_exported_graph_is_deterministic_and_names_no_file(job: Job) -> None:
     assert OnnxSession(onnx_graph.export(surgery.lower(job.model).eval(), inputs))(inputs).shape == (12, 6)
 
 
-def test_calls_alternate_and_every_one_counts() -> None:
-    order: list[str] = []
-    first, second = interleaved([lambda: order.append("a"), lambda: order.append("b")], runs=30)
-    assert order == ["a"] * WARM_UP + ["b"] * WARM_UP + ["a", "b"] * 30
+def test_calls_take_turns_and_every_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that take 0.5 and 3 ms: four of the one fill a turn, one of the other."""
+    now, order = 0, list[str]()
+
+    def passes(name: str, nanoseconds: int) -> None:
+        nonlocal now
+        now += nanoseconds
+        order.append(name)
+
+    monkeypatch.setattr("time.perf_counter_ns", lambda: now)
+    first, second = interleaved([lambda: passes("a", 500_000), lambda: passes("b", 3_000_000)], runs=30)
+    assert order == ["a"] * WARM_UP + ["b"] * WARM_UP + ["a", "a", "a", "a", "b"] * 30
     assert (first.runs, second.runs) == (30, 30)
+    assert (first.p50, second.p50) == (0.5, 3.0)
 
 
 def test_medians_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +184,8 @@ def test_medians_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     def passes(which: int) -> None:
         nonlocal now
         counts[which] += 1
-        now += (max(counts[which] - WARM_UP, 0)) * (10_000_000 if which else 1_000_000)
+        run = counts[which] - WARM_UP
+        now += (run if run > 0 else 20) * (10_000_000 if which else 1_000_000)
 
     monkeypatch.setattr("time.perf_counter_ns", lambda: now)
     one, ten = interleaved([lambda: passes(0), lambda: passes(1)], runs=20)

@@ -1,6 +1,8 @@
-"""Latency: how long one forward pass takes, for two models in one interleaved run.
+"""Latency: how long one forward pass takes, for several models in one interleaved run.
 
-The two alternate call by call, so that a machine whose speed drifts slows both; median and spread, never a mean.
+They take turns, so that a machine whose speed drifts slows all; median and spread over the turns, never a mean. A turn is one
+call, or as many as fill :data:`TURN`: the first call after another model's finds the processor's caches full of that one's
+weights and code, which would tell of the neighbour more than of a call of some microseconds.
 """
 
 from __future__ import annotations
@@ -13,27 +15,35 @@ import numpy as np
 from kogata.report.data import Latency
 
 WARM_UP = 10
-RUNS = 200
+RUNS = 100
+TURN = 2_000_000  # nanoseconds
 BUDGET = 20.0  # seconds for all runs together; slow models get fewer, but at least MINIMUM
 MINIMUM = 10
 
 
 def interleaved(calls: Sequence[Callable[[], object]], runs: int = RUNS) -> list[Latency]:
-    """The latency of each call, measured in turn after a warm-up."""
+    """The latency of each call, in milliseconds, measured in turn after a warm-up."""
     started = time.perf_counter()
+    counts = list[int]()
     for call in calls:
-        for _ in range(WARM_UP if time.perf_counter() - started < BUDGET / 10 else 1):
-            call()
+        warm_up = WARM_UP if time.perf_counter() - started < BUDGET / 10 else 1
+        counts.append(max(round(TURN / max(min(_timed(call, 1) for _ in range(warm_up)), 1)), 1))
     times = np.zeros((len(calls), runs))
     started, done = time.perf_counter(), 0
     for done in range(1, runs + 1):
-        for index, call in enumerate(calls):
-            before = time.perf_counter_ns()
-            call()
-            times[index, done - 1] = (time.perf_counter_ns() - before) / 1e6
+        for index, (call, count) in enumerate(zip(calls, counts, strict=True)):
+            times[index, done - 1] = _timed(call, count) / 1e6
         if done >= MINIMUM and time.perf_counter() - started > BUDGET:
             break
     return [
         Latency(p50=float(np.median(row)), p90=float(np.quantile(row, 0.9)), minimum=float(row.min()), runs=done)
         for row in times[:, :done]
     ]
+
+
+def _timed(call: Callable[[], object], count: int) -> float:
+    """Nanoseconds of one of so many calls."""
+    before = time.perf_counter_ns()
+    for _ in range(count):
+        call()
+    return (time.perf_counter_ns() - before) / count

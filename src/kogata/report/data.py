@@ -23,7 +23,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds of one forward pass of one sample, interleaved with the other model's in one run."""
+    """Milliseconds of one forward pass of one sample, over ``runs`` turns that it took with the other model in one run."""
 
     p50: float
     p90: float
