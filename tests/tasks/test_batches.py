@@ -89,3 +89,17 @@ def test_a_pass_that_moves_images_repeats_with_its_seed():
 
     assert torch.equal(once(1), once(1))
     assert not torch.equal(once(1), once(2))
+
+
+def test_images_that_lie_channels_last_stay_so():
+    images_NCHW = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
+
+    def once(images_NCHW: torch.Tensor) -> list[torch.Tensor]:
+        batches = Batches(images_NCHW, torch.arange(50), 16, shuffle=True, shift=4, mirror=True, normalization=NORMALIZATION)
+        torch.manual_seed(0)
+        return [inputs for inputs, _ in batches]
+
+    last = once(images_NCHW.contiguous(memory_format=torch.channels_last))
+    assert all(inputs.is_contiguous(memory_format=torch.channels_last) for inputs in last)
+    assert all(map(torch.equal, last, once(images_NCHW)))
+    assert not any(inputs.is_contiguous(memory_format=torch.channels_last) for inputs in once(images_NCHW))

@@ -37,7 +37,8 @@ class Batches:
     >>> len(batches), [targets.tolist() for _, targets in batches]
     (3, [[0, 1], [2, 3], [4]])
 
-    :param inputs: ``[N, ...]``; images ``[N, C, H, W]`` where they are shifted, mirrored or normalized.
+    :param inputs: ``[N, ...]``; images ``[N, C, H, W]`` where they are shifted, mirrored or normalized. Images that lie
+        channels last in memory do so in every batch: on a processor convolutions, all that follow too, are then faster.
     :param targets: ``[N, ...]``.
     :param shift: each image moves by up to so many pixels along each axis, at random, its edge pixels repeated.
     :param mirror: each image is mirrored left to right, or not, at random.
@@ -71,7 +72,7 @@ class Batches:
             inputs = self.inputs[index]
             if self.normalization is not None:
                 inputs = self.normalization(inputs)
-            yield self._mirrored(self._shifted(inputs)), self.targets[index]
+            yield self._laid(self._mirrored(self._shifted(inputs))), self.targets[index]
 
     def _shifted(self, inputs_NCHW: Tensor) -> Tensor:
         if self.shift == 0:
@@ -87,3 +88,7 @@ class Batches:
             return inputs_NCHW
         chosen_N111 = torch.randint(2, (len(inputs_NCHW), 1, 1, 1)).bool()
         return torch.where(chosen_N111, inputs_NCHW.flip(3), inputs_NCHW)
+
+    def _laid(self, inputs: Tensor) -> Tensor:
+        images = self.inputs.ndim == 4 and self.inputs.is_contiguous(memory_format=torch.channels_last)
+        return inputs.contiguous(memory_format=torch.channels_last) if images else inputs

@@ -131,11 +131,11 @@ def _digits(folder: Path | None) -> Split:
 
 
 def _cifar(folder: Path | None) -> Split:
-    """Read CIFAR-10, normalized by the mean and deviation of its training images."""
+    """Read CIFAR-10, normalized by the mean and deviation of its training images; channels last, to train faster."""
     pictures = load_pictures(CIFAR10, folder)
     return Split(
-        train=(pictures.train_images_NCHW, pictures.train_labels_N),
-        test=(pictures.test_images_NCHW, pictures.test_labels_N),
+        train=(pictures.train_images_NCHW.contiguous(memory_format=torch.channels_last), pictures.train_labels_N),
+        test=(pictures.test_images_NCHW.contiguous(memory_format=torch.channels_last), pictures.test_labels_N),
         normalization=Normalization(mean=(0.4914, 0.4822, 0.4465), deviation=(0.2470, 0.2435, 0.2616)),
         mirror=True,
     )
