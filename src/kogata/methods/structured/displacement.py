@@ -10,6 +10,7 @@ is then scaled by ⟨W, M⟩ / ‖M‖², the least squares in the weight. It ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -65,5 +66,6 @@ class LowDisplacement(WeightMethod):
         g_RN, h_RN = (u_NR * root_R).T, (root_R[:, None] * v_RN).flip(1)
         found = Displacement.of(g_RN, h_RN, weight.shape).dense().detach()
         scale = float((found * weight).sum() / found.square().sum().clamp_min(1e-30))
-        form = Displacement.of(g_RN * scale, h_RN, weight.shape)
+        even = abs(scale) ** 0.5  # generators of one size: a step of training changes the product alike through either
+        form = Displacement.of(g_RN * math.copysign(even, scale), h_RN * even, weight.shape)
         return projection.finished(form, weight, self.residual, f"displacement rank {self.rank}")
