@@ -15,6 +15,7 @@ from kogata.calibrate import evaluating
 from kogata.engines import OnnxRuntime, onnx_graph
 from kogata.engines.lowering import lowered
 from kogata.forms import Product
+from kogata.forms.layers import MOVED
 from kogata.forms.product import CP, PAIR, SEPARABLE, TUCKER
 from tests.contract.checks import assert_near
 
@@ -54,6 +55,12 @@ def multiplications(model: nn.Module, images: Tensor) -> int:
     for handle in handles:
         handle.remove()
     return total
+
+
+@pytest.fixture(autouse=True)
+def by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small layers are lowered too: only multiplications count."""
+    monkeypatch.setattr("kogata.forms.layers.MOVED", 0)
 
 
 PLANE: dict[str, dict[str, Any]] = {
@@ -136,6 +143,16 @@ def test_the_stages_are_the_ones_of_the_papers() -> None:
 def test_what_would_not_be_cheaper_stays_dense(build: Build, equation: str, rank: int) -> None:
     model = attached(build(), equation, rank)
     assert type(surgery.lower(model)[0]) in (nn.Conv2d, nn.Linear, nn.Embedding)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("channels", "extent", "rank", "lowers"), [(32, 5, 78, False), (512, 3, 832, True)])
+def test_thin_layers_that_move_more_than_they_compute_stay_dense(
+    channels: int, extent: int, rank: int, lowers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have about a third of the products; each of the four layers would read and write more channels than the whole."""
+    monkeypatch.setattr("kogata.forms.layers.MOVED", MOVED)
+    model = attached(nn.Conv2d(channels // 2, channels, extent), CP[2], rank)
+    assert isinstance(surgery.lower(model)[0], nn.Sequential) == lowers  # type: ignore[index]
 
 
 class Padded(nn.Conv2d):

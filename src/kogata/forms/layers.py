@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+MOVED = 64  # multiplications that take as long as a number of an image from one layer to the next, in ONNX Runtime
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -43,7 +45,7 @@ def table(layer: nn.Embedding, left_OR: Tensor, right_RI: Tensor) -> nn.Sequenti
 
 
 def convolutions(layer: nn.Module, stages: Sequence[Stage]) -> nn.Sequential | None:
-    """The stages one after another, when they multiply less than the layer; None otherwise, and for other layers.
+    """The stages one after another, when they cost less than the layer; None otherwise, and for other layers.
 
     Each axis of the image is padded, strided and dilated by the stage that has it. The groups of a grouped convolution share
     all stages but the last, so these run with the groups as a part of the batch.
@@ -51,7 +53,9 @@ def convolutions(layer: nn.Module, stages: Sequence[Stage]) -> nn.Sequential | N
     if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return None
     whole = cast("nn.Conv2d", layer)
-    if _products(whole, stages) >= whole.in_channels // whole.groups * whole.out_channels * math.prod(whole.kernel_size):
+    moved = whole.in_channels * math.prod(whole.stride) + whole.out_channels
+    products = whole.in_channels // whole.groups * whole.out_channels * math.prod(whole.kernel_size)
+    if _cost(whole, stages) >= products + MOVED * moved:
         return None
     *shared, last = stages
     bias_O = whole.bias
@@ -64,12 +68,18 @@ def convolutions(layer: nn.Module, stages: Sequence[Stage]) -> nn.Sequential | N
     return nn.Sequential(*split, *first, *join, final)
 
 
-def _products(layer: nn.Conv2d, stages: Sequence[Stage]) -> int:
-    """Multiplications of all stages for each place of the output; a stage before a stride is run at more places than one."""
+def _cost(layer: nn.Conv2d, stages: Sequence[Stage]) -> int:
+    """Multiplications of all stages for each place of the output, and ``MOVED`` for each number that they read or write.
+
+    A stage before a stride is run at more places than one.
+    """
     total, places = 0, 1
     for number, stage in enumerate(reversed(stages)):
-        total += places * stage.weight.numel() * (layer.groups if number else 1)
+        outputs, reads, *_ = stage.weight.shape
+        shared = layer.groups if number else 1
+        total += places * shared * (stage.weight.numel() + MOVED * outputs)
         places *= math.prod(layer.stride[axis] for axis in stage.axes)
+        total += places * MOVED * reads * stage.groups * layer.groups
     return total
 
 

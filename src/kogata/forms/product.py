@@ -108,9 +108,10 @@ class Product(Form):
         return cls(equation, factors, shape)
 
     def lower(self, layer: nn.Module) -> nn.Module | None:
-        """A few plain layers in a row, when they multiply less than the dense layer; None otherwise.
+        """A few plain layers in a row, when they cost less than the dense layer; None otherwise.
 
-        A linear layer becomes two; an embedding an embedding and a linear layer; a convolution one convolution for each factor.
+        A linear layer becomes two; an embedding an embedding and a linear layer; a convolution one convolution for each factor,
+        unless these would read and write more numbers than the multiplications that they save are worth.
         Other layers read their weight in ways that these cannot replace.
         """
         factors = [cast("Form", factor).dense().detach() for factor in self.factors]
