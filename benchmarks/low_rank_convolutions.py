@@ -1,9 +1,8 @@
 """Low-rank convolutions: separable, Tucker-2 and CP at two rates on two CIFAR-10 nets, after one short recovery each.
 
 Every convolution with an extent but the first keeps one part in ``rate`` of its numbers. All runs see the same training batches
-with the original as teacher, of classes and of what its stages end in, as in ``recovery``. Errors are those of the model
-reloaded from its file, on the 10,000 test images; times are of the lowered graphs in ONNX Runtime, interleaved with the dense
-net's in one run.
+with the original as teacher. Errors are those of the model reloaded from its file, on the 10,000 test images; times are of the
+lowered graphs in ONNX Runtime, interleaved with the dense net's in one run.
 
 A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/low_rank_convolutions/`` to measure anew.
 Arguments name the only networks to train, so that two can be trained side by side.
@@ -21,7 +20,6 @@ from torch import nn
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from benchmarks.recovery import SOFT
 from kogata import artifact, surgery
 from kogata.batch import call, take
 from kogata.calibrate import first_batch
@@ -33,16 +31,16 @@ from kogata.folder import Folder
 from kogata.job import Kind, Site
 from kogata.method import Method, WeightMethod, chain, per_site
 from kogata.methods import CP, SVD, Recover, Separable, Tucker2
-from kogata.methods.distillation.terms import Hints, Sum
 from kogata.report.data import Report
 from kogata.tasks.taskfile import open_task
 
 MINUTES = 60
 SEED = 0
 RUNS = Path(__file__).parent.parent / "runs" / "low_rank_convolutions"
-STAGES = {"cifar-resnet20": ("5", "8", "11"), "cifar-vgg-small": ("6", "13", "20")}  # the last layers of each, by task
+TASKS = ("cifar-resnet20", "cifar-vgg-small")
 KINDS = (Separable, Tucker2, CP)
 RATES = (2.7, 5.0)
+RECOVERY = Recover(epochs=4, learning_rate=2e-3)
 BATCHES = (1, 64)
 LOST, FASTER = 0.2, 1.5  # points at the lower rate, and times: what the survey's table 2 reports of large nets
 
@@ -54,12 +52,6 @@ def at_rate(kind: type[Method], shape: tuple[int, ...], rate: float) -> WeightMe
     """
     name = SVD.ABOUT.name if math.prod(shape[2:]) == 1 else kind.ABOUT.name
     return dict(STRUCTURES)[name](shape, 1 / rate)
-
-
-def recovery(task: str) -> Recover:
-    """One short training."""
-    layers = STAGES[task]
-    return Recover(epochs=4, learning_rate=2e-3, term=Sum(terms=(*SOFT, Hints(student=layers, teacher=layers))))
 
 
 def plan(kind: type[Method], sites: Sequence[Site], rate: float) -> Method:
@@ -84,7 +76,7 @@ def trained(task: str, kind: type[Method], rate: float) -> Report:
     if kept.finished:
         return Report.load(kept.report)
     model, opened = open_task(task, SEED, None)
-    method = chain(plan(kind, spatial(model), rate), recovery(task))
+    method = chain(plan(kind, spatial(model), rate), RECOVERY)
     return compress(model, opened, method, output=kept.path, seed=SEED, engine=None, resume=kept.path.exists()).report
 
 
@@ -131,7 +123,7 @@ def main() -> int:
                     trained(task, kind, rate)
         return 0
     torch.manual_seed(SEED)
-    return harness.run("low_rank_convolutions", [row for task in STAGES for row in rows(task)], [SEED])
+    return harness.run("low_rank_convolutions", [row for task in TASKS for row in rows(task)], [SEED])
 
 
 if __name__ == "__main__":
