@@ -70,6 +70,8 @@ def compress(
         job = replace(job, model=artifact.load(folder.model, into=surgery.clone(model)))  # nothing else is trusted now
         log.info("measuring in %s", engine.name if engine else "PyTorch")
         report = measure.report(job, model, recipe, steps, packed, folder, engine, notes, command)
+        if teacher is not None:
+            report = replace(report, names=("teacher", "student"))
         html.write(report, folder.page)
         report.save(folder.report)
         folder.finish()

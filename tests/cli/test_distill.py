@@ -44,6 +44,7 @@ def test_a_student_learns_and_is_compared_with_its_teacher(kogata: Program, stud
     told = kogata(*arguments).stdout
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert "Report:" in told
+    assert report["names"] == ["teacher", "student"]
     assert report["dense"]["parameters"] == 9610
     assert report["compressed"]["parameters"] == 64 * 16 + 16 + 160 + 10
     assert report["compressed"]["score"] > 90

@@ -101,6 +101,13 @@ def test_the_numbers_are_there(lenet: Report, tmp_path: Path) -> None:
         assert wanted in text
 
 
+def test_a_student_stands_beside_its_teacher(lenet: Report, tmp_path: Path) -> None:
+    text = " ".join(Tags(page_of(replace(lenet, names=("teacher", "student")), tmp_path)).text.split())
+    assert "bytes of the teacher file over bytes of the student file" in text
+    assert "Student minus teacher" in text
+    assert "Compressed minus dense" not in text
+
+
 def test_no_speed_up_is_claimed_below_five_percent(lenet: Report, tmp_path: Path) -> None:
     same = replace(lenet, compressed=replace(lenet.compressed, latency_ms=lenet.dense.latency_ms))
     text = Tags(page_of(same, tmp_path)).text

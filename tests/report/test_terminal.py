@@ -27,6 +27,12 @@ def test_no_line_is_wider_than_the_terminal(name: str, width: int, request: pyte
     assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)  # nothing was cut
 
 
+def test_a_student_stands_beside_its_teacher(lenet: Report) -> None:
+    headings = text_of(replace(lenet, names=("teacher", "student")), 80)
+    assert "teacher" in headings
+    assert "student" in headings
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_numbers_are_there(lenet: Report, width: int) -> None:
     text = text_of(lenet, width)

@@ -78,7 +78,7 @@ def _score_against_ms(report: Report) -> Figure | None:
 
 
 def _picture(report: Report, axis: Figure, x: list[Any], arrow_x: list[float], labels: list[str]) -> Figure | None:
-    """Dense and compressed as two points and an arrow; None without two scores. ``arrow_x`` is x as the axis counts."""
+    """The two models as two points and an arrow; None without two scores. ``arrow_x`` is x as the axis counts."""
     scores = [report.dense.score, report.compressed.score]
     if any(value is None or not math.isfinite(value) for value in scores):
         return None
@@ -94,7 +94,7 @@ def _picture(report: Report, axis: Figure, x: list[Any], arrow_x: list[float], l
         "y": y,
         "text": [
             f"<b>{name}</b><br>{label} · {score(value, decimals)}"
-            for name, label, value in zip(("dense", "compressed"), labels, y, strict=True)
+            for name, label, value in zip(report.names, labels, y, strict=True)
         ],
         "textposition": ["top center", "bottom center"] if y[0] >= y[1] else ["bottom center", "top center"],
         "marker": {"size": [13, 15], "color": ["--dense", "--accent"], "opacity": 1},

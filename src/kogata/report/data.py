@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field, TypeAdapter
 
@@ -33,7 +33,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two models compared: the dense original, or the compressed one as reloaded from its file."""
+    """One of the two models compared: the dense original or the teacher, or the one reloaded from its file."""
 
     bytes: int = Field(gt=0)
     score: float | None  # higher is better; None when the task has no evaluate
@@ -88,6 +88,7 @@ class Report:
     rest_bytes: dict[str, int]  # header, manifest, graph, other tensors: with the layers' bytes they sum to the file
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()  # what was not done and why
+    names: tuple[Literal["dense", "teacher"], Literal["compressed", "student"]] = ("dense", "compressed")  # of the two models
     targets: dict[str, str] = field(default_factory=dict[str, str])  # what was asked for, as written
     missed: tuple[str, ...] = ()  # which of them were missed, in words
     schema: int = SCHEMA

@@ -90,7 +90,7 @@ def _headline(report: Report, console: Console) -> Table:
         ("ms, median", _median(dense), _median(compressed), speed),
         ("stored values", f"{dense.parameters:,}", f"{compressed.parameters:,}", ""),
     )
-    table = grid(console, None, "", "dense", "compressed")
+    table = grid(console, None, "", *report.names)
     table.add_column("")
     for line in lines:
         table.add_row(*(safe(console, cell, "bold" if i == 3 else "") for i, cell in enumerate(line)))
