@@ -20,6 +20,7 @@ from kogata.forms.product import CP, PAIR, SEPARABLE, TUCKER
 from tests.contract.checks import assert_near
 
 Build = Callable[..., nn.Module]
+pytestmark = pytest.mark.usefixtures("by_products")
 
 
 def form(equation: str, shape: torch.Size, rank: int) -> Product:
@@ -55,12 +56,6 @@ def multiplications(model: nn.Module, images: Tensor) -> int:
     for handle in handles:
         handle.remove()
     return total
-
-
-@pytest.fixture(autouse=True)
-def by_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small layers are lowered too: only multiplications count."""
-    monkeypatch.setattr("kogata.forms.layers.MOVED", 0)
 
 
 PLANE: dict[str, dict[str, Any]] = {

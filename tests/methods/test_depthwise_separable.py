@@ -27,6 +27,8 @@ from tests.methods.compact_blocks import (
     stats_of,
 )
 
+pytestmark = pytest.mark.usefixtures("by_products")
+
 
 def block(outputs: int, inputs: int, count: int) -> Tensor:
     return torch.einsum("oim,imhw->oihw", torch.randn(outputs, inputs, count), torch.randn(inputs, count, 3, 3))

@@ -46,6 +46,7 @@ def test_a_matrix_of_low_rank_is_recovered() -> None:
     assert_near(SVD(rank=2).encode(weight, SITE, Stats()).dense(), weight, 1e-5)
 
 
+@pytest.mark.usefixtures("by_products")
 @pytest.mark.parametrize(
     ("layer", "inputs"),
     [
