@@ -38,7 +38,6 @@ from kogata.methods import Recover
 from kogata.methods.distillation.cache import make
 from kogata.methods.distillation.terms import (
     AttentionTransfer,
-    Contrastive,
     Hints,
     Labels,
     LogitRegression,
@@ -86,7 +85,7 @@ STUDENTS: Mapping[str, Student] = {
 }
 TERMS = (
     "none", "soft-targets", "logit-regression", "regression", "hints", "two-stages", "attention-transfer", "selected-neurons",
-    "relational", "similarity", "contrastive", "review",
+    "relational", "similarity", "review",
 )  # fmt: skip
 
 
@@ -117,7 +116,6 @@ def method(name: str, student: Student) -> Method:
         "selected-neurons": Sum(terms=(Labels(), SelectedNeurons(student=pooled, teacher=POOLED))),
         "relational": Sum(terms=(Labels(), Relational(student=pooled, teacher=POOLED))),
         "similarity": Sum(terms=(Labels(), Similarity(weight=3000.0, student=pooled, teacher=POOLED))),
-        "contrastive": Sum(terms=(Labels(), Contrastive(weight=0.8, student=pooled, teacher=POOLED))),
         "review": Sum(terms=(Labels(), Review(weight=5.0, width=16, student=stages, teacher=STAGES))),
     }
 
