@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, cast, final
 
 import torch
@@ -91,19 +92,18 @@ class CirculantLinear(Structured):
         self.blocks, self.block = base_PQB.shape[:2], base_PQB.shape[2]
         self.padding = self.blocks[1] * self.block - self.inputs
         self.single = tuple(self.blocks) == (1, 1)
-        halving = self.single and self.block.bit_count() == 1
-        transforms = halving and self.block >= TRANSFORMS
+        self.halving = self.single and self.block.bit_count() == 1
+        transforms = self.halving and self.block >= TRANSFORMS
         self.register_buffer("weight", None if self.block <= COSINES or transforms else self._matrix(), persistent=False)
         spectrum = torch.fft.rfft(base_PQB)
         spectrum = spectrum.flatten() if self.single else spectrum.permute(2, 0, 1).contiguous()
         self.register_buffer("spectrum", spectrum, persistent=False)
-        self.kernel = self._kernel() if halving else None
 
     def multiply(self, x_NI: Tensor) -> Tensor:
         """See :class:`Structured`."""
         if not torch.compiler.is_exporting():
-            if self.kernel is not None and len(x_NI) <= ROWS and self._plain(x_NI):
-                return torch.from_numpy(self.kernel(x_NI.contiguous().numpy()))
+            if self.halving and len(x_NI) <= ROWS and self._plain(x_NI):
+                return torch.from_numpy(self._kernel(x_NI.contiguous().numpy()))
             return self._convolved(x_NI, self.spectrum) if self.single else self._spectra(x_NI)
         if self.block <= COSINES:
             return self._cosines(x_NI)
@@ -111,7 +111,9 @@ class CirculantLinear(Structured):
             return self._convolved(x_NI, torch.fft.rfft(self.base.flatten()))
         return functional.linear(x_NI, self.weight)
 
+    @cached_property
     def _kernel(self) -> CircularProduct:
+        """Made at first use: a layer that is only exported needs none."""
         from kogata.kernels.circular import CircularProduct  # numba takes long to import
 
         base_B, sign_I = (t.detach().cpu().flatten().numpy() for t in (self.base, self.sign))
