@@ -78,7 +78,7 @@ class Structured(nn.Module, ABC):
 class CirculantLinear(Structured):
     """Blocks ``C(base[p, q])`` of size b, ``y = C (D x)``; base ``[P, Q, b]``, signs D ``[I]``.
 
-    PyTorch multiplies spectra, or on a processor, for few inputs and one block of a power of two, our own kernel does. In ONNX
+    PyTorch multiplies spectra, or on a processor, for few inputs and blocks of a power of two, our own kernel does. In ONNX
     Runtime, blocks up to ``COSINES`` become products with cosines and sines, one block of at least ``TRANSFORMS`` and a power
     of two its DFT operators, all others a dense layer.
     """
@@ -92,8 +92,8 @@ class CirculantLinear(Structured):
         self.blocks, self.block = base_PQB.shape[:2], base_PQB.shape[2]
         self.padding = self.blocks[1] * self.block - self.inputs
         self.single = tuple(self.blocks) == (1, 1)
-        self.halving = self.single and self.block.bit_count() == 1
-        transforms = self.halving and self.block >= TRANSFORMS
+        self.halving = self.block.bit_count() == 1
+        transforms = self.single and self.halving and self.block >= TRANSFORMS
         self.register_buffer("weight", None if self.block <= COSINES or transforms else self._matrix(), persistent=False)
         spectrum = torch.fft.rfft(base_PQB)
         spectrum = spectrum.flatten() if self.single else spectrum.permute(2, 0, 1).contiguous()
@@ -116,8 +116,7 @@ class CirculantLinear(Structured):
         """Made at first use: a layer that is only exported needs none."""
         from kogata.kernels.circular import CircularProduct  # numba takes long to import
 
-        base_B, sign_I = (t.detach().cpu().flatten().numpy() for t in (self.base, self.sign))
-        return CircularProduct(base_B, sign_I)
+        return CircularProduct(self.base.detach().cpu().numpy(), self.sign.detach().cpu().numpy())
 
     def _plain(self, x_NI: Tensor) -> bool:
         """Whether compiled code may read these numbers: it records no gradients, and knows one precision and no device."""

@@ -1,15 +1,16 @@
-"""Products with a circulant matrix of n = 2^k numbers: circular convolution of real vectors, a row at a time.
+"""Products with circulant blocks of b = 2^k numbers: circular convolution of real vectors, a row of inputs at a time.
 
-Polynomials modulo x^n − 1 are split until each factor is linear (the fast Fourier transform as ring maps: Bernstein,
+Polynomials modulo x^b − 1 are split until each factor is linear (the fast Fourier transform as ring maps: Bernstein,
 "Multidigit multiplication for mathematicians", 2001):
-    R[x]/(x^n − 1)  →  R[x]/(x^(n/2) − 1)  ×  R[x]/(x^(n/2) + 1)
+    R[x]/(x^b − 1)  →  R[x]/(x^(b/2) − 1)  ×  R[x]/(x^(b/2) + 1)
     R[x]/(x^(2m) + 1)  =  C[x]/(x^m − i)
     C[x]/(x^(2m) − s²)  →  C[x]/(x^m − s)  ×  C[x]/(x^m + s)
-so a product is two splits, a multiplication number by number, and a join. The order of the factors does not matter, so nothing
-is reordered; real input costs half of complex; and a block has one constant s, so the inner loops run over neighbours. PyTorch
-plans its transforms anew at each call, which one row pays most for.
+so a product is two splits, a multiplication factor by factor, and a join. The order of the factors does not matter, so nothing
+is reordered; real input costs half of complex; and a polynomial has one constant s, so the inner loops run over neighbours.
+PyTorch plans its transforms anew at each call, which one row pays most for.
 
-A split vector holds, for each m = 1, 2, 4 … n/2, the factors of x^m + 1 at [m, 2m): real parts, then imaginary ones.
+A split vector holds, for each m = 1, 2, 4 … b/2, the factors of x^m + 1 at [m, 2m): real parts, then imaginary ones. Several
+vectors are split at once: where one has a number they have ``width`` numbers side by side, one of each vector.
 """
 
 # numba's decorators are untyped
@@ -25,21 +26,28 @@ Floats = NDArray[np.floating]
 
 
 class CircularProduct:
-    """``C(base) diag(sign)``: base ``[n]``, the first column, n a power of two; sign ``[I]``, I ≤ n; of one float dtype."""
+    """``C D``: blocks C from their first columns ``base [P, Q, b]``, b a power of two; signs D ``[I]``; of one float dtype.
 
-    def __init__(self, base_N: Floats, sign_I: Floats) -> None:
-        dtype, n = base_N.dtype, len(base_N)
-        self.sign, self.roots = sign_I.copy(), _roots(n, dtype)
-        self.factors = base_N.copy()
-        _split(self.factors, *self.roots)
-        place = np.arange(n)
+    I is more than (Q − 1) b and at most Q b.
+    """
+
+    def __init__(self, base_PQB: Floats, sign_I: Floats) -> None:
+        dtype, b = base_PQB.dtype, base_PQB.shape[2]
+        self.sign, self.roots = sign_I.copy(), _roots(b, dtype)
+        self.factors_BQP = base_PQB.transpose(2, 1, 0).copy()
+        _split(self.factors_BQP.reshape(-1), *self.roots, base_PQB[..., 0].size)
+        place = np.arange(b)
         m = 1 << np.frexp(np.maximum(place, 1))[1] - 1  # the factor that a place belongs to
-        self.factors /= (n // m * np.maximum(m // 2, 1)).astype(dtype)  # what joining multiplies by
+        self.factors_BQP /= (b // m * np.maximum(m // 2, 1)).astype(dtype)[:, None, None]  # what joining multiplies by
 
     def __call__(self, x_NI: Floats) -> Floats:
-        """The product with each row: ``[N, n]``."""
-        y_NJ = np.empty((len(x_NI), len(self.factors)), self.factors.dtype)
-        _products(x_NI, self.sign, self.factors, *self.roots, y_NJ)
+        """The product with each row: ``[N, P b]``."""
+        b, _, down = self.factors_BQP.shape
+        y_NJ = np.empty((len(x_NI), down * b), self.factors_BQP.dtype)
+        if self.factors_BQP.size == b:
+            _products(x_NI, self.sign, self.factors_BQP.reshape(-1), *self.roots, y_NJ)
+        else:
+            _block_products(x_NI, self.sign, self.factors_BQP, *self.roots, y_NJ)
         return y_NJ
 
 
@@ -63,19 +71,62 @@ def _products(x_NI: Floats, sign_I: Floats, spectrum_J: Floats, cosine: Floats, 
         for j in range(inputs):
             y_J[j] = x_NI[row, j] * sign_I[j]
         y_J[inputs:] = 0
-        _split(y_J, cosine, sine)
+        _split(y_J, cosine, sine, 1)
         _multiply(y_J, spectrum_J)
-        _join(y_J, cosine, sine)
+        _join(y_J, cosine, sine, 1)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _split(y: Floats, cosine: Floats, sine: Floats) -> None:
-    """Modulo x^n − 1 into n numbers."""
+def _block_products(x_NI: Floats, sign_I: Floats, factors_BQP: Floats, cosine: Floats, sine: Floats, y_NJ: Floats) -> None:
+    """See :meth:`CircularProduct.__call__`; blocks stand side by side in every step."""
+    b, across, down = factors_BQP.shape
+    x_BQ, y_BP = np.empty((b, across), y_NJ.dtype), np.empty((b, down), y_NJ.dtype)
+    for row in range(len(x_NI)):
+        x_BQ[:, across - 1] = 0
+        for i in range(len(sign_I)):
+            x_BQ[i % b, i // b] = x_NI[row, i] * sign_I[i]
+        _split(x_BQ.reshape(-1), cosine, sine, across)
+        y_BP[:] = 0
+        for j in range(min(b, 2)):
+            for q in range(across):
+                y_BP[j] += factors_BQP[j, q] * x_BQ[j, q]
+        m = 2
+        while m < b:
+            half = m // 2
+            for j in range(m, m + half):
+                _add_products(factors_BQP[j], factors_BQP[j + half], x_BQ[j], x_BQ[j + half], y_BP[j], y_BP[j + half])
+            m *= 2
+        _join(y_BP.reshape(-1), cosine, sine, down)
+        for p in range(down):
+            for i in range(b):
+                y_NJ[row, p * b + i] = y_BP[i, p]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _add_products(re_QP: Floats, im_QP: Floats, re_Q: Floats, im_Q: Floats, re_P: Floats, im_P: Floats) -> None:
+    """Complex vector times complex matrix, two rows at a time, which halves how often the sums are read and written."""
+    across = len(re_Q)
+    for q in range(0, across - 1, 2):
+        a, b, c, d = re_Q[q], im_Q[q], re_Q[q + 1], im_Q[q + 1]
+        left_re, left_im, right_re, right_im = re_QP[q], im_QP[q], re_QP[q + 1], im_QP[q + 1]
+        for p in range(len(re_P)):
+            re_P[p] += a * left_re[p] - b * left_im[p] + c * right_re[p] - d * right_im[p]
+            im_P[p] += a * left_im[p] + b * left_re[p] + c * right_im[p] + d * right_re[p]
+    if across % 2:
+        a, b = re_Q[across - 1], im_Q[across - 1]
+        for p in range(len(re_P)):
+            re_P[p] += a * re_QP[across - 1, p] - b * im_QP[across - 1, p]
+            im_P[p] += a * im_QP[across - 1, p] + b * re_QP[across - 1, p]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _split(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
+    """Modulo x^b − 1 into b numbers."""
     m = len(y) // 2
-    while m >= 1:
+    while m >= width:
         _butterfly(y[:m], y[m : 2 * m])
-        if m >= 4:
-            _split_complex(y[m : m + m // 2], y[m + m // 2 : 2 * m], cosine, sine)
+        if m >= 4 * width:
+            _split_complex(y[m : m + m // 2], y[m + m // 2 : 2 * m], cosine, sine, width)
         m //= 2
 
 
@@ -93,12 +144,12 @@ def _multiply(y: Floats, by: Floats) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _join(y: Floats, cosine: Floats, sine: Floats) -> None:
-    """The way back, times n / (2 m) and the complex numbers of the factor."""
-    m = 1
+def _join(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
+    """The way back, times b / (2 m) and the complex numbers of the factor."""
+    m = width
     while m < len(y):
-        if m >= 4:
-            _join_complex(y[m : m + m // 2], y[m + m // 2 : 2 * m], cosine, sine)
+        if m >= 4 * width:
+            _join_complex(y[m : m + m // 2], y[m + m // 2 : 2 * m], cosine, sine, width)
         _butterfly(y[:m], y[m : 2 * m])
         m *= 2
 
@@ -112,10 +163,11 @@ def _butterfly(left: Floats, right: Floats) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats) -> None:
-    """Modulo x^m − i into m numbers, in place; the last two levels, too short for vectors, in one pass."""
+def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: int) -> None:
+    """Modulo x^m − i into m numbers, in place; of a single vector the last two levels, which are short, in one pass."""
     count, m = 1, len(re) // 2
-    while m >= 4 or (m == 1 and count == 1):
+    fused = width == 1 and m >= 2
+    while m >= (4 if fused else width):
         for block in range(count):
             c, s, at = cosine[count + block], sine[count + block], 2 * block * m
             re0, im0, re1, im1 = re[at : at + m], im[at : at + m], re[at + m : at + 2 * m], im[at + m : at + 2 * m]
@@ -124,7 +176,7 @@ def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats) -> None
                 u, v = _turned(re1[j], im1[j], c, s)
                 re0[j], im0[j], re1[j], im1[j] = a + u, b + v, a - u, b - v
         count, m = 2 * count, m // 2
-    for block in range(count if m == 2 else 0):
+    for block in range(count if fused else 0):
         c, s, at = cosine[count + block], sine[count + block], 4 * block
         a0, b0 = _turned(re[at + 2], im[at + 2], c, s)
         a1, b1 = _turned(re[at + 3], im[at + 3], c, s)
@@ -137,10 +189,11 @@ def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats) -> None
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _join_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats) -> None:
+def _join_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: int) -> None:
     """The way back of :func:`_split_complex`, times m."""
-    count, m = max(len(re) // 4, 1), 1
-    for block in range(count if len(re) >= 4 else 0):
+    fused = width == 1 and len(re) >= 4
+    count, m = (len(re) // 4, 1) if fused else (len(re) // (2 * width), width)
+    for block in range(count if fused else 0):
         at = 4 * block
         c, s = cosine[2 * (count + block)], sine[2 * (count + block)]
         p0, q0, p1, q1 = re[at] + re[at + 1], im[at] + im[at + 1], re[at + 2] + re[at + 3], im[at + 2] + im[at + 3]
@@ -150,7 +203,7 @@ def _join_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats) -> None:
         re[at], im[at], re[at + 1], im[at + 1] = p0 + p1, q0 + q1, u0 + u1, v0 + v1
         re[at + 2], im[at + 2] = _turned(p0 - p1, q0 - q1, c, -s)
         re[at + 3], im[at + 3] = _turned(u0 - u1, v0 - v1, c, -s)
-    if len(re) >= 4:
+    if fused:
         count, m = count // 2, 4
     while count >= 1:
         for block in range(count):
