@@ -90,8 +90,8 @@ def multi_bias(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], 
 
 def crelu(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], int]:
     half = outputs // 2
-    layers = [nn.Conv2d(inputs, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), CReLU()]
-    return _pooled(layers, pool), 2 * half
+    layers: list[nn.Module] = [nn.Conv2d(inputs, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), CReLU()]
+    return [*layers, nn.MaxPool2d(2)] if pool else layers, 2 * half  # before it, pooling would keep no strong negative answers
 
 
 def cyclic(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], int]:
