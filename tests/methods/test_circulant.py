@@ -94,14 +94,21 @@ def test_one_long_block_keeps_its_transforms_in_onnx_runtime(tmp_path: Path) -> 
     assert_fast(lowered(BlockCirculant(), 4096, 100, tmp_path), CirculantLinear)
 
 
-def test_one_row_and_many_rows_go_other_ways_to_the_same_product(tmp_path: Path) -> None:
-    layer = lowered(BlockCirculant(), 512, 600, tmp_path), lowered(BlockCirculant(), 1024, 1000, tmp_path)
-    assert [isinstance(each, CirculantLinear) and each.halving for each in layer] == [False, True]
-    x_NI = torch.randn(64, 1000)
-    together = layer[1](x_NI)
-    assert_near(torch.cat([layer[1](row[None]) for row in x_NI]), together, 1e-6)
+@pytest.mark.parametrize(
+    ("block", "outputs", "inputs", "compiled"),
+    [(None, 512, 600, False), (None, 1024, 1000, True), (64, 512, 1000, True), (64, 2048, 400, False), (48, 600, 1000, False)],
+)
+def test_one_row_and_many_rows_go_other_ways_to_the_same_product(
+    block: int | None, outputs: int, inputs: int, compiled: bool, tmp_path: Path
+) -> None:
+    layer = lowered(BlockCirculant(block=block), outputs, inputs, tmp_path)
+    assert isinstance(layer, CirculantLinear)
+    assert layer.compiled == compiled
+    x_NI = torch.randn(64, inputs)
+    together = layer(x_NI)
+    assert_near(torch.cat([layer(row[None]) for row in x_NI]), together, 1e-6)
     x_NI.requires_grad_()
-    layer[1](x_NI[:2]).sum().backward()
+    layer(x_NI[:2]).sum().backward()
     assert x_NI.grad is not None
 
 

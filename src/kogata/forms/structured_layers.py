@@ -29,6 +29,7 @@ GAIN = 3  # times fewer products than dense that small batched products have to 
 SHORTEST = 16  # length of a transform below which blocks are no cheaper
 COSINES = 256  # longest transform that is cheaper as a product with cosines in ONNX Runtime
 TRANSFORMS = 4096  # shortest one, of a power of two, that its own operator pays for
+BESIDE = 8  # blocks down and across from which our kernel, which runs along them, is faster than the transforms of PyTorch
 ROWS = 4  # inputs at once above which the transforms of PyTorch, which plan at each call, are faster than our kernel
 
 
@@ -78,9 +79,9 @@ class Structured(nn.Module, ABC):
 class CirculantLinear(Structured):
     """Blocks ``C(base[p, q])`` of size b, ``y = C (D x)``; base ``[P, Q, b]``, signs D ``[I]``.
 
-    PyTorch multiplies spectra, or on a processor, for few inputs and blocks of a power of two, our own kernel does. In ONNX
-    Runtime, blocks up to ``COSINES`` become products with cosines and sines, one block of at least ``TRANSFORMS`` and a power
-    of two its DFT operators, all others a dense layer.
+    PyTorch multiplies spectra, or on a processor, for few inputs and one or many blocks of a power of two, our own kernel does.
+    In ONNX Runtime, blocks up to ``COSINES`` become products with cosines and sines, one block of at least ``TRANSFORMS`` and a
+    power of two its DFT operators, all others a dense layer.
     """
 
     weight: Tensor | None
@@ -92,8 +93,9 @@ class CirculantLinear(Structured):
         self.blocks, self.block = base_PQB.shape[:2], base_PQB.shape[2]
         self.padding = self.blocks[1] * self.block - self.inputs
         self.single = tuple(self.blocks) == (1, 1)
-        self.halving = self.block.bit_count() == 1
-        transforms = self.single and self.halving and self.block >= TRANSFORMS
+        halving = self.block.bit_count() == 1
+        self.compiled = halving and (self.single or min(self.blocks) >= BESIDE)
+        transforms = self.single and halving and self.block >= TRANSFORMS
         self.register_buffer("weight", None if self.block <= COSINES or transforms else self._matrix(), persistent=False)
         spectrum = torch.fft.rfft(base_PQB)
         spectrum = spectrum.flatten() if self.single else spectrum.permute(2, 0, 1).contiguous()
@@ -102,7 +104,7 @@ class CirculantLinear(Structured):
     def multiply(self, x_NI: Tensor) -> Tensor:
         """See :class:`Structured`."""
         if not torch.compiler.is_exporting():
-            if self.halving and len(x_NI) <= ROWS and self._plain(x_NI):
+            if self.compiled and len(x_NI) <= ROWS and self._plain(x_NI):
                 return torch.from_numpy(self._kernel(x_NI.contiguous().numpy()))
             return self._convolved(x_NI, self.spectrum) if self.single else self._spectra(x_NI)
         if self.block <= COSINES:
