@@ -46,6 +46,31 @@ def with_graph(job: Job, inputs: Any, path: Path) -> Path:
     return path
 
 
+class Branches(nn.Module):
+    """Convolutions without a bias and with one that is computed; branches that read from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bare, self.back = nn.Conv2d(3, 16, 3, bias=False), nn.ConvTranspose2d(16, 4, 3, bias=False)
+        self.weight, self.offset = nn.Parameter(torch.randn(5, 4, 1, 1)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.back(self.bare(x)).relu()
+        moved = nn.functional.conv2d(y, self.weight, self.offset * y.mean())
+        return torch.cond(x.sum() > 0, lambda y: y + 1.0, lambda y: y * 2.0, (moved,))
+
+
+def test_a_convolution_without_a_bias_has_none_in_the_graph() -> None:
+    """Zeros computed at run time would keep it out of the engine's fast layout."""
+    model, x = Branches().eval().requires_grad_(False), torch.randn(2, 3, 8, 8)
+    proto = onnx_graph.export(model, x)
+    assert [len(node.input) for node in proto.graph.node if "Conv" in node.op_type] == [2, 2, 3]
+    assert not [node for node in proto.graph.node if node.op_type in ("CastLike", "Expand")]
+    session = OnnxSession(proto)
+    for images in (x, x.abs(), -x.abs()):
+        assert_near(session(images), model(images), 1e-5)
+
+
 @pytest.fixture(scope="module")
 def job() -> Job:
     return chain(SVD(rank=0.25), MagnitudePruning(sparsity=0.3), KMeans(clusters=16)).apply(job_of("conv"))

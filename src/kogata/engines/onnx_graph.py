@@ -56,6 +56,7 @@ def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise EngineError(f"onnxruntime: {type(model).__name__} cannot be exported to ONNX: {reason}") from error
     proto = cast("onnx.ModelProto", program.model_proto)
+    _strip_zero_biases(proto.graph)
     _strip_notes(proto)
     return proto
 
@@ -84,6 +85,43 @@ def _quiet() -> Generator[None, None, None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _strip_zero_biases(graph: onnx.GraphProto) -> None:
+    """Take away what the exporter gives a convolution without a bias: zeros, spread out and cast at run time.
+
+    The value is in no initializer, so ONNX Runtime would keep such a convolution out of its fast layout of channels.
+    """
+    made = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and _zeros(node.input[2], made):
+            del node.input[2]
+    used = {output.name for output in graph.output} | {name for node in graph.node for name in _read_within(node)}
+    for index in reversed(range(len(graph.node))):  # nodes stand behind those that they read
+        if used.isdisjoint(graph.node[index].output):
+            del graph.node[index]
+        else:
+            used.update(graph.node[index].input)
+
+
+def _read_within(node: onnx.NodeProto) -> Generator[str]:
+    """What the graphs in a node, its branches or the body of its loop, may read from outside."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from inner.input
+                yield from _read_within(inner)
+            yield from (output.name for output in graph.output)
+
+
+def _zeros(name: str, made: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a value is the constant 0, cast or spread out."""
+    node = made.get(name)
+    while node is not None and node.op_type in ("Expand", "Cast", "CastLike"):
+        node = made.get(node.input[0])
+    if node is None or node.op_type != "Constant" or node.attribute[0].name != "value":
+        return False
+    return not numpy_helper.to_array(node.attribute[0].t).any()
 
 
 def _strip_notes(proto: onnx.ModelProto) -> None:

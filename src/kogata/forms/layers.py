@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-MOVED = 64  # multiplications that take as long as a number of an image from one layer to the next, in ONNX Runtime
+MOVED = 32  # multiplications that take as long as a number of an image from one layer to the next, in ONNX Runtime
 
 
 @dataclass(frozen=True)
