@@ -245,7 +245,9 @@ def measured(case: str, seed: int) -> Point:
 
 def chosen(name: str) -> str:
     """The case of this way of sharing with the least error on held-out images."""
-    return min((f"{name}-{place}" for place in PLACES), key=lambda case: measured(case, 0).held_out or 0.0)
+    cases = (f"{name}-{place}" for place in PLACES)
+    errors = {case: error for case in cases if (error := measured(case, 0).held_out) is not None}
+    return min(errors, key=errors.__getitem__)
 
 
 def rows() -> list[Row]:

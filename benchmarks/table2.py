@@ -1,11 +1,11 @@
 """The geometry of the survey's table 2: AlexNet, VGG-16 and GoogLeNet at its compression rates, in ONNX Runtime.
 
 The table's rates and times are taken as those of the whole nets: convolutions become separable or CP ones, matrices, of linear
-layers and of convolutions with a kernel of one place, two factors. All layers are cut at one rate, to the next multiple of 16
-for a rank, since ONNX Runtime computes on 16 channels at a time and leaves that layout for filters on each channel if these are
-no multiple; a layer that this does not make smaller stays as it is. So does the first convolution of a net, for it has hardly a
-hundredth of the parameters, and factors in front of its stride would work on whole images. Time depends on shapes, not on
-numbers: the weights are drawn at random, so accuracy is not claimed. Seconds are for the decomposition of the whole net.
+layers and of convolutions with a kernel of one place, two factors. All layers are cut at one rate, each rank to the nearest
+multiple of 16, since ONNX Runtime computes on 16 channels at a time and leaves that layout for filters on each channel if these
+are no multiple; a layer that this does not make smaller stays as it is. So does the first convolution of a net, for it has
+hardly a hundredth of the parameters, and factors in front of its stride would work on whole images. Time depends on shapes, not
+on numbers: the weights are drawn at random, so accuracy is not claimed. Seconds are for the decomposition of the whole net.
 """
 
 from __future__ import annotations
