@@ -5,7 +5,7 @@ of the width and the products of the dense net, with a quarter and an eighth of 
 and copies them, CReLU negates them, and DCNN takes its filters out of a quarter as many larger ones: each in all layers, in the
 first two or in the last two, and the net as much wider as no more parameters than those of the dense net let it be. Which
 layers, is decided on 5,000 training images that no net was trained on; the nets so chosen and the dense one are trained with
-two seeds, the others with one. Errors are those of the net read back from its file, on the 10,000 test images, and bytes are
+three seeds, the others with one. Errors are those of the net read back from its file, on the 10,000 test images, and bytes are
 those of the file.
 
 Rotated MNIST is made here: 12,000 images of the training set, each turned by a random angle, and the 10,000 test images, turned
@@ -35,7 +35,6 @@ from benchmarks.harness import Row
 from kogata import artifact
 from kogata.atomic import writing
 from kogata.filters import (
-    CReLU,
     CyclicPool,
     CyclicRoll,
     CyclicSlice,
@@ -44,6 +43,7 @@ from kogata.filters import (
     MultiBias,
     doubly_convolution,
     group_convolution,
+    opposite_convolution,
 )
 from kogata.job import Task
 from kogata.tasks.batches import Batches
@@ -51,7 +51,7 @@ from kogata.tasks.builtin import BUILTIN_TASKS, accuracy
 from kogata.train import Training, fit, task_loss
 
 MINUTES = 90
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 RUNS = Path(__file__).parent.parent / "runs" / "filters"
 CIFAR_EPOCHS, HELD_OUT = 8, 5_000
 LAYERS = ((32, True), (32, False), (64, True), (64, False), (128, True), (128, False))  # of cifar-vgg-small: width, pooling
@@ -89,9 +89,10 @@ def multi_bias(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], 
 
 
 def crelu(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], int]:
+    """Each map and its negative have a scale and a threshold of their own (Kim et al. 2016, 1608.08021, section 2.1)."""
     half = outputs // 2
-    layers: list[nn.Module] = [nn.Conv2d(inputs, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), CReLU()]
-    return [*layers, nn.MaxPool2d(2)] if pool else layers, 2 * half  # before it, pooling would keep no strong negative answers
+    layers = [opposite_convolution(inputs, half, 3, padding=1), nn.BatchNorm2d(2 * half), nn.ReLU()]
+    return _pooled(layers, pool), 2 * half
 
 
 def cyclic(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], int]:
@@ -251,7 +252,7 @@ def chosen(name: str) -> str:
 
 
 def rows() -> list[Row]:
-    """Every net with one seed, then the chosen ones with two, and the two on rotated MNIST."""
+    """Every net with one seed, then the chosen ones with three, and the two on rotated MNIST."""
     found: list[Row] = []
     for case in NETS:
         point = measured(case, 0)
@@ -268,7 +269,7 @@ def rows() -> list[Row]:
     for case, error in means.items():
         bar = None if case == "dense" else round(means["dense"] + POINTS, 6)
         note = "" if bar is None else f"within {POINTS} points of dense; layers chosen on held-out images"
-        found.append(Row(case, "test error, mean of 2 seeds", round(error, 6), "%", bar, None if bar is None else "<=", note))
+        found.append(Row(case, "test error, mean of 3 seeds", round(error, 6), "%", bar, None if bar is None else "<=", note))
     return found
 
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from kogata import Task, surgery
 from kogata.adopt import adopt
+from kogata.allocation import allocated
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Job, Kind, Site
 from kogata.method import only
 from kogata.methods import SVD
-from kogata.methods.lowrank.rank_allocation import RankAllocation, allocated, losses, options
+from kogata.methods.lowrank.rank_allocation import RankAllocation, losses, options
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
 from kogata.profile import macs
 from kogata.stats import Stats
@@ -68,8 +69,8 @@ def test_gains_fall_from_option_to_option() -> None:
     found = options(torch.Size((40, 30)), torch.rand(30, dtype=torch.float64).sort(descending=True).values, 2.0)
     slopes = [a.gain(b) for a, b in pairwise(found)]
     assert slopes == sorted(slopes, reverse=True)
-    assert found[0].rank == 1
-    assert (found[-1].rank, found[-1].cost, found[-1].error) == (None, 2400.0, 0.0)
+    assert found[0].choice == 1
+    assert (found[-1].choice, found[-1].cost, found[-1].error) == (None, 2400.0, 0.0)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 9])
@@ -149,7 +150,7 @@ def test_layers_whose_inputs_cannot_be_seen_say_so() -> None:
 
 
 def test_a_budget_below_rank_one_is_refused() -> None:
-    with pytest.raises(NotApplicable, match="rank 1 everywhere costs"):
+    with pytest.raises(NotApplicable, match="rank 1 everywhere is too much, the cheapest options cost"):
         RankAllocation(fraction=0.01).apply(network())
 
 

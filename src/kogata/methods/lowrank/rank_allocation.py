@@ -4,16 +4,12 @@ Each layer's options are the ranks r of a whitened SVD (``whitened_svd.py``), wi
 cost O · I. The error is twice the loss that a layer's change of output costs, by second order and with the Hessian of the layer
 as a Kronecker product (Martens and Grosse 2015, 1503.05671): of the singular values σ_i and left vectors p_i of W S,
     e(r) = tr (W − W̃) G (W − W̃)ᵀ H = Σ_{i>r} σ_i² p_iᵀ H p_i,
-with H the second moment of the gradients of the outputs. The budget is spent where a step saves most error for its cost:
-    min Σ_l e_l(r_l)  so that  Σ_l c_l(r_l) ≤ B,
-whose convex relaxation this greedy order solves exactly (Fox, "Discrete optimization via marginal analysis", 1966); steps
-that are no gain by themselves are joined with the next ones, so that each layer's savings fall from step to step.
+with H the second moment of the gradients of the outputs. ``kogata.allocation`` shares the budget out.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -21,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kogata import calibrate, surgery
+from kogata.allocation import Option, allocated, hull
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form
 from kogata.job import Job, Site
@@ -70,13 +67,13 @@ class RankAllocation(WeightMethod):
         matrix = weight.flatten(1).shape
         found = options(matrix, losses(weight, site, stats), 1.0)
         (option,) = allocated([found], self.fraction * matrix.numel())
-        ranks = {(site.name, tuple(weight.shape)): option.rank}
+        ranks = {(site.name, tuple(weight.shape)): option.choice}
         return _AtRanks(ranks=ranks, correct=self.correct).encode(weight, site, stats)
 
     def _ranks(self, job: Job) -> Mapping[Leaf, int | None]:
         """The rank of each leaf that can be factored, None where it stays as it is."""
         sites = surgery.selected(job)
-        found: dict[Leaf, list[Option]] = {}
+        found, whole = dict[Leaf, list[Option[int | None]]](), 0.0
         uses = macs(job.model, calibrate.first_batch(job.model, job.task)[0]) if self.cost == "macs" else {}
         for site, gathered in calibrate.gather(job, sites, self.NEEDS, job.model):
             root = surgery.form_at(job.model, site)
@@ -90,9 +87,12 @@ class RankAllocation(WeightMethod):
                 except NotApplicable:
                     continue  # the report will say so
                 found[site.name, tuple(weight.shape)] = options(weight.flatten(1).shape, lost, price)
-        layers = list(found.values())
-        chosen = allocated(layers, self.fraction * sum(layer[-1].cost for layer in layers))
-        return {leaf: option.rank for leaf, option in zip(found, chosen, strict=True)}
+                whole += price * weight.numel()
+        try:
+            chosen = allocated(list(found.values()), self.fraction * whole)
+        except NotApplicable as error:
+            raise NotApplicable(f"rank-allocation: rank 1 everywhere is too much, {error}; give a larger fraction.") from error
+        return {leaf: option.choice for leaf, option in zip(found, chosen, strict=True)}
 
 
 @final
@@ -132,54 +132,10 @@ def losses(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     return values_R * (basis_OR * (stats.gradient_OO.double() @ basis_OR)).sum(0)
 
 
-@dataclass(frozen=True)
-class Option:
-    """What a layer may become: its cost, and the loss that it brings. A rank of None is the dense weight."""
-
-    rank: int | None
-    cost: float
-    error: float
-
-    def gain(self, dearer: Option) -> float:
-        """The error that ``dearer`` saves for each unit of its additional cost."""
-        return (self.error - dearer.error) / (dearer.cost - self.cost)
-
-
-def options(shape: torch.Size, lost_R: Tensor, price: float) -> list[Option]:
-    """Those of a matrix ``[O, I]`` that loses ``lost_R[r:].sum()`` at rank r, at ``price`` for each number kept.
-
-    Cheapest first, and only those with which the gain falls from one to the next: the lower convex hull.
-    """
+def options(shape: torch.Size, lost_R: Tensor, price: float) -> list[Option[int | None]]:
+    """Those of a matrix ``[O, I]`` that loses ``lost_R[r:].sum()`` at rank r, at ``price`` for each number; None is dense."""
     outputs, inputs = shape
     tails = lost_R.flip(0).cumsum(0).flip(0)
     most = min((outputs * inputs - 1) // (outputs + inputs), len(tails) - 1)  # factors must hold fewer numbers
-    found = [Option(rank, price * rank * (outputs + inputs), float(tails[rank])) for rank in range(1, most + 1)]
-    hull = list[Option]()
-    for option in [*found, Option(None, price * outputs * inputs, 0.0)]:
-        while len(hull) > 1 and hull[-2].gain(hull[-1]) <= hull[-1].gain(option):
-            hull.pop()
-        hull.append(option)
-    return hull
-
-
-def allocated(layers: Sequence[Sequence[Option]], budget: float) -> list[Option]:
-    """One option of each layer: from the cheapest on, always the step of largest gain that the budget has room for.
-
-    Raises NotApplicable when the cheapest ones cost more than the budget.
-    """
-    at = [0] * len(layers)
-    left = budget - sum(layer[0].cost for layer in layers)
-    if left < 0:
-        raise NotApplicable(f"rank-allocation: rank 1 everywhere costs {budget - left:.0f}, the budget is {budget:.0f}.")
-    steps = [(-layer[0].gain(layer[1]), number) for number, layer in enumerate(layers) if len(layer) > 1]
-    heapq.heapify(steps)
-    while steps:
-        _, number = heapq.heappop(steps)
-        layer, k = layers[number], at[number]
-        cost = layer[k + 1].cost - layer[k].cost
-        if cost > left:
-            continue
-        at[number], left = k + 1, left - cost
-        if k + 2 < len(layer):
-            heapq.heappush(steps, (-layer[k + 1].gain(layer[k + 2]), number))
-    return [layer[k] for layer, k in zip(layers, at, strict=True)]
+    ranks = [Option[int | None](rank, price * rank * (outputs + inputs), float(tails[rank])) for rank in range(1, most + 1)]
+    return hull([*ranks, Option(None, price * outputs * inputs, 0.0)])
