@@ -50,7 +50,7 @@ from kogata.tasks.batches import Batches
 from kogata.tasks.builtin import BUILTIN_TASKS, accuracy
 from kogata.train import Training, fit, task_loss
 
-MINUTES = 90
+MINUTES = 130
 SEEDS = (0, 1, 2)
 RUNS = Path(__file__).parent.parent / "runs" / "filters"
 CIFAR_EPOCHS, HELD_OUT = 8, 5_000
