@@ -1,4 +1,4 @@
-"""Low-rank convolutions: separable, Tucker-2 and CP at two rates on two CIFAR-10 nets, after one recovery each.
+"""Low-rank convolutions: separable, Tucker-2 and CP at two rates on two CIFAR-10 nets, after one short recovery each.
 
 All convolutions with an extent but the first keep one part in ``rate`` of their numbers together. How much each of them keeps
 is chosen by what it does to the loss of one calibration batch, before any training. Ranks are multiples of 16 channels, which
@@ -7,8 +7,9 @@ layer's numbers is tried, so that every layer becomes cheaper, and a layer that 
 
 All runs see the same training batches with the original as teacher, for 4 epochs where the originals saw 24 and 25; the
 original itself, trained on alike, stands beside them. Errors are those of the model reloaded from its file, on the 10,000 test
-images; times are of the lowered graphs in ONNX Runtime, interleaved with the dense net's in one run. Sharing the numbers out
-so, and the recovery, were chosen on the last 5,000 training images, with a net trained on the others.
+images; times are of the lowered graphs in ONNX Runtime, interleaved with the dense net's in one run. That sharing the numbers
+out helps was seen on 5,000 training images, kept from a net trained on the others; the multiples and the 0.7 were settled by
+times and by the loss of the calibration batch, before training; 4 epochs are what there was time for.
 
 A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/low_rank_convolutions/`` to measure anew.
 Arguments name the only networks to train, so that two can be trained side by side.
