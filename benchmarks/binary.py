@@ -18,12 +18,12 @@ from pathlib import Path
 from benchmarks import harness
 from benchmarks.harness import Row
 from kogata import only
-from kogata.compress import compress
-from kogata.folder import Folder
+from kogata.flow import compress
 from kogata.job import Kind, Where
-from kogata.method import Method
 from kogata.methods import LAB, LSQ, BinaryConnect, BinaryNet, Recover, Ternary, XNORNet
+from kogata.methods.base.method import Method
 from kogata.report.data import Report
+from kogata.storage.folder import Folder
 from kogata.tasks.taskfile import open_task
 
 MINUTES = 80

@@ -16,12 +16,14 @@ from torch.nn import functional
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import artifact
-from kogata.calibrate import evaluating
 from kogata.job import Task
+from kogata.measure.sizes import dense_bytes
+from kogata.network.batch import evaluating
+from kogata.storage.load import load
+from kogata.storage.write import save
+from kogata.tasks import data
 from kogata.tasks.batches import Batches
-from kogata.tasks.data import load
-from kogata.train import Training, fit
+from kogata.training.loop import Training, fit
 
 MINUTES = 6
 SEED = 0
@@ -85,22 +87,22 @@ def trained(name: str, width: int, pictures: Tensor, boxes: Tensor) -> Path:
         return functional.smooth_l1_loss(output.float(), targets, beta=0.02)
 
     fit(net, task, LEARN, objective, seed=SEED, what=name, checkpoint=path.with_suffix(".pt"))
-    artifact.save(net.eval(), path)
+    save(net.eval(), path)
     return path
 
 
 def rows() -> list[Row]:
     """The teacher, its student, and the student's twin."""
-    images, generator = load("mnist", None), torch.Generator().manual_seed(SEED)
+    images, generator = data.load("mnist", None), torch.Generator().manual_seed(SEED)
     pictures, boxes = scene(torch.tensor(images.train_images_NHW[:PICTURES]), generator)
     test = scene(torch.tensor(images.test_images_NHW[:TEST]), generator)
-    teacher = artifact.load(trained("teacher", 32, pictures, boxes), into=detector(32)).eval()
+    teacher = load(trained("teacher", 32, pictures, boxes), into=detector(32)).eval()
     runs = {
         "true boxes of few": trained("few", 8, pictures[:LABELLED], boxes[:LABELLED]),
         "the teacher's boxes": trained("distilled", 8, pictures, boxes_of(teacher, pictures)),
     }
-    score = {name: overlap(artifact.load(path, into=detector(8)).eval(), *test) for name, path in runs.items()}
-    of_teacher, size = overlap(teacher, *test), artifact.dense_bytes(teacher)
+    score = {name: overlap(load(path, into=detector(8)).eval(), *test) for name, path in runs.items()}
+    of_teacher, size = overlap(teacher, *test), dense_bytes(teacher)
     found = [Row("teacher", "mean overlap", of_teacher, "IoU"), Row("teacher", "size", size, "bytes")]
     found += [Row(name, "mean overlap", value, "IoU") for name, value in score.items()]
     gained = score["the teacher's boxes"] - score["true boxes of few"]

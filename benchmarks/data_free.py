@@ -22,14 +22,16 @@ from torch import nn
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import artifact, measure
-from kogata.atomic import writing
-from kogata.distillation_data import Mixup, Noise, Synthesis, synthesized
 from kogata.job import Task
+from kogata.measure import compare
 from kogata.methods import Recover
+from kogata.storage.load import load
+from kogata.storage.write import save
+from kogata.system.atomic import writing
 from kogata.tasks.batches import Batches
+from kogata.tasks.made import Mixup, Noise, Synthesis, synthesized
 from kogata.tasks.taskfile import open_task
-from kogata.train import fit
+from kogata.training.loop import fit
 
 MINUTES = 8
 SEED = 0
@@ -100,9 +102,9 @@ def rows_of(case: str) -> list[Row]:
         making = time.perf_counter() - started
         fit(student, task, LEARN.training, LEARN.objective(task, teacher), seed=SEED, what=case)
         path = kept.with_suffix(".kogata")
-        artifact.save(student.eval(), path)
-        loaded = artifact.load(path, into=small_lenet())
-        before, after = measure.score(task, teacher), measure.score(task, loaded)
+        save(student.eval(), path)
+        loaded = load(path, into=small_lenet())
+        before, after = compare.score(task, teacher), compare.score(task, loaded)
         assert before is not None
         assert after is not None
         rows = [

@@ -22,15 +22,18 @@ import yaml
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import artifact, surgery
 from kogata.coding.bitmap import Bitmap
 from kogata.coding.huffman import Huffman
 from kogata.coding.packed import Packed
 from kogata.coding.relative import Relative
-from kogata.compress import compress
-from kogata.folder import Folder
-from kogata.recipe import open_recipe, parse
+from kogata.flow import compress
+from kogata.network import surgery
+from kogata.recipes.recipe import open_recipe, parse
 from kogata.report.data import Report
+from kogata.storage.folder import Folder
+from kogata.storage.load import load
+from kogata.storage.read import read_file
+from kogata.storage.write import pack
 from kogata.tasks.taskfile import open_task
 
 MINUTES = 45
@@ -70,9 +73,9 @@ def compressed(task: str, seed: int) -> tuple[Report, int]:
             raise SystemExit(f"{folder.path} holds a run of another recipe: delete it to measure anew.")
     else:
         report = compress(model, opened, recipe, output=folder.path, seed=seed, resume=folder.path.exists()).report
-    stored = artifact.read(folder.model)
-    loaded = artifact.load(folder.model, into=surgery.clone(model))
-    return report, len(artifact.pack(loaded, stored.graph, HUFFMAN).data)
+    stored = read_file(folder.model)
+    loaded = load(folder.model, into=surgery.clone(model))
+    return report, len(pack(loaded, stored.graph, HUFFMAN).data)
 
 
 def rows_of(bar: Bar) -> list[Row]:

@@ -26,16 +26,21 @@ from torch import nn
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import artifact
-from kogata.atomic import writing
-from kogata.compress import compress
 from kogata.engines import DEFAULT_ENGINE
-from kogata.folder import Folder
+from kogata.flow import compress
 from kogata.job import Task
-from kogata.method import Method, chain
 from kogata.methods import Recover
-from kogata.methods.distillation.cache import make
-from kogata.methods.distillation.terms import (
+from kogata.methods.base.compose import chain
+from kogata.methods.base.method import Method
+from kogata.storage.folder import Folder
+from kogata.storage.load import load
+from kogata.system.atomic import writing
+from kogata.tasks.batches import Batches
+from kogata.tasks.builtin import accuracy
+from kogata.tasks.networks import cifar_resnet
+from kogata.tasks.taskfile import open_task
+from kogata.training.teachers.cache import make
+from kogata.training.terms import (
     AttentionTransfer,
     Contrastive,
     Hints,
@@ -47,13 +52,9 @@ from kogata.methods.distillation.terms import (
     SelectedNeurons,
     Similarity,
     SoftTargets,
-    Sum,
+    SumOfTerms,
     Term,
 )
-from kogata.tasks.batches import Batches
-from kogata.tasks.builtin import accuracy
-from kogata.tasks.networks import cifar_resnet
-from kogata.tasks.taskfile import open_task
 
 MINUTES = 60
 SEEDS = (0, 1, 2)
@@ -108,16 +109,16 @@ def method(name: str, student: Student) -> Method:
     stages, pooled = student.stages, student.pooled
     terms: Mapping[str, Term] = {
         "none": Labels(),
-        "soft-targets": Sum(terms=SOFT),
-        "logit-regression": Sum(terms=(Labels(), LogitRegression(weight=0.1))),
-        "regression": Sum(terms=(Labels(), Regression(weight=10.0))),
-        "hints": Sum(terms=(Labels(), Hints(weight=10.0, student=stages, teacher=STAGES))),
-        "attention-transfer": Sum(terms=(Labels(), AttentionTransfer(weight=10.0, student=stages, teacher=STAGES))),
-        "selected-neurons": Sum(terms=(Labels(), SelectedNeurons(student=pooled, teacher=POOLED))),
-        "relational": Sum(terms=(Labels(), Relational(student=pooled, teacher=POOLED))),
-        "similarity": Sum(terms=(Labels(), Similarity(weight=3000.0, student=pooled, teacher=POOLED))),
-        "contrastive": Sum(terms=(Labels(), Contrastive(weight=0.8, student=pooled, teacher=POOLED))),
-        "review": Sum(terms=(Labels(), Review(weight=5.0, width=16, student=stages, teacher=STAGES))),
+        "soft-targets": SumOfTerms(terms=SOFT),
+        "logit-regression": SumOfTerms(terms=(Labels(), LogitRegression(weight=0.1))),
+        "regression": SumOfTerms(terms=(Labels(), Regression(weight=10.0))),
+        "hints": SumOfTerms(terms=(Labels(), Hints(weight=10.0, student=stages, teacher=STAGES))),
+        "attention-transfer": SumOfTerms(terms=(Labels(), AttentionTransfer(weight=10.0, student=stages, teacher=STAGES))),
+        "selected-neurons": SumOfTerms(terms=(Labels(), SelectedNeurons(student=pooled, teacher=POOLED))),
+        "relational": SumOfTerms(terms=(Labels(), Relational(student=pooled, teacher=POOLED))),
+        "similarity": SumOfTerms(terms=(Labels(), Similarity(weight=3000.0, student=pooled, teacher=POOLED))),
+        "contrastive": SumOfTerms(terms=(Labels(), Contrastive(weight=0.8, student=pooled, teacher=POOLED))),
+        "review": SumOfTerms(terms=(Labels(), Review(weight=5.0, width=16, student=stages, teacher=STAGES))),
     }
 
     def recover(epochs: int, term: Term) -> Recover:
@@ -125,7 +126,7 @@ def method(name: str, student: Student) -> Method:
 
     if name == "two-stages":  # FitNets: hints up to the middle, then soft targets, in as many epochs
         middle = Hints(student=student.stages[1:2], teacher=STAGES[1:2])
-        return chain(recover(EPOCHS // 4, middle), recover(EPOCHS - EPOCHS // 4, Sum(terms=SOFT)))
+        return chain(recover(EPOCHS // 4, middle), recover(EPOCHS - EPOCHS // 4, SumOfTerms(terms=SOFT)))
     return recover(EPOCHS, terms[name])
 
 
@@ -158,7 +159,7 @@ def measured(size: str, name: str, seed: int) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         report = compress(student, task, method(name, plan), teacher=teacher, output=output, seed=seed, engine=engine).report
-        held_out = accuracy(others, artifact.load(Folder(output).model, into=student))
+        held_out = accuracy(others, load(Folder(output).model, into=student))
     dense, ours = report.dense, report.compressed
     if dense.score is None or ours.score is None:
         raise TypeError(f"{task.name}: it has no evaluate")

@@ -29,13 +29,16 @@ from benchmarks import harness
 from benchmarks.harness import Row
 from benchmarks.one_shot import Document, drawn, fitted
 from benchmarks.spine import optional
-from kogata import artifact, surgery
-from kogata.adopt import adopt
-from kogata.atomic import writing
+from kogata.calibration.prepare import prepare
 from kogata.job import Task
+from kogata.measure.sizes import dense_bytes
 from kogata.methods.distillation.shallower import Shallower
+from kogata.network import surgery
+from kogata.storage.load import load
+from kogata.storage.write import save
+from kogata.system.atomic import writing
 from kogata.tasks.data import named_folder
-from kogata.train import Training, fit
+from kogata.training.loop import Training, fit
 
 MINUTES = 25
 SEED = 0
@@ -153,7 +156,7 @@ def regression(output: Any, inputs: Mapping[str, Tensor], targets: tuple[Tensor,
 
 def three_layers(teacher: nn.Module) -> nn.Module:
     """Layers 0, 4 and 5 of the teacher: of ten triples with the last, the nearest before training on held-out documents."""
-    job = adopt(teacher, sentences().task())
+    job = prepare(teacher, sentences().task())
     return surgery.clone(Shallower(lists="encoder.layer", keep=(0, 4, 5)).apply(job).model, share=False)
 
 
@@ -295,8 +298,8 @@ class Case:
         checkpoint = where.with_suffix(".pt")
         epochs = fit(student, text.task(), self.training, regression, seed=SEED, what=self.name, checkpoint=checkpoint)
         path = where.with_suffix(".kogata")
-        artifact.save(student.eval(), path)
-        loaded = artifact.load(path, into=surgery.clone(self.original(text.teacher))).eval()
+        save(student.eval(), path)
+        loaded = load(path, into=surgery.clone(self.original(text.teacher))).eval()
         test = embedded(loaded, text.test)
         nearness, accuracy = float((test * text.test.embedded_ND).sum(1).mean()), text.accuracy(test)
         of_teacher = f"teacher {text.accuracy(text.test.embedded_ND):.2f} %"
@@ -306,7 +309,7 @@ class Case:
             Row(self.name, "cosine before training, held out", before[0], ""),
             Row(self.name, "cosine after training, held out", epochs[-1].score or 0.0, ""),
             Row(self.name, "accuracy before training", before[1], "%"),
-            Row(self.name, "file", path.stat().st_size, "bytes", note=f"teacher {artifact.dense_bytes(text.teacher):,}"),
+            Row(self.name, "file", path.stat().st_size, "bytes", note=f"teacher {dense_bytes(text.teacher):,}"),
         ]
 
 

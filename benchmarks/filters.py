@@ -33,9 +33,8 @@ from torch.nn import functional
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import artifact
-from kogata.atomic import writing
-from kogata.filters import (
+from kogata.job import Task
+from kogata.nn.filters import (
     CyclicPool,
     CyclicRoll,
     CyclicSlice,
@@ -46,10 +45,12 @@ from kogata.filters import (
     group_convolution,
     opposite_convolution,
 )
-from kogata.job import Task
+from kogata.storage.load import load
+from kogata.storage.write import save
+from kogata.system.atomic import writing
 from kogata.tasks.batches import Batches
 from kogata.tasks.builtin import BUILTIN_TASKS, accuracy
-from kogata.train import Training, fit, task_loss
+from kogata.training.loop import Training, fit, task_loss
 
 MINUTES = 130
 SEEDS = (0, 1, 2)
@@ -234,8 +235,8 @@ def measured(case: str, seed: int) -> Point:
     fit(net, task, training, task_loss(task), seed=seed, what=f"Training {case}, seed {seed}")
     RUNS.mkdir(parents=True, exist_ok=True)
     file = path.with_suffix(".kogata")
-    artifact.save(net.eval(), file)
-    loaded = artifact.load(file, into=NETS[case]())
+    save(net.eval(), file)
+    loaded = load(file, into=NETS[case]())
     if task.evaluate is None:
         raise TypeError(f"{task.name}: it has no evaluate")
     others = None if held_out is None else round(100 - accuracy(held_out, loaded), 6)

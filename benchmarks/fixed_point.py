@@ -21,12 +21,12 @@ from torch import nn
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import surgery
-from kogata.compress import compress
-from kogata.folder import Folder
-from kogata.method import Method
+from kogata.flow import compress
 from kogata.methods import FixedPoint, Recover
+from kogata.methods.base.method import Method
+from kogata.network import surgery
 from kogata.report.data import Report
+from kogata.storage.folder import Folder
 from kogata.tasks.taskfile import open_task
 
 MINUTES = 12

@@ -13,7 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from kogata.environment import environment
+from kogata.system.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,15 +18,16 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.harness import Row
 from benchmarks.one_shot import Sentences
-from kogata import surgery
-from kogata.adopt import adopt
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.forms import Form
 from kogata.job import Site, Where
-from kogata.method import Method, WeightMethod
 from kogata.methods import SVD
+from kogata.methods.base.method import Method
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.lowrank.rank_allocation import RankAllocation
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
-from kogata.stats import Stats
+from kogata.network.sites import form_at, selected_sites
 from kogata.tasks.data import named_folder
 
 MINUTES = 10
@@ -64,10 +65,10 @@ class Figures:
 
 def measured(sentences: Sentences, method: Method) -> Figures:
     """The figures of a method, by the model that was reloaded from its file."""
-    job = adopt(sentences.model, sentences.task).within(Where(layers=("encoder.*",)))
+    job = prepare(sentences.model, sentences.task).within(Where(layers=("encoder.*",)))
     model = method.apply(job).model
-    kept = sum(surgery.form_at(model, site).kept() for site in surgery.selected(job))
-    whole = sum(torch.Size(site.shape).numel() for site in surgery.selected(job))
+    kept = sum(form_at(model, site).kept() for site in selected_sites(job))
+    whole = sum(torch.Size(site.shape).numel() for site in selected_sites(job))
     return Figures(*sentences.reloaded(model), 100 * kept / whole)
 
 

@@ -27,20 +27,25 @@ from torch import Tensor, nn
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import artifact, surgery
-from kogata.allocation import Option, allocated, hull
-from kogata.batch import call, take
-from kogata.calibrate import Probe, first_batch
-from kogata.compress import compress
+from kogata.calibration.batches import first_batch
+from kogata.calibration.probe import Probe
+from kogata.calibration.stats import Stats
 from kogata.engines import OnnxRuntime
-from kogata.engines.latency import interleaved
 from kogata.errors import NotApplicable
-from kogata.folder import Folder
+from kogata.flow import compress
 from kogata.job import Job, Kind, Site, Task
-from kogata.method import Method, WeightMethod, chain, per_site
+from kogata.measure.latency import interleaved
 from kogata.methods import CP, Recover, Separable, Tucker2
+from kogata.methods.base.allocation import Option, allocated, hull
+from kogata.methods.base.compose import chain, per_site
+from kogata.methods.base.method import Method
+from kogata.methods.base.weight import WeightMethod
+from kogata.network import surgery
+from kogata.network.batch import call, take
+from kogata.network.sites import form_at, sites_of
 from kogata.report.data import Report
-from kogata.stats import Stats
+from kogata.storage.folder import Folder
+from kogata.storage.load import load
 from kogata.tasks.taskfile import open_task
 
 MINUTES = 120
@@ -60,13 +65,13 @@ LOW, LOST, FASTER = 2.7, 0.2, 1.5  # at this rate no more points lost, and so ma
 
 def spatial(model: nn.Module) -> list[Site]:
     """The convolutions with an extent, without the first."""
-    return [site for site in surgery.sites(model) if site.kind is Kind.CONV and math.prod(site.shape[2:]) > 1][1:]
+    return [site for site in sites_of(model) if site.kind is Kind.CONV and math.prod(site.shape[2:]) > 1][1:]
 
 
 def plan(kind: Structure, model: nn.Module, task: Task, rate: float) -> Method:
     """For each of these convolutions the rank with which all keep one part in ``rate`` and the loss rises least."""
     sites, probe = spatial(model), Probe(Job(model=model, reference=model, task=task, seed=SEED))
-    layers = [hull(options(kind, RATES[rate], surgery.form_at(model, site).dense().detach(), site, probe)) for site in sites]
+    layers = [hull(options(kind, RATES[rate], form_at(model, site).dense().detach(), site, probe)) for site in sites]
     chosen = allocated(layers, sum(math.prod(site.shape) for site in sites) / rate)
     methods = {site.name: option.choice for site, option in zip(sites, chosen, strict=True)}
     return per_site({name: method for name, method in methods.items() if method is not None})
@@ -111,7 +116,7 @@ def times(task: str, batch: int) -> dict[Case, float]:
     """How many times faster than the dense net each file is: medians of one interleaved run."""
     model, opened = open_task(task, SEED, None)
     inputs, engine = first_batch(model, opened)[0], OnnxRuntime()
-    files = [artifact.load(folder(task, case).model, into=surgery.clone(model)).eval() for case in LOW_RANK]
+    files = [load(folder(task, case).model, into=surgery.clone(model)).eval() for case in LOW_RANK]
     sample = take(inputs, batch)
     sessions = [engine.open_model(net, inputs) for net in (model, *files)]
     dense, *ours = interleaved([lambda session=session: call(session, sample) for session in sessions])

@@ -23,14 +23,18 @@ from torch import nn
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import artifact, surgery
-from kogata.adopt import adopt
-from kogata.atomic import writing
+from kogata.calibration.prepare import prepare
 from kogata.forms import Dense
 from kogata.job import Job, Kind, Where
-from kogata.method import Method, chain, only
 from kogata.methods import Recover
-from kogata.methods.filters.mba import MultiBiasFilters
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.method import Method
+from kogata.methods.filters.multi_bias_filters import MultiBiasFilters
+from kogata.network import surgery
+from kogata.network.sites import form_at, sites_of
+from kogata.storage.load import load
+from kogata.storage.write import save
+from kogata.system.atomic import writing
 from kogata.tasks.taskfile import open_task
 
 MINUTES = 10
@@ -66,16 +70,16 @@ def measured(case: str) -> Point:
     if path.exists():
         return Point(**json.loads(path.read_text(encoding="utf-8")))
     model, task = open_task(TASK, SEED, None)
-    job = adopt(model, task, seed=SEED)
+    job = prepare(model, task, seed=SEED)
     before = 0.0
     for step in CASES[case].steps():
         before = _error(job, job.model)
         job = step.apply(job)
     RUNS.mkdir(parents=True, exist_ok=True)
     file = RUNS / f"{case}.kogata"
-    artifact.save(job.model, file)
-    loaded = artifact.load(file, into=surgery.clone(job.reference, share=False))
-    shared = sum(not isinstance(surgery.form_at(loaded, site), Dense) for site in surgery.sites(loaded))
+    save(job.model, file)
+    loaded = load(file, into=surgery.clone(job.reference, share=False))
+    shared = sum(not isinstance(form_at(loaded, site), Dense) for site in sites_of(loaded))
     point = Point(before, _error(job, loaded), file.stat().st_size, shared)
     with writing(path) as out:
         out.write(json.dumps(asdict(point)).encode())

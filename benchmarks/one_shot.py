@@ -29,12 +29,17 @@ from torch.nn import functional
 from benchmarks import harness
 from benchmarks.harness import Row
 from benchmarks.spine import optional, resident
-from kogata import artifact, calibrate, surgery
-from kogata.adopt import adopt
+from kogata.calibration.gather import gather
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.job import Task, Where
-from kogata.method import WeightMethod
+from kogata.measure.sizes import dense_bytes
 from kogata.methods import GPTQ, OBS, MagnitudePruning, RoundToNearest, SparseGPT
-from kogata.stats import Stats
+from kogata.methods.base.weight import WeightMethod
+from kogata.network import surgery
+from kogata.network.sites import form_at, selected_sites, sites_of
+from kogata.storage.load import load
+from kogata.storage.write import save
 from kogata.tasks.data import named_folder
 
 MINUTES = 6
@@ -112,8 +117,8 @@ class Sentences:
         """Of a compressed model, once it has been read from its file: cosine, accuracy in percent, and the file's bytes."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.kogata"
-            artifact.save(model, path)
-            loaded, size = artifact.load(path, into=surgery.clone(self.model)), path.stat().st_size
+            save(model, path)
+            loaded, size = load(path, into=surgery.clone(self.model)), path.stat().st_size
         embedded = self.embedded(surgery.plain(loaded), self.test)
         right = (embedded @ self.weight_DC).argmax(1) == self.targets(self.test)
         return float((embedded * self.original).sum(1).mean()), 100 * float(right.float().mean()), size
@@ -121,12 +126,12 @@ class Sentences:
 
 def encoded(dense: nn.Module, task: Task, method: WeightMethod) -> tuple[nn.Module, float]:
     """The model with all layers of its encoder compressed, and the time of encoding over that of the calibration pass."""
-    job = adopt(dense, task).within(Where(layers=("encoder.*",)))
+    job = prepare(dense, task).within(Where(layers=("encoder.*",)))
     model, encoding, started = surgery.clone(job.model), 0.0, time.perf_counter()
-    with closing(calibrate.gather(job, surgery.selected(job), method.NEEDS, model)) as gathered:
+    with closing(gather(job, selected_sites(job), method.NEEDS, model)) as gathered:
         for site, found in gathered:
             before = time.perf_counter()
-            leaf = surgery.form_at(job.model, site)
+            leaf = form_at(job.model, site)
             form = method.encode(leaf.dense().detach(), site, found.of(leaf, ""))
             encoding += time.perf_counter() - before
             surgery.replace(model, site, "", form)
@@ -146,7 +151,7 @@ def peak(name: str) -> float:
     model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # restarts VmHWM
     encoded(model, Task(calibration=[batch] * (DOCUMENTS["calibration"] // BATCH)), case.method)
-    return (resident("VmHWM") - before) / artifact.dense_bytes(model)
+    return (resident("VmHWM") - before) / dense_bytes(model)
 
 
 def drawn(path: Path, count: int) -> list[Document]:
@@ -215,7 +220,7 @@ def main() -> int:
     if folder is None or not (folder / "r8" / "train.tsv.gz").exists():
         raise SystemExit("one_shot needs r8/train.tsv.gz and r8/test.tsv.gz: name their folder with --data or KOGATA_DATA.")
     sentences = Sentences(folder / "r8")
-    GPTQ(bits=2).encode(torch.randn(4, 8), surgery.sites(nn.Linear(8, 4))[1], Stats(gram_GII=torch.eye(8)[None]))
+    GPTQ(bits=2).encode(torch.randn(4, 8), sites_of(nn.Linear(8, 4))[1], Stats(gram_GII=torch.eye(8)[None]))
     return harness.run("one_shot", [row for case in CASES for row in rows_of(case, sentences)], [SEED])
 
 

@@ -25,18 +25,21 @@ import yaml
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import artifact, surgery
-from kogata.adopt import adopt
-from kogata.atomic import writing
-from kogata.calibrate import Probe
+from kogata.calibration.prepare import prepare
+from kogata.calibration.probe import Probe
 from kogata.forms import Role
 from kogata.job import Job, Task
-from kogata.method import Method, WeightMethod
 from kogata.methods import METHODS, Recover
-from kogata.recipe import parse
+from kogata.methods.base.method import Method
+from kogata.methods.base.trained import TrainingMethod
+from kogata.methods.base.weight import WeightMethod
+from kogata.network import surgery
+from kogata.recipes.recipe import parse
+from kogata.storage.load import load
+from kogata.storage.write import save
+from kogata.system.atomic import writing
 from kogata.tasks.batches import Batches
 from kogata.tasks.taskfile import open_task
-from kogata.training_method import TrainingMethod
 
 MINUTES = 30
 SEED = 0
@@ -96,7 +99,7 @@ def measured(task: str, criterion: type[Method], sparsity: float) -> Point:
     if path.exists():
         return Point(**json.loads(path.read_text(encoding="utf-8")))
     model, opened = open_task(task, SEED, None)
-    job, (prune, recover) = adopt(model, small(opened), seed=SEED), method(criterion, sparsity)
+    job, (prune, recover) = prepare(model, small(opened), seed=SEED), method(criterion, sparsity)
     pruned = prune.apply(job)
     error = _error(pruned if recover is None else recover.apply(pruned))
     point = Point(error) if criterion.ABOUT.name in BUDGET else Point(error, _error(pruned), Probe(pruned).base)
@@ -111,8 +114,8 @@ def _error(job: Job) -> float:
         raise TypeError(f"{job.task.name}: it has no evaluate")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.kogata"
-        artifact.save(job.model, path)
-        loaded = artifact.load(path, into=surgery.clone(job.reference, share=False))
+        save(job.model, path)
+        loaded = load(path, into=surgery.clone(job.reference, share=False))
     return round(100 - evaluate(loaded), 6)
 
 
@@ -171,7 +174,7 @@ def _plot(left: float, task: str, curves: Mapping[str, Sequence[Point]], colours
 def rows_of(task: str, curves: Mapping[str, Sequence[Point]]) -> list[Row]:
     """The dense net, then each criterion at each sparsity, the better ones against magnitude."""
     model, opened = open_task(task, SEED, None)
-    rows = [Row(task, "test error, dense", _error(adopt(model, opened)), "%")]
+    rows = [Row(task, "test error, dense", _error(prepare(model, opened)), "%")]
     for name, line in curves.items():
         for i, (sparsity, point) in enumerate(zip(SPARSITIES, line, strict=True)):
             bar, direction = (curves["magnitude"][i].error, "<=") if name in BETTER else (None, None)

@@ -18,14 +18,15 @@ from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata.atomic import writing
-from kogata.compress import compress
+from kogata.flow import compress
 from kogata.job import Task
-from kogata.method import Method, chain
 from kogata.methods import SVD, MagnitudePruning, Recover, RoundToNearest
-from kogata.methods.distillation.terms import Hints, Labels, SoftTargets, Sum, Term
+from kogata.methods.base.compose import chain
+from kogata.methods.base.method import Method
+from kogata.system.atomic import writing
 from kogata.tasks.batches import Batches
 from kogata.tasks.taskfile import open_task
+from kogata.training.terms import Hints, Labels, SoftTargets, SumOfTerms, Term
 
 MINUTES = 20
 SEED = 0
@@ -42,8 +43,8 @@ SOFT = (Labels(weight=0.1), SoftTargets(weight=0.9, temperature=1.5))  # as in `
 TERMS: Mapping[str, Term | None] = {
     "nothing": None,
     "labels": Labels(),
-    "soft targets": Sum(terms=SOFT),
-    "features": Sum(terms=(*SOFT, Hints(student=STAGES, teacher=STAGES))),
+    "soft targets": SumOfTerms(terms=SOFT),
+    "features": SumOfTerms(terms=(*SOFT, Hints(student=STAGES, teacher=STAGES))),
 }
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata.compress import compress
-from kogata.folder import Folder
-from kogata.recipe import open_recipe
+from kogata.flow import compress
+from kogata.recipes.recipe import open_recipe
 from kogata.report.data import Report
+from kogata.storage.folder import Folder
 from kogata.tasks.taskfile import open_task
 
 MINUTES = 40

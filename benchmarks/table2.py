@@ -20,12 +20,13 @@ from torch import nn
 
 from benchmarks import harness
 from benchmarks.harness import Row
-from kogata import surgery
+from kogata.calibration.stats import Stats
 from kogata.engines import OnnxRuntime
-from kogata.engines.latency import interleaved
 from kogata.job import Kind, Site
+from kogata.measure.latency import interleaved
 from kogata.methods import CP, SVD, Separable
-from kogata.stats import Stats
+from kogata.network import surgery
+from kogata.network.sites import form_at, sites_of
 from kogata.tasks.networks import alexnet, googlenet, vgg16
 
 MINUTES = 15
@@ -97,17 +98,17 @@ def rows(name: str, case: Case) -> list[Row]:
     """Decompose, and time beside the dense net."""
     torch.manual_seed(SEED)
     model, image = case.network().eval(), torch.randn(1, 3, IMAGE, IMAGE)
-    layers = [site for site in surgery.sites(model) if site.kind in (Kind.CONV, Kind.LINEAR) and len(site.shape) > 1]
+    layers = [site for site in sites_of(model) if site.kind in (Kind.CONV, Kind.LINEAR) and len(site.shape) > 1]
     found = at_rate(case, layers)
     smaller = surgery.clone(model)
     started = time.perf_counter()
     for site in layers:
         if site.name in found:
             method = SVD if math.prod(site.shape[2:]) == 1 else case.method
-            weight = surgery.form_at(model, site).dense().detach()
+            weight = form_at(model, site).dense().detach()
             surgery.attach(smaller, site, method(rank=found[site.name]).encode(weight, site, Stats()))
     seconds = time.perf_counter() - started
-    numbers = sum(surgery.form_at(smaller, site).kept() for site in layers)
+    numbers = sum(form_at(smaller, site).kept() for site in layers)
     engine = OnnxRuntime()
     sessions = [engine.open_model(net, image) for net in (model, smaller)]
     dense, ours = interleaved([lambda session=session: session(image) for session in sessions])

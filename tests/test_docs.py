@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks.__main__ import results
 from benchmarks.harness import RESULTS
 from kogata.methods import METHODS
-from kogata.recipe import open_recipe
+from kogata.recipes.recipe import open_recipe
 from kogata.report.data import Report
 
 ROOT = Path(__file__).parent.parent

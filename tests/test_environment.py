@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kogata import environment as module
-from kogata.environment import environment
+from kogata.system import environment as module
+from kogata.system.environment import environment
 
 
 def test_it_is_plain_and_of_this_machine():

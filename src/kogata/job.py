@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from kogata.forms import Role
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -38,6 +36,16 @@ class Kind(StrEnum):
     CONV = "conv"
     EMBEDDING = "embedding"
     OTHER = "other"  # a parameter of some other module, such as a bias or the joint projection of an attention layer
+
+
+class Role(StrEnum):
+    """What the numbers of a leaf are."""
+
+    MATRIX = "matrix"  # a weight, or a factor of one, in its own shape
+    VALUES = "values"  # the kept entries of a masked weight, one-dimensional
+    VECTOR = "vector"  # a bias, or a scale or shift of a normalization layer
+    SCALE = "scale"  # the steps of an affine quantizer
+    TABLE = "table"  # the centroids of a codebook
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from kogata import load
 from kogata.methods import METHODS
-from kogata.recipe import parse
+from kogata.recipes.recipe import parse
 from kogata.tasks.networks import digits_mlp
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

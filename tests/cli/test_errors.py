@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from kogata import artifact
+from kogata.storage.write import pack, write_file
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -105,7 +105,7 @@ def test_missed_target_is_told_after_the_result(kogata: Run, tmp_path: Path) -> 
 
 def test_names_in_a_file_cannot_steer_the_terminal(kogata: Run, tmp_path: Path) -> None:
     model = nn.Sequential(OrderedDict({"\x1b[31mred": nn.Linear(8, 8)}))
-    artifact.write(tmp_path / "red.kogata", artifact.pack(model))
+    write_file(tmp_path / "red.kogata", pack(model))
     shown = kogata("inspect", tmp_path / "red.kogata").stdout
     assert "[31mred.weight" in shown
     assert "\x1b" not in shown

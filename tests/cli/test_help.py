@@ -8,7 +8,7 @@ import pytest
 
 from kogata.cli.options import RECIPES, TASKS, EngineName
 from kogata.engines import ENGINES
-from kogata.recipe import built_in
+from kogata.recipes.recipe import built_in
 from kogata.tasks.builtin import BUILTIN_TASKS
 
 Command = tuple[list[str], dict[str, str]]

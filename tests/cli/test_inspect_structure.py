@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kogata.candidates import STRUCTURES, YARDSTICKS
+from kogata.search.candidates import STRUCTURES, YARDSTICKS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

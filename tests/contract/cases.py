@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kogata.method import Method
 from kogata.methods import (
     BRECQ,
     CP,
@@ -66,6 +65,7 @@ from kogata.methods import (
     WhitenedSVD,
     XNORNet,
 )
+from kogata.methods.base.method import Method
 
 BRIEF = Recover(epochs=1, learning_rate=1e-2)
 

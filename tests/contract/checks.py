@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kogata import artifact, depth, surgery
-from kogata.batch import call, tensors
-from kogata.calibrate import evaluating, first_batch
+from kogata.calibration.batches import first_batch
 from kogata.forms import Affine, Codebook, Dense, Masked, Product, Sum, Tied
+from kogata.forms.base import nodes
 from kogata.job import Job
+from kogata.network import depth, surgery
+from kogata.network.batch import call, evaluating, tensors
+from kogata.network.sites import form_at, sites_of
+from kogata.storage.load import load
+from kogata.storage.write import pack, write_file
 
 
 def assert_near(found: object, wanted: object, tolerance: float) -> None:
@@ -30,7 +34,7 @@ def assert_near(found: object, wanted: object, tolerance: float) -> None:
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Every site's dense weight, in the dtype the layer sees."""
     found: dict[str, Tensor] = {}
-    for site in surgery.sites(model):
+    for site in sites_of(model):
         for name in (site.name, *site.aliases):
             found[name] = _tensor(model, name)
     return found
@@ -61,7 +65,7 @@ def snapshot(model: nn.Module) -> dict[str, object]:
         "trains": {name: tensor.requires_grad for name, tensor in state.items()},
         "classes": {name: type(module) for name, module in model.named_modules(remove_duplicate=False)},
         "modes": {name: module.training for name, module in model.named_modules(remove_duplicate=False)},
-        "forms": {site.name: surgery.form_at(model, site).describe() for site in surgery.sites(model)},
+        "forms": {site.name: form_at(model, site).describe() for site in sites_of(model)},
     }
 
 
@@ -93,8 +97,8 @@ def through_file(job: Job, model: nn.Module, folder: Path) -> nn.Module:
         for tensor in (*fresh.parameters(), *fresh.buffers()):
             tensor.zero_()
     path = folder / "model.kogata"
-    artifact.write(path, artifact.pack(model))
-    return artifact.load(path, into=fresh)
+    write_file(path, pack(model))
+    return load(path, into=fresh)
 
 
 def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:
@@ -106,13 +110,13 @@ def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:
     before = surgery.clone(before)
     for path, places in depth.shortened(after).items():
         depth.keep(before, path, places)
-    sites = {site.name: site for site in surgery.sites(after)}
-    for site in surgery.sites(before):
+    sites = {site.name: site for site in sites_of(after)}
+    for site in sites_of(before):
         if site.name not in sites or sites[site.name].shape != site.shape:
-            assert isinstance(surgery.form_at(before, site), Dense)
+            assert isinstance(form_at(before, site), Dense)
             continue
-        trees = dict(artifact.nodes(surgery.form_at(after, site)))
-        for path, node in artifact.nodes(surgery.form_at(before, site)):
+        trees = dict(nodes(form_at(after, site)))
+        for path, node in nodes(form_at(before, site)):
             if isinstance(node, Dense | Product | Sum):
                 continue  # what they hold is looked at itself
             was, now = node.dense().detach().double(), trees[path].dense().detach().double()

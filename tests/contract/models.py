@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kogata import Task
-from kogata.adopt import adopt
+from kogata.calibration.prepare import prepare
 from kogata.job import Job
 
 CLASSES = 6
@@ -120,7 +120,7 @@ def job_of(name: str, **task: Any) -> Job:
         "loss": functional.cross_entropy,
         "name": name,
     }
-    return adopt(model, Task(**fields | task))
+    return prepare(model, Task(**fields | task))
 
 
 def _spread(model: nn.Module) -> None:

@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from kogata import artifact, surgery
-from kogata.activations import Quantizer, quantizers
+from kogata.engines.lowering.lower import lower
 from kogata.errors import DataError, NotApplicable
 from kogata.forms.copies import Copies
 from kogata.forms.layers import Stack
 from kogata.job import Job
-from kogata.method import Method, WeightMethod, chain, only
 from kogata.methods import METHODS, SVD, ChannelPruning, KMeans, MagnitudePruning, NeuronMerging, Recover, Shallower
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.method import Method
+from kogata.methods.base.weight import WeightMethod
+from kogata.network import surgery
+from kogata.network.quantizers import Quantizer, quantizers_of
+from kogata.network.sites import form_at, form_of, model_bits, sites_of
+from kogata.storage.write import pack
 from tests.contract.cases import CASES, REFUSED, TRAINED
 from tests.contract.checks import (
     assert_equal,
@@ -58,7 +63,7 @@ def compressed(kind: type[Method], name: str) -> Job:
 
 def replaced(job: Job) -> list[str]:
     """The sites that the last step put a form into, or otherwise changed; those that are gone are not among them."""
-    left = {site.name for site in surgery.sites(job.model)}
+    left = {site.name for site in sites_of(job.model)}
     return [row.site for row in job.ledger if not row.note and row.site in left]
 
 
@@ -103,21 +108,21 @@ def test_input_job_with_forms_is_untouched(kind: type[Method]) -> None:
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_same_job_same_bytes(kind: type[Method], name: str) -> None:
     again = CASES[kind].apply(job_of(name))
-    assert artifact.pack(compressed(kind, name).model).data == artifact.pack(again.model).data
+    assert pack(compressed(kind, name).model).data == pack(again.model).data
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_becomes_smaller(kind: type[Method], name: str) -> None:
     if not issubclass(kind, WeightMethod):
-        scales = [quantizer for _, quantizer in quantizers(compressed(kind, name).model)]  # they cost a number each
-        assert surgery.bits(compressed(kind, name).model) <= surgery.bits(plain_job(name).model) + 32 * len(scales)
+        scales = [quantizer for _, quantizer in quantizers_of(compressed(kind, name).model)]  # they cost a number each
+        assert model_bits(compressed(kind, name).model) <= model_bits(plain_job(name).model) + 32 * len(scales)
         return
     job = compressed(kind, name)
-    assert surgery.bits(job.model) < surgery.bits(plain_job(name).model)
+    assert model_bits(job.model) < model_bits(plain_job(name).model)
     assert replaced(job)
     for row in job.ledger:
         assert (row.bits_after < row.bits_before) == (not row.note)
-    before, after = (len(artifact.pack(j.model).data) for j in (plain_job(name), job))
+    before, after = (len(pack(j.model).data) for j in (plain_job(name), job))
     assert after < before
 
 
@@ -143,7 +148,7 @@ def test_file_gives_back_every_bit(kind: type[Method], name: str, tmp_path: Path
     assert_equal(surgery.plain(loaded).state_dict(), surgery.plain(job.model).state_dict())
     wanted = output(job, job.model)
     assert torch.equal(output(job, loaded), wanted)
-    assert artifact.pack(loaded).data == artifact.pack(job.model).data
+    assert pack(loaded).data == pack(job.model).data
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -165,9 +170,9 @@ def test_a_step_of_training_changes_every_replaced_weight(kind: type[Method], na
     inputs, targets = batch_of(job)
     loss = torch.nn.functional.cross_entropy(model(inputs).float(), targets)
     loss.backward()
-    sites = {site.name: site for site in surgery.sites(model)}
+    sites = {site.name: site for site in sites_of(model)}
     for site in replaced(job):
-        leaves = [leaf.values for _, leaf in surgery.form_at(model, sites[site]).leaves()]
+        leaves = [leaf.values for _, leaf in form_at(model, sites[site]).leaves()]
         assert any(leaf.grad is not None and float(leaf.grad.abs().max()) > 0 for leaf in leaves), site
     torch.optim.SGD(model.parameters(), lr=10.0).step()
     after = weights(model)
@@ -187,8 +192,8 @@ def test_recovery_keeps_the_structure(kind: type[Method], name: str) -> None:
     job = compressed(kind, name)
     after = Recover(epochs=2, learning_rate=1e-2).apply(job)
     assert_structure_kept(job.model, after.model)
-    for site in surgery.sites(job.model):
-        assert surgery.form_at(job.model, site).describe() == surgery.form_at(after.model, site).describe()
+    for site in sites_of(job.model):
+        assert form_at(job.model, site).describe() == form_at(after.model, site).describe()
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)
@@ -196,7 +201,7 @@ def test_plain_and_lowered_models_are_plain_and_equal(kind: type[Method], name: 
     job = compressed(kind, name)
     wanted = output(job, job.model)
     tolerance = 1e-5 if name not in ("float16", "bfloat16") else 3e-2
-    for model in (surgery.plain(job.model), surgery.lower(job.model)):
+    for model in (surgery.plain(job.model), lower(job.model)):
         assert_near(output(job, model), wanted, tolerance)
         ours = [module for module in model.modules() if type(module).__module__.startswith("kogata")]
         # what flows is quantized in every engine too, and copies of outputs have no layer of PyTorch's own
@@ -207,10 +212,10 @@ def test_plain_and_lowered_models_are_plain_and_equal(kind: type[Method], name: 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     job = MagnitudePruning(sparsity=0.5).apply(job_of("tied"))
     for model in (job.model, through_file(job, job.model, tmp_path)):
-        site = next(site for site in surgery.sites(model) if site.aliases)
+        site = next(site for site in sites_of(model) if site.aliases)
         assert (site.name, site.aliases) == ("embedding.weight", ("out.weight",))
-        form = surgery.form_of(model.get_submodule("embedding"), "weight")
-        assert form is surgery.form_of(model.get_submodule("out"), "weight")
+        form = form_of(model.get_submodule("embedding"), "weight")
+        assert form is form_of(model.get_submodule("out"), "weight")
         assert form is not None
         plain = surgery.plain(model)
         assert plain.get_parameter("embedding.weight") is plain.get_parameter("out.weight")

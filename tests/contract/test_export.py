@@ -11,14 +11,16 @@ import pytest
 import torch
 
 import kogata
-from kogata import artifact, surgery
-from kogata.batch import call
-from kogata.calibrate import evaluating
 from kogata.engines import onnx_graph
+from kogata.engines.lowering.lower import lower
 from kogata.engines.onnxruntime import OnnxSession
 from kogata.job import Job
-from kogata.method import Method, chain, only
 from kogata.methods import METHODS, SVD, KMeans, MagnitudePruning, RoundToNearest, Shallower
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.method import Method
+from kogata.network import surgery
+from kogata.network.batch import call, evaluating
+from kogata.storage.write import pack, write_file
 from tests.contract.cases import CASES
 from tests.contract.checks import assert_near, batch_of, output
 from tests.contract.models import job_of
@@ -34,14 +36,14 @@ TIED = chain(SVD(rank=0.25), MagnitudePruning(sparsity=0.3), KMeans(clusters=16)
 
 def exported(job: Job) -> onnx.ModelProto:
     """The lowered model as ONNX."""
-    return onnx_graph.export(surgery.lower(job.model).eval(), batch_of(job)[0])
+    return onnx_graph.export(lower(job.model).eval(), batch_of(job)[0])
 
 
 def run_from_file(job: Job, proto: onnx.ModelProto, folder: Path) -> Any:
     """The outputs of the file alone, without the model's class."""
     path = folder / "model.kogata"
-    artifact.write(path, artifact.pack(job.model, onnx_graph.bind(proto, job.model)))
-    return call(kogata.run(path), batch_of(job)[0])
+    write_file(path, pack(job.model, onnx_graph.bind(proto, job.model)))
+    return call(kogata.open(path), batch_of(job)[0])
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kogata import adopt, surgery
 from kogata.errors import NotApplicable
 from kogata.job import Job
-from kogata.method import Method, chain
 from kogata.methods import METHODS, SVD, Half, KMeans, MagnitudePruning, Recover, RoundToNearest, Shallower
+from kogata.methods.base.compose import chain
+from kogata.methods.base.method import Method
+from kogata.methods.base.order import check_order
+from kogata.network.sites import form_at, sites_of
 from tests.contract.cases import CASES, FUTILE, ILLEGAL, REFUSED
 from tests.contract.checks import assert_equal, assert_structure_kept, assert_untouched, output, snapshot, through_file, weights
 from tests.contract.models import job_of
@@ -71,17 +73,17 @@ def test_wrong_order_is_seen_before_anything_runs(first: type[Method], second: t
     both = chain(CASES[first], CASES[second])
     if illegal(first, second):
         with pytest.raises(NotApplicable) as caught:
-            adopt.check(both, job)
+            check_order(both, job)
         assert str(caught.value).startswith(f"{second.ABOUT.name}: ")
     else:
-        adopt.check(both, job)
+        check_order(both, job)
 
 
 @pytest.mark.parametrize("last", [m for m in METHODS if illegal(KMeans, m)])
 @pytest.mark.parametrize("between", [Half, Recover])
 def test_a_step_between_does_not_hide_a_wrong_order(between: type[Method], last: type[Method], job: Job) -> None:
     with pytest.raises(NotApplicable, match=f"^{last.ABOUT.name}: "):
-        adopt.check(chain(CASES[KMeans], CASES[between], CASES[last]), job)
+        check_order(chain(CASES[KMeans], CASES[between], CASES[last]), job)
 
 
 def test_the_longest_chain_composes(job: Job, tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_the_longest_chain_composes(job: Job, tmp_path: Path) -> None:
     after = chain(start, KMeans(clusters=6), CASES[Half]).apply(job)
     loaded = through_file(after, after.model, tmp_path)
     assert_equal(weights(loaded), weights(after.model))
-    site = next(site for site in surgery.sites(after.model) if site.name == "hidden.weight")
-    assert surgery.form_at(loaded, site).describe() == "product(masked(codebook), masked(codebook))"
-    table = surgery.form_at(loaded, site).get_submodule("factors.0.values.table").get_parameter("values")
+    site = next(site for site in sites_of(after.model) if site.name == "hidden.weight")
+    assert form_at(loaded, site).describe() == "product(masked(codebook), masked(codebook))"
+    table = form_at(loaded, site).get_submodule("factors.0.values.table").get_parameter("values")
     assert torch.equal(table, table.half().float())

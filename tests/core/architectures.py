@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kogata.graph import Coupling, Cut
+from kogata.network.channels.groups import Coupling, Cut
 from kogata.tasks.networks import lenet5, lenet300
 from tests.contract.models import Words
 

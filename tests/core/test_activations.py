@@ -9,10 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import activations
-from kogata.activations import QUANTIZERS, Dynamic, Granularity, Quantizer, Sign, Static, layer_of
 from kogata.errors import UsageError
-from kogata.surgery import sites
+from kogata.network.quantizers import (
+    QUANTIZERS,
+    Dynamic,
+    Granularity,
+    Quantizer,
+    Sign,
+    Static,
+    attach_quantizer,
+    layer_of,
+    quantizers_of,
+)
+from kogata.network.sites import sites_of
 
 MAKERS = [
     lambda: Static(torch.tensor([0.1]), bits=4, zero=3),
@@ -91,17 +100,17 @@ def test_settings_are_checked(bits: int, zero: int) -> None:
 def test_attached_it_rounds_the_input_and_gives_way_to_another() -> None:
     layer, x = nn.Linear(5, 2), torch.randn(3, 5)
     for quantizer in (Static(torch.tensor([0.5]), bits=4, zero=8), Dynamic(bits=3, granularity=Granularity.TENSOR)):
-        activations.attach(layer, quantizer)
+        attach_quantizer(layer, quantizer)
         wanted = nn.functional.linear(quantizer(x), layer.weight, layer.bias)
         assert torch.equal(layer(x), wanted)
         assert torch.equal(layer(input=x), wanted)
         assert torch.equal(copy.deepcopy(layer)(x), wanted)
-        assert [(path, type(q)) for path, q in activations.quantizers(nn.Sequential(layer))] == [("0", type(quantizer))]
+        assert [(path, type(q)) for path, q in quantizers_of(nn.Sequential(layer))] == [("0", type(quantizer))]
 
 
 def test_a_sign_stands_in_for_an_activation_that_works_in_place() -> None:
     relu, x = nn.ReLU(inplace=True), torch.randn(3, 5)
-    activations.attach(relu, Sign())
+    attach_quantizer(relu, Sign())
     before = x.clone()
     assert torch.equal(relu(x), torch.where(before >= 0, 1.0, -1.0))
     assert torch.equal(x, before)
@@ -120,6 +129,6 @@ class Reader(nn.Module):
 
 def test_layers_whose_input_a_weight_multiplies() -> None:
     model = Reader()
-    found = {site.name: layer_of(model, site) for site in sites(model)}
+    found = {site.name: layer_of(model, site) for site in sites_of(model)}
     assert {name for name, layer in found.items() if layer is not None} == {"linear.weight"}
     assert found["linear.weight"] is model.linear

@@ -7,8 +7,8 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from kogata.allocation import Option, allocated, hull
 from kogata.errors import NotApplicable
+from kogata.methods.base.allocation import Option, allocated, hull
 
 
 def drawn(count: int, seed: int) -> list[Option[int]]:

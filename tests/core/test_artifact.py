@@ -19,17 +19,24 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from kogata import __version__, activations, artifact, surgery
-from kogata.artifact import MAX_MANIFEST, SCHEMA, dense_bytes, load, pack, read, write
-from kogata.atomic import writing
-from kogata.batch import call, tensors
+from kogata import __version__
 from kogata.coding import Plane, encode
 from kogata.errors import DataError, FileFormatError
 from kogata.forms import Dense
-from kogata.graph import coupled, remove
 from kogata.job import Job
-from kogata.method import chain, only
+from kogata.measure.sizes import dense_bytes
 from kogata.methods import SVD, KMeans, MagnitudePruning, RoundToNearest
+from kogata.methods.base.compose import chain, only
+from kogata.network import surgery
+from kogata.network.batch import call, tensors
+from kogata.network.channels.groups import coupled, remove
+from kogata.network.quantizers import Static, attach_quantizer
+from kogata.network.sites import form_at, sites_of
+from kogata.storage.layout import MAX_MANIFEST, SCHEMA, Artifact, file_header
+from kogata.storage.load import load
+from kogata.storage.read import read_file
+from kogata.storage.write import pack, write_file
+from kogata.system.atomic import writing
 from tests.contract.checks import assert_equal, assert_untouched, batch_of, snapshot, weights
 from tests.contract.models import ConvNet, job_of
 from tests.core.architectures import ARCHITECTURES, built, some
@@ -49,10 +56,10 @@ def data(job: Job) -> bytes:
     return pack(job.model).data
 
 
-def read_bytes(data: bytes, folder: Path) -> artifact.Artifact:
+def read_bytes(data: bytes, folder: Path) -> Artifact:
     path = folder / "m.kogata"
     path.write_bytes(data)
-    return read(path)
+    return read_file(path)
 
 
 def manifest_of(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -66,13 +73,13 @@ def file_of(manifest: Any, planes: bytes, *, schema: int = SCHEMA, tail: bytes =
     """A file with a valid checksum, whatever it says."""
     text = zlib.compress(json.dumps(manifest).encode())
     payload = struct.pack("<I", len(text)) + text + planes + tail
-    return artifact._header(schema, __version__, payload) + payload
+    return file_header(schema, __version__, payload) + payload
 
 
 def test_the_tool_of_this_test_writes_what_pack_writes(data: bytes, job: Job, tmp_path: Path) -> None:
     manifest, planes = manifest_of(data)
     found = read_bytes(file_of(manifest, planes), tmp_path)
-    assert len(found.forms) == len(surgery.sites(job.model))
+    assert len(found.forms) == len(sites_of(job.model))
 
 
 def test_is_a_safetensors_file(data: bytes, tmp_path: Path) -> None:
@@ -96,7 +103,7 @@ def test_parts_sum_to_the_file(job: Job) -> None:
     assert packed.header_bytes + packed.manifest_bytes + packed.graph_bytes + sum(p.bytes for p in packed.planes) == len(
         packed.data
     )
-    assert {plane.site for plane in packed.planes} >= {site.name for site in surgery.sites(job.model)}
+    assert {plane.site for plane in packed.planes} >= {site.name for site in sites_of(job.model)}
 
 
 def test_reading_says_how_the_bytes_are_spent(data: bytes, job: Job, tmp_path: Path) -> None:
@@ -158,9 +165,9 @@ def test_other_files(text: bytes, tmp_path: Path) -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="cannot be read: No such file"):
-        read(tmp_path / "none.kogata")
+        read_file(tmp_path / "none.kogata")
     with pytest.raises(FileFormatError, match="cannot be read"):
-        read(tmp_path)
+        read_file(tmp_path)
 
 
 def test_a_newer_schema_says_to_upgrade(data: bytes, tmp_path: Path) -> None:
@@ -279,7 +286,7 @@ def test_a_manifest_that_inflates_without_end(tmp_path: Path) -> None:
     text = zlib.compress(b" " * (MAX_MANIFEST + 1), 9)
     payload = struct.pack("<I", len(text)) + text
     with pytest.raises(FileFormatError, match="manifest is longer"):
-        read_bytes(artifact._header(SCHEMA, __version__, payload) + payload, tmp_path)
+        read_bytes(file_header(SCHEMA, __version__, payload) + payload, tmp_path)
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"{}", b"[]", b"null", b"\xff\xfe", b'{"sites": 1e999}'])
@@ -287,7 +294,7 @@ def test_other_manifests(text: bytes, tmp_path: Path) -> None:
     deflated = zlib.compress(text)
     payload = struct.pack("<I", len(deflated)) + deflated
     with pytest.raises(FileFormatError, match="damaged"):
-        read_bytes(artifact._header(SCHEMA, __version__, payload) + payload, tmp_path)
+        read_bytes(file_header(SCHEMA, __version__, payload) + payload, tmp_path)
 
 
 def test_a_file_of_another_model_leaves_it_as_it_was(data: bytes, tmp_path: Path) -> None:
@@ -324,7 +331,7 @@ def test_a_file_of_another_model_leaves_it_as_it_was(data: bytes, tmp_path: Path
 
 def test_a_frozen_weight_stays_frozen(tmp_path: Path) -> None:
     job = only(KMeans(clusters=4), "hidden").apply(job_of("conv"))
-    write(tmp_path / "m.kogata", pack(job.model))
+    write_file(tmp_path / "m.kogata", pack(job.model))
     into = ConvNet()
     into.conv.requires_grad_(False)
     load(tmp_path / "m.kogata", into=into)
@@ -341,7 +348,7 @@ def test_loading_over_other_forms(job: Job, data: bytes, tmp_path: Path) -> None
 
 def test_dense_values_are_stored_at_all_precisions(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(3, 3).double(), nn.Linear(3, 3).bfloat16(), nn.Linear(3, 3).half(), nn.Linear(3, 3))
-    write(tmp_path / "m.kogata", pack(model))
+    write_file(tmp_path / "m.kogata", pack(model))
     into = nn.Sequential(nn.Linear(3, 3).double(), nn.Linear(3, 3).bfloat16(), nn.Linear(3, 3).half(), nn.Linear(3, 3))
     load(tmp_path / "m.kogata", into=into)
     assert_equal(into.state_dict(), model.state_dict())
@@ -369,7 +376,7 @@ def test_a_full_disk_leaves_the_old_file(fails: str, job: Job, tmp_path: Path, m
     else:
         monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(DataError, match=r"cannot write .*m\.kogata: No space left"):
-        write(path, packed)
+        write_file(path, packed)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.kogata"]
 
@@ -388,7 +395,7 @@ def test_any_failure_leaves_no_half_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path, job: Job) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
-        write(tmp_path / "file" / "m.kogata", pack(job.model))
+        write_file(tmp_path / "file" / "m.kogata", pack(job.model))
 
 
 def test_forms_are_trainable_after_loading(job: Job, data: bytes, tmp_path: Path) -> None:
@@ -397,7 +404,7 @@ def test_forms_are_trainable_after_loading(job: Job, data: bytes, tmp_path: Path
     into(torch.randn(4, 3, 8, 8)).square().sum().backward()
     grads = {name for name, p in into.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
     assert grads == {name for name, p in into.named_parameters() if p.requires_grad}
-    assert all(isinstance(leaf, Dense) for site in surgery.sites(into) for _, leaf in surgery.form_at(into, site).leaves())
+    assert all(isinstance(leaf, Dense) for site in sites_of(into) for _, leaf in form_at(into, site).leaves())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -406,7 +413,7 @@ def test_a_model_that_lost_channels_loads_into_its_own_class(name: str, seed: in
     model, inputs = built(name)
     torch.manual_seed(seed)
     smaller = remove(model, some(coupled(model, inputs)))
-    write(tmp_path / "m.kogata", pack(smaller))
+    write_file(tmp_path / "m.kogata", pack(smaller))
     into = load(tmp_path / "m.kogata", into=built(name)[0])
     with torch.no_grad():
         for found, wanted in zip(tensors(call(into, inputs)), tensors(call(smaller, inputs)), strict=True):
@@ -419,7 +426,7 @@ def test_the_log_names_the_layers_that_are_smaller(tmp_path: Path, caplog: pytes
     """Shapes alone cannot tell a model that lost channels from one that never had them."""
     model = ConvNet()
     model.out = nn.Linear(32, 5)
-    write(tmp_path / "m.kogata", pack(model))
+    write_file(tmp_path / "m.kogata", pack(model))
     with caplog.at_level(logging.INFO, logger="kogata"):
         into = load(tmp_path / "m.kogata", into=ConvNet())
     assert into(torch.randn(2, 3, 8, 8)).shape == (2, 5)
@@ -431,7 +438,7 @@ def test_channels_lost_before_other_steps(tmp_path: Path) -> None:
     job = job_of("conv")
     smaller = remove(job.model, some(coupled(job.model, batch_of(job)[0])))
     job = chain(only(SVD(rank=2), "hidden"), KMeans(clusters=4)).apply(replace(job, model=smaller))
-    write(tmp_path / "m.kogata", pack(job.model))
+    write_file(tmp_path / "m.kogata", pack(job.model))
     into = load(tmp_path / "m.kogata", into=ConvNet())
     assert_equal(weights(into), weights(job.model))
 
@@ -462,7 +469,7 @@ def test_tensors_of_a_smaller_layer_must_agree(tmp_path: Path) -> None:
         old = getattr(model.get_submodule(owner), key)
         new = torch.ones(shape, dtype=old.dtype)
         setattr(model.get_submodule(owner), key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
-        write(tmp_path / "m.kogata", pack(model))
+        write_file(tmp_path / "m.kogata", pack(model))
         before, said = snapshot(into), repr(into)
         with pytest.raises(FileFormatError, match=rf"is of another model: .*{reason}"):
             load(tmp_path / "m.kogata", into=into)
@@ -472,8 +479,8 @@ def test_tensors_of_a_smaller_layer_must_agree(tmp_path: Path) -> None:
 
 def test_activation_quantizers_come_back(tmp_path: Path) -> None:
     model = ConvNet().eval()
-    activations.attach(model.hidden, activations.Static(torch.tensor(0.1), bits=4, zero=3))
-    write(tmp_path / "m.kogata", pack(model))
+    attach_quantizer(model.hidden, Static(torch.tensor(0.1), bits=4, zero=3))
+    write_file(tmp_path / "m.kogata", pack(model))
     inputs = torch.randn(4, 3, 8, 8)
     into = load(tmp_path / "m.kogata", into=ConvNet().eval())
     assert torch.equal(into(inputs), model(inputs))

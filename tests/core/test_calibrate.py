@@ -9,21 +9,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import Probe, first_batch, gather
+from kogata import Task
+from kogata.calibration.batches import first_batch
+from kogata.calibration.gather import gather
+from kogata.calibration.prepare import prepare
+from kogata.calibration.probe import Probe
+from kogata.calibration.stats import Gathered, Stat
 from kogata.errors import DataError
 from kogata.forms import Dense, Masked, Role
 from kogata.job import Job
 from kogata.methods import SVD, MagnitudePruning
-from kogata.stats import Gathered, Stat
+from kogata.network import surgery
+from kogata.network.sites import form_at, selected_sites, sites_of
 from tests.contract.checks import assert_untouched, snapshot
 
 BOTH = frozenset({Stat.SQUARE, Stat.GRAM})
 
 
 def stats(job: Job, needs: frozenset[Stat] = BOTH) -> dict[str, Gathered]:
-    return {site.name: found for site, found in gather(job, surgery.selected(job), needs, surgery.clone(job.model))}
+    return {site.name: found for site, found in gather(job, selected_sites(job), needs, surgery.clone(job.model))}
 
 
 def columns_by_loops(layer: nn.Conv1d | nn.Conv2d, images: np.ndarray) -> np.ndarray:
@@ -69,7 +73,7 @@ CONVOLUTIONS: list[tuple[Any, tuple[int, ...]]] = [
 @pytest.mark.parametrize(("layer", "shape"), CONVOLUTIONS)
 def test_convolutions_equal_loops(layer: nn.Conv1d | nn.Conv2d, shape: tuple[int, ...]) -> None:
     batches = [torch.randn(2, *shape), torch.randn(1, *shape)]
-    found = stats(adopt(layer, Task(calibration=batches)))["weight"]
+    found = stats(prepare(layer, Task(calibration=batches)))["weight"]
     rows = np.concatenate([columns_by_loops(layer, batch.numpy()) for batch in batches])
     # The rows are the right ones if they reproduce the layer's own output.
     outputs = layer(batches[0]).detach().flatten(2).transpose(1, 2).flatten(0, 1)
@@ -84,7 +88,7 @@ def test_convolutions_equal_loops(layer: nn.Conv1d | nn.Conv2d, shape: tuple[int
 
 def test_linear_equals_loops_over_any_leading_axes() -> None:
     batches = [torch.randn(3, 4, 6), torch.randn(2, 1, 6)]
-    found = stats(adopt(nn.Linear(6, 2), Task(calibration=batches)))["weight"]
+    found = stats(prepare(nn.Linear(6, 2), Task(calibration=batches)))["weight"]
     gram, count = np.zeros((6, 6)), 0
     for batch in batches:
         for x in batch.numpy().astype(np.float64).reshape(-1, 6):
@@ -108,7 +112,7 @@ def test_a_layer_called_twice_sums_both_calls() -> None:
             return self.inner(self.inner(x))
 
     model, inputs = Twice(), torch.randn(4, 6)
-    found = stats(adopt(model, Task(calibration=[inputs])))["inner.weight"].square_GI
+    found = stats(prepare(model, Task(calibration=[inputs])))["inner.weight"].square_GI
     assert found is not None
     np.testing.assert_allclose(found[0], torch.cat([inputs, model.inner(inputs).detach()]).square().mean(0), rtol=1e-5)
 
@@ -123,13 +127,13 @@ def test_inputs_passed_by_name_are_seen() -> None:
             return self.inner(input=x)
 
     inputs = torch.randn(4, 6)
-    found = stats(adopt(Named(), Task(calibration=[{"x": inputs}])))["inner.weight"].square_GI
+    found = stats(prepare(Named(), Task(calibration=[{"x": inputs}])))["inner.weight"].square_GI
     assert found is not None
     np.testing.assert_allclose(found[0], inputs.square().mean(0), rtol=1e-5)
 
 
 def test_only_what_is_asked_for() -> None:
-    job = adopt(nn.Linear(6, 2), Task(calibration=[torch.randn(3, 6)]))
+    job = prepare(nn.Linear(6, 2), Task(calibration=[torch.randn(3, 6)]))
     square = stats(job, frozenset({Stat.SQUARE}))["weight"]
     assert square.square_GI is not None
     assert square.gram_GII is None
@@ -146,8 +150,8 @@ def test_a_forward_loop_calibrates() -> None:
             calls.append(len(rows))
             network(rows)
 
-    job = adopt(model, Task(calibration=loop))  # type: ignore[arg-type]
-    found, wanted = stats(job)["weight"], stats(adopt(model, Task(calibration=[inputs])))["weight"]
+    job = prepare(model, Task(calibration=loop))  # type: ignore[arg-type]
+    found, wanted = stats(job)["weight"], stats(prepare(model, Task(calibration=[inputs])))["weight"]
     assert found.square_GI is not None
     assert wanted.square_GI is not None
     np.testing.assert_allclose(found.square_GI, wanted.square_GI, rtol=1e-6)
@@ -159,13 +163,13 @@ def test_a_forward_loop_calibrates() -> None:
 
 def test_a_forward_loop_that_never_calls_the_model() -> None:
     with pytest.raises(DataError, match="never calls the model"):
-        adopt(nn.Linear(6, 2), Task(calibration=lambda model: None))  # type: ignore[arg-type]
+        prepare(nn.Linear(6, 2), Task(calibration=lambda model: None))  # type: ignore[arg-type]
 
 
 def test_hooks_and_modes_are_gone_afterwards() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.Dropout(), nn.Linear(4, 2)).train()
     model[1].eval()
-    job = adopt(model, Task(calibration=[torch.randn(3, 6)]))
+    job = prepare(model, Task(calibration=[torch.randn(3, 6)]))
     before = snapshot(model)
     stats(job)
     assert_untouched(model, before)
@@ -178,8 +182,8 @@ def test_hooks_and_modes_are_gone_afterwards() -> None:
 def test_probe_measures_the_change_of_the_loss() -> None:
     model, inputs, targets = nn.Linear(6, 3), torch.randn(8, 6), torch.randint(0, 3, (8,))
     task = Task(calibration=[(inputs, targets)], loss=nn.functional.cross_entropy)
-    job = adopt(model, task)
-    site = next(site for site in surgery.sites(model) if site.name == "weight")
+    job = prepare(model, task)
+    site = next(site for site in sites_of(model) if site.name == "weight")
     change = Probe(job).change(site, Dense(torch.zeros(3, 6), Role.MATRIX))
     before = nn.functional.cross_entropy(model(inputs), targets)
     assert model.bias is not None
@@ -189,8 +193,8 @@ def test_probe_measures_the_change_of_the_loss() -> None:
 
 def test_probe_without_labels_is_the_output_error() -> None:
     model, inputs = nn.Linear(6, 3, bias=False), torch.randn(8, 6)
-    probe = Probe(adopt(model, Task(calibration=[inputs])))
-    site = surgery.sites(model)[0]
+    probe = Probe(prepare(model, Task(calibration=[inputs])))
+    site = sites_of(model)[0]
     assert probe.base == 0
     assert probe.change(site, Dense(0.5 * model.weight.detach(), Role.MATRIX)) == pytest.approx(0.25)
 
@@ -201,19 +205,19 @@ def test_weights_that_are_not_finite_are_refused(bad: float, name: str) -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
     model.state_dict()[name].view(-1)[1] = bad
     with pytest.raises(DataError, match=rf"model: {name} .*holds 1 NaN or infinite"):
-        adopt(model, Task(calibration=[torch.randn(3, 6)]))
+        prepare(model, Task(calibration=[torch.randn(3, 6)]))
 
 
 def test_models_and_data_that_cannot_be_used() -> None:
     inputs = torch.randn(3, 6)
     with pytest.raises(DataError, match="ReLU has no weight"):
-        adopt(nn.ReLU(), Task(calibration=[inputs]))
+        prepare(nn.ReLU(), Task(calibration=[inputs]))
     with pytest.raises(DataError, match="calibration data is empty"):
-        adopt(nn.Linear(6, 2), Task(calibration=[]))
+        prepare(nn.Linear(6, 2), Task(calibration=[]))
     with pytest.raises(DataError, match="loss of the first calibration batch is nan"):
-        adopt(nn.Linear(6, 2), Task(calibration=[torch.full((3, 6), float("nan"))]))
+        prepare(nn.Linear(6, 2), Task(calibration=[torch.full((3, 6), float("nan"))]))
     with pytest.raises(DataError, match="is complex"):
-        adopt(nn.Linear(6, 2, dtype=torch.complex64), Task(calibration=[inputs]))
+        prepare(nn.Linear(6, 2, dtype=torch.complex64), Task(calibration=[inputs]))
 
 
 @pytest.mark.parametrize("field", ["calibration", "train"])
@@ -221,7 +225,7 @@ def test_an_iterator_would_be_empty_the_second_time(field: str) -> None:
     batches: dict[str, Any] = {"calibration": [torch.randn(2, 4)]}
     batches[field] = iter([torch.randn(2, 4)])
     with pytest.raises(DataError, match=f"{field} is an iterator"):
-        adopt(nn.Linear(4, 4), Task(**batches))
+        prepare(nn.Linear(4, 4), Task(**batches))
 
 
 def per_sample(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -242,10 +246,10 @@ def per_sample(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[s
 def test_fisher_is_the_mean_squared_gradient_of_single_samples() -> None:
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 5))
     batches = [(torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 4])), (torch.randn(2, 1, 4, 4), torch.tensor([2, 2]))]
-    job = adopt(model, Task(calibration=batches, loss=nn.functional.cross_entropy))
+    job = prepare(model, Task(calibration=batches, loss=nn.functional.cross_entropy))
     found = {
         site.name: gathered.gradients.fisher[""]
-        for site, gathered in gather(job, surgery.selected(job), frozenset({Stat.FISHER}), surgery.clone(model))
+        for site, gathered in gather(job, selected_sites(job), frozenset({Stat.FISHER}), surgery.clone(model))
     }
     for name, wanted in per_sample(surgery.clone(model, share=False), batches).items():
         if name in found:
@@ -256,9 +260,9 @@ def test_fisher_is_the_mean_squared_gradient_of_single_samples() -> None:
 def test_fisher_of_kept_values_is_that_of_the_kept_weights() -> None:
     model = nn.Linear(6, 4)
     batches = [(torch.randn(7, 6), torch.randint(0, 4, (7,)))]
-    job = MagnitudePruning(sparsity=0.5).apply(adopt(model, Task(calibration=batches, loss=nn.functional.cross_entropy)))
-    site = surgery.selected(job)[0]
-    form = surgery.form_at(job.model, site)
+    job = MagnitudePruning(sparsity=0.5).apply(prepare(model, Task(calibration=batches, loss=nn.functional.cross_entropy)))
+    site = selected_sites(job)[0]
+    form = form_at(job.model, site)
     assert isinstance(form, Masked)
     ((_, gathered),) = gather(job, [site], frozenset({Stat.FISHER}), surgery.clone(job.model))
     stats = gathered.of(form, "values")
@@ -274,8 +278,8 @@ def test_output_gradients_give_the_second_factor_of_the_hessian() -> None:
     """Of a linear layer with one row a sample, gradient of the weight = g xᵀ, so the Fisher diagonal is E[g² x²]."""
     model = nn.Linear(5, 3)
     batches = [(torch.randn(6, 5), torch.randint(0, 3, (6,)))]
-    job = adopt(model, Task(calibration=batches, loss=nn.functional.cross_entropy))
-    ((_, gathered),) = gather(job, surgery.selected(job), frozenset({Stat.GRADIENT}), surgery.clone(model))
+    job = prepare(model, Task(calibration=batches, loss=nn.functional.cross_entropy))
+    ((_, gathered),) = gather(job, selected_sites(job), frozenset({Stat.GRADIENT}), surgery.clone(model))
     g = (torch.softmax(model(batches[0][0]), 1) - nn.functional.one_hot(batches[0][1], 3)).detach()
     found = gathered.gradients.gradient_OO
     assert found is not None
@@ -285,16 +289,16 @@ def test_output_gradients_give_the_second_factor_of_the_hessian() -> None:
 def test_without_labels_the_fisher_is_that_of_the_outputs() -> None:
     """One output: v² = 1, so a sample's gradient is ±x and the mean of its square needs no sign."""
     model, inputs = nn.Linear(5, 1), torch.randn(6, 5)
-    job = adopt(model, Task(calibration=[inputs]))
-    ((_, gathered),) = gather(job, surgery.selected(job), frozenset({Stat.FISHER}), surgery.clone(model))
+    job = prepare(model, Task(calibration=[inputs]))
+    ((_, gathered),) = gather(job, selected_sites(job), frozenset({Stat.FISHER}), surgery.clone(model))
     torch.testing.assert_close(gathered.gradients.fisher[""], inputs.square().mean(0, keepdim=True))
 
 
 def test_left_factor_sees_what_the_right_one_gives() -> None:
     model, inputs = nn.Linear(8, 6), torch.randn(20, 8)
-    job = SVD(rank=2).apply(adopt(model, Task(calibration=[inputs])))
-    site = surgery.selected(job)[0]
-    form = surgery.form_at(job.model, site)
+    job = SVD(rank=2).apply(prepare(model, Task(calibration=[inputs])))
+    site = selected_sites(job)[0]
+    form = form_at(job.model, site)
     ((_, gathered),) = gather(job, [site], frozenset({Stat.GRAM}), surgery.clone(job.model))
     left, right = gathered.of(form, "factors.0").gram_GII, gathered.of(form, "factors.1").gram_GII
     middle = inputs @ form.get_submodule("factors.1").get_parameter("values").detach().T

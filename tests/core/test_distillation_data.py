@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kogata.distillation_data import Mixup, Noise, Synthesis, class_similarity, synthesized
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.tasks.batches import Batches
+from kogata.tasks.made import Mixup, Noise, Synthesis, class_similarity, synthesized
 
 
 def test_mixtures_lie_on_the_lines_between_inputs_and_are_judged_by_the_teacher() -> None:

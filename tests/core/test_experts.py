@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.errors import UsageError
-from kogata.experts import Experts, probability, squared_variation
+from kogata.nn.experts import Experts, probability, squared_variation
 
 
 def layer_of(k: int) -> Experts:

@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kogata
-from kogata import artifact, surgery
 from kogata.engines import onnx_graph
+from kogata.engines.lowering.lower import lower
 from kogata.engines.onnxruntime import OnnxSession
 from kogata.errors import DataError, UsageError
-from kogata.filters import (
+from kogata.forms.filter_maps import Crops, Opposite, Orbit, Repeat, compose, inverse, moved
+from kogata.forms.tied import Tied
+from kogata.measure.sizes import dense_bytes
+from kogata.network import surgery
+from kogata.network.sites import form_of
+from kogata.nn.filters import (
     CReLU,
     CyclicPool,
     CyclicRoll,
@@ -30,8 +35,8 @@ from kogata.filters import (
     multi_bias_convolution,
     opposite_convolution,
 )
-from kogata.forms.filter_maps import Crops, Opposite, Orbit, Repeat, compose, inverse, moved
-from kogata.forms.tied import Tied
+from kogata.storage.load import load
+from kogata.storage.write import pack, save, write_file
 from tests.contract.checks import assert_near
 
 
@@ -113,7 +118,7 @@ def test_a_group_s_maps_share_statistics_scale_and_shift() -> None:
 def test_slice_convolution_roll_is_a_convolution_with_turned_filters() -> None:
     plain, images = nn.Conv2d(3, 5, 3, padding=1, bias=False), torch.randn(2, 3, 8, 8)
     tied = group_convolution(3, 5, 3, stacked=False, padding=1)
-    form = surgery.form_of(tied, "weight")
+    form = form_of(tied, "weight")
     assert isinstance(form, Tied)
     with torch.no_grad():
         form.base.get_parameter("values").copy_(plain.weight)
@@ -163,7 +168,7 @@ def test_biases_cut_one_map_at_several_levels() -> None:
 
 def test_filters_are_all_crops_of_larger_ones() -> None:
     layer, images = doubly_convolution(2, 3, 3, margin=2), torch.randn(1, 2, 7, 7)
-    form = surgery.form_of(layer, "weight")
+    form = form_of(layer, "weight")
     assert isinstance(form, Tied)
     meta, out = form.base.dense().detach(), layer(images).detach()
     assert layer.weight.shape == (27, 2, 3, 3)
@@ -183,10 +188,10 @@ def test_nets_train_and_are_stored_at_the_size_of_their_base(tmp_path: Path) -> 
     optimizer.step()
     after = [parameter for parameter in net.parameters() if parameter.numel()]
     assert all(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
-    artifact.save(net, tmp_path / "net.kogata")
-    assert (tmp_path / "net.kogata").stat().st_size < artifact.dense_bytes(surgery.plain(net)) / 2
+    save(net, tmp_path / "net.kogata")
+    assert (tmp_path / "net.kogata").stat().st_size < dense_bytes(surgery.plain(net)) / 2
     images = torch.randn(2, 3, 12, 12)
-    loaded = artifact.load(tmp_path / "net.kogata", into=group_net(mirrored=False))
+    loaded = load(tmp_path / "net.kogata", into=group_net(mirrored=False))
     assert torch.equal(loaded.eval()(images), net.eval()(images))
 
 
@@ -195,15 +200,15 @@ def test_copies_lower_to_fewer_filters_in_every_engine(tmp_path: Path) -> None:
         opposite_convolution(3, 4, 3, padding=1, stride=2), nn.ReLU(), multi_bias_convolution(8, 3, 3, biases=2), nn.ReLU(),
         doubly_convolution(6, 2, 2),
     )  # fmt: skip
-    images, lowered = torch.randn(2, 3, 12, 12), surgery.lower(net)
+    images, lowered = torch.randn(2, 3, 12, 12), lower(net)
     dense = surgery.plain(net)(images)
     filters = [m.out_channels for m in lowered.modules() if isinstance(m, nn.Conv2d)]
     assert filters == [4, 3, 8]
     assert_near(lowered(images), dense, 1e-5)
     proto = onnx_graph.export(lowered.eval(), images)
     assert_near(OnnxSession(proto)(images), dense, 1e-5)
-    artifact.write(tmp_path / "net.kogata", artifact.pack(net, onnx_graph.bind(proto, net)))
-    assert_near(kogata.run(tmp_path / "net.kogata")(images), dense, 1e-5)
+    write_file(tmp_path / "net.kogata", pack(net, onnx_graph.bind(proto, net)))
+    assert_near(kogata.open(tmp_path / "net.kogata")(images), dense, 1e-5)
 
 
 def test_equivariance_is_zero_for_group_layers_and_large_for_others() -> None:

@@ -13,13 +13,17 @@ import torch
 from torch import nn
 
 import kogata
-from kogata import Result, artifact, surgery
-from kogata.adopt import adopt
+from kogata import Result
+from kogata.calibration.prepare import prepare
 from kogata.errors import DataError, NotApplicable, UsageError
-from kogata.folder import Folder, fingerprint
 from kogata.job import Job, Step, Task
-from kogata.method import Method, chain
+from kogata.measure.sizes import dense_bytes
 from kogata.methods import SVD, Half, KMeans, MagnitudePruning, Recover
+from kogata.methods.base.compose import chain
+from kogata.methods.base.method import Method
+from kogata.network import surgery
+from kogata.network.fingerprint import fingerprint
+from kogata.storage.folder import Folder
 from tests.contract.checks import assert_equal, assert_near, assert_untouched, snapshot, weights
 
 METHOD = chain(MagnitudePruning(sparsity=0.5), Recover(epochs=3, learning_rate=1e-2), KMeans(clusters=5), Recover(epochs=2))
@@ -155,7 +159,7 @@ def test_resuming_nothing_begins(whole: bytes, tmp_path: Path) -> None:
 
 
 def test_checkpoints_give_back_the_job(tmp_path: Path) -> None:
-    job = adopt(network(), task())
+    job = prepare(network(), task())
     folder = Folder(tmp_path / "run")
     folder.begin({"steps": []}, job, resume=False)
     assert folder.restore(job) == (job, [])
@@ -205,7 +209,7 @@ def test_the_result_is_what_the_file_holds(tmp_path: Path) -> None:
     loaded = kogata.load(result.path, into=network())
     assert_equal(weights(loaded), weights(result.model))
     assert result.report.compressed.bytes == result.path.stat().st_size == len(result.path.read_bytes())
-    assert result.report.dense.bytes == artifact.dense_bytes(model)
+    assert result.report.dense.bytes == dense_bytes(model)
     rest = result.report.rest_bytes
     assert sum(layer.bytes for layer in result.report.layers) + sum(rest.values()) == result.report.compressed.bytes
 
@@ -219,7 +223,7 @@ def test_a_bfloat16_model_is_compressed_with_the_default_engine_or_says_why(tmp_
 
 
 def test_hub_verbs(tmp_path: Path) -> None:
-    job = MagnitudePruning(sparsity=0.5).apply(adopt(network(), task()))
+    job = MagnitudePruning(sparsity=0.5).apply(prepare(network(), task()))
     path = kogata.save_pretrained(job.model, tmp_path / "hub")
     assert path == tmp_path / "hub" / "model.kogata"
     loaded = kogata.from_pretrained(tmp_path / "hub", into=network())

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import surgery
-from kogata.batch import call
-from kogata.calibrate import evaluating
 from kogata.errors import NotApplicable
-from kogata.graph import Coupling, Cut, coupled, remove
-from kogata.method import only
 from kogata.methods import KMeans
+from kogata.methods.base.compose import only
+from kogata.network import surgery
+from kogata.network.batch import call, evaluating
+from kogata.network.channels.groups import Coupling, Cut, coupled, remove
 from tests.contract.checks import assert_near, assert_untouched, snapshot, weights
 from tests.contract.models import job_of
 from tests.core.architectures import ARCHITECTURES, built, images, some

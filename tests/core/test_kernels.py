@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kogata.kernels.circular import CircularProduct
+from kogata.engines.lowering.circular import CircularProduct
 
 
 def defined(base_PQB: np.ndarray, sign_I: np.ndarray, x_NI: np.ndarray) -> np.ndarray:

@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import gather
+from kogata import Task
+from kogata.calibration.gather import gather
+from kogata.calibration.prepare import prepare
+from kogata.calibration.sequential import in_turn
+from kogata.calibration.stats import Stat
 from kogata.forms import Dense
-from kogata.lockstep import in_turn
-from kogata.stats import Stat
+from kogata.network import surgery
+from kogata.network.sites import form_at, selected_sites
 from tests.contract.models import Attention
 
 
@@ -115,14 +117,14 @@ def test_a_caller_that_leaves_leaves_nothing_behind() -> None:
 def test_statistics_are_of_the_compressed_prefix() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     batches = [torch.randn(3, 4), torch.randn(5, 4)]
-    job = adopt(model, Task(calibration=batches))
+    job = prepare(model, Task(calibration=batches))
     changed = surgery.clone(job.model)
-    sites = surgery.selected(job)
+    sites = selected_sites(job)
     grams: dict[str, Tensor] = {}
     for site, found in gather(job, sites, frozenset({Stat.GRAM}), changed):
         assert found.gram_GII is not None
         grams[site.name] = found.gram_GII[0]
-        surgery.replace(changed, site, "", Dense(0.1 * surgery.form_at(model, site).dense(), site.role))
+        surgery.replace(changed, site, "", Dense(0.1 * form_at(model, site).dense(), site.role))
     x = torch.cat(batches)
     hidden = torch.relu(nn.functional.linear(x, 0.1 * model.get_parameter("0.weight"), model.get_parameter("0.bias"))).detach()
     torch.testing.assert_close(grams["0.weight"], x.T @ x / 8)
@@ -133,8 +135,8 @@ def test_attention_projections() -> None:
     """The joint projection sees the attention's input, the last one what the heads give."""
     model = Attention().eval()
     inputs = torch.randn(3, 4, 16)
-    job = adopt(model, Task(calibration=[inputs]))
-    found = {s.name: g.gram_GII for s, g in gather(job, surgery.selected(job), frozenset({Stat.GRAM}), surgery.clone(model))}
+    job = prepare(model, Task(calibration=[inputs]))
+    found = {s.name: g.gram_GII for s, g in gather(job, selected_sites(job), frozenset({Stat.GRAM}), surgery.clone(model))}
     x = model.encoder(inputs).detach()
     attention = model.attention
     joint = found["attention.in_proj_weight"]

@@ -9,12 +9,13 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from kogata import targets
 from kogata.errors import UsageError
 from kogata.job import Kind, Where
-from kogata.method import Method, chain, only
 from kogata.methods import METHODS, SVD, Half, KMeans, MagnitudePruning, Recover, RoundToNearest
-from kogata.recipe import Recipe, built_in, open_recipe, parse
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.method import Method
+from kogata.recipes import targets
+from kogata.recipes.recipe import Recipe, built_in, open_recipe, parse
 from tests.contract.cases import CASES
 
 FULL = """

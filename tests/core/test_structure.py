@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kogata import structure
-from kogata.candidates import STRUCTURES, YARDSTICKS
+from kogata.calibration.stats import Stats
 from kogata.errors import DataError, UsageError
 from kogata.forms import Role
 from kogata.job import Kind, Site, Task
 from kogata.methods.lowrank.svd import SVD
+from kogata.search import structures
+from kogata.search.candidates import STRUCTURES, YARDSTICKS
 from tests.contract.checks import assert_untouched, snapshot
 
 
@@ -85,7 +86,7 @@ def turned() -> Tensor:
 def test_a_layer_is_given_to_the_structure_that_it_has(weight: object, owners: set[str]) -> None:
     torch.manual_seed(3)
     dense = weight()  # type: ignore[operator]
-    (layer,) = structure.scores(model_of(dense), task_of(inputs_of(dense)), 0.25)
+    (layer,) = structures.scores(model_of(dense), task_of(inputs_of(dense)), 0.25)
     assert layer.best is not None
     assert layer.best.structure in owners
     assert layer.best.error is not None
@@ -126,7 +127,7 @@ def test_errors_are_those_of_the_outputs() -> None:
     twin = Net().eval()
     twin.load_state_dict(model.state_dict())
     before = snapshot(twin)
-    found = structure.scores(twin, task_of(*batches), 0.4)
+    found = structures.scores(twin, task_of(*batches), 0.4)
     assert_untouched(twin, before)
     assert [layer.site for layer in found] == ["first.weight", "grouped.weight", "line.weight", "last.weight"]
     for layer in found:
@@ -136,7 +137,7 @@ def test_errors_are_those_of_the_outputs() -> None:
         score = next(score for score in layer.structures if score.structure == "svd")
         rank = int(0.4 * weight.numel() / sum(weight.flatten(1).shape))
         site = Site("layer", "weight", tuple(weight.shape), Kind.OTHER, Role.MATRIX)
-        other = SVD(rank=rank).encode(weight, site, structure.Stats()).dense().detach()
+        other = SVD(rank=rank).encode(weight, site, Stats()).dense().detach()
         missed = wanted = 0.0
         for x in seen[layer.site.removesuffix(".weight")]:
             module.bias = None  # type: ignore[assignment]
@@ -156,7 +157,7 @@ def test_no_candidate_takes_more_than_it_may(shape: tuple[int, ...], fraction: f
     """Either a measured error within the size, or a reason; never an exception."""
     weight, columns = torch.randn(shape), math.prod(shape[1:])
     kind = Kind.LINEAR if len(shape) == 2 else Kind.CONV
-    layer = structure.layer_scores(weight, Site("a", "weight", shape, kind, Role.MATRIX), torch.eye(columns)[None], fraction)
+    layer = structures.layer_scores(weight, Site("a", "weight", shape, kind, Role.MATRIX), torch.eye(columns)[None], fraction)
     assert [score.structure for score in layer.structures] == [name for name, _ in STRUCTURES]
     assert [score.structure for score in layer.yardsticks] == [name for name, _ in YARDSTICKS]
     for score in (*layer.structures, *layer.yardsticks):
@@ -171,10 +172,10 @@ def test_no_candidate_takes_more_than_it_may(shape: tuple[int, ...], fraction: f
 
 def test_what_can_spend_any_size_spends_most_of_it() -> None:
     """An equal size is only fair to a candidate that makes use of it."""
-    linear = structure.layer_scores(
+    linear = structures.layer_scores(
         torch.randn(128, 144), Site("a", "weight", (128, 144), Kind.LINEAR, Role.MATRIX), torch.eye(144)[None], 0.3
     )
-    conv = structure.layer_scores(
+    conv = structures.layer_scores(
         torch.randn(64, 32, 3, 3), Site("a", "weight", (64, 32, 3, 3), Kind.CONV, Role.MATRIX), torch.eye(288)[None], 0.3
     )
     once = {"fastfood", "butterfly", "monarch", "cyclic-filters", "group-filters", "crop-filters", "multi-bias-filters"}
@@ -187,7 +188,7 @@ def test_what_can_spend_any_size_spends_most_of_it() -> None:
 
 def test_inputs_that_span_little_are_no_harm() -> None:
     weight = torch.randn(32, 48)
-    (layer,) = structure.scores(model_of(weight), task_of(torch.randn(200, 2) @ torch.randn(2, 48)), 0.25)
+    (layer,) = structures.scores(model_of(weight), task_of(torch.randn(200, 2) @ torch.randn(2, 48)), 0.25)
     assert layer.best is not None
     assert layer.best.structure == "whitened-svd"
     assert layer.best.error is not None
@@ -195,7 +196,7 @@ def test_inputs_that_span_little_are_no_harm() -> None:
 
 
 def test_a_layer_without_outputs_has_reasons_in_place_of_errors() -> None:
-    (layer,) = structure.scores(model_of(torch.randn(32, 48)), task_of(torch.zeros(20, 48)), 0.25)
+    (layer,) = structures.scores(model_of(torch.randn(32, 48)), task_of(torch.zeros(20, 48)), 0.25)
     assert layer.best is None
     assert all("outputs are zero" in score.note for score in (*layer.structures, *layer.yardsticks))
 
@@ -203,18 +204,18 @@ def test_a_layer_without_outputs_has_reasons_in_place_of_errors() -> None:
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 25, float("nan")])
 def test_fraction_is_checked(fraction: float) -> None:
     with pytest.raises(UsageError, match="between 0 and 1"):
-        structure.scores(model_of(torch.randn(8, 8)), task_of(torch.randn(2, 8)), fraction)
+        structures.scores(model_of(torch.randn(8, 8)), task_of(torch.randn(2, 8)), fraction)
 
 
 def test_bad_data_is_named() -> None:
     weight = torch.randn(32, 48)
     with pytest.raises(DataError, match="calibration data is empty"):
-        structure.scores(model_of(weight), task_of(), 0.25)
+        structures.scores(model_of(weight), task_of(), 0.25)
     with pytest.raises(DataError, match="loss of the first calibration batch is nan"):
-        structure.scores(model_of(weight), task_of(torch.full((2, 48), float("nan"))), 0.25)
+        structures.scores(model_of(weight), task_of(torch.full((2, 48), float("nan"))), 0.25)
     with pytest.raises(DataError, match=r"inputs of 0\.weight are NaN or infinite"):
-        structure.scores(model_of(weight), task_of(torch.randn(2, 48), torch.full((2, 48), float("inf"))), 0.25)
+        structures.scores(model_of(weight), task_of(torch.randn(2, 48), torch.full((2, 48), float("inf"))), 0.25)
     with pytest.raises(DataError, match="holds 1536 NaN"):
-        structure.scores(model_of(weight * math.nan), task_of(torch.randn(2, 48)), 0.25)
+        structures.scores(model_of(weight * math.nan), task_of(torch.randn(2, 48)), 0.25)
     with pytest.raises(DataError, match="no linear or convolutional layer"):
-        structure.scores(nn.Sequential(nn.Embedding(10, 4)), task_of(torch.arange(10)), 0.25)
+        structures.scores(nn.Sequential(nn.Embedding(10, 4)), task_of(torch.arange(10)), 0.25)

@@ -11,20 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from kogata import Task, artifact, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import evaluating
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.engines.lowering.lower import lower
 from kogata.errors import DataError, UsageError
 from kogata.forms import Dense, Masked, Role
 from kogata.job import Job, Kind, Where
-from kogata.method import chain, only, per_site
 from kogata.methods import SVD, Half, KMeans, MagnitudePruning, RoundToNearest
+from kogata.methods.base.compose import chain, only, per_site
+from kogata.network import surgery
+from kogata.network.batch import evaluating
+from kogata.network.sites import form_at, leaves_of, model_bits, selected_sites, sites_of
+from kogata.storage.load import load
+from kogata.storage.write import pack, write_file
 from tests.contract.checks import assert_equal, assert_near, assert_untouched, snapshot, weights
 from tests.contract.models import job_of
 
 
 def site_of(model: nn.Module, name: str) -> surgery.Site:
-    return next(site for site in surgery.sites(model) if site.name == name)
+    return next(site for site in sites_of(model) if site.name == name)
 
 
 def pruned(weight: Tensor) -> Masked:
@@ -32,7 +37,7 @@ def pruned(weight: Tensor) -> Masked:
 
 
 def linear_job(model: nn.Module, features: int = 16) -> Job:
-    return adopt(model, Task(calibration=[torch.randn(3, features)]))
+    return prepare(model, Task(calibration=[torch.randn(3, features)]))
 
 
 def test_a_bias_after_the_weight_leaves_older_copies_alone() -> None:
@@ -56,8 +61,8 @@ def test_replacing_in_a_copy_leaves_the_original_alone() -> None:
     job = chain(SVD(rank=3), MagnitudePruning(sparsity=0.3)).apply(job_of("conv"))
     before = snapshot(job.model)
     twin = surgery.clone(job.model)
-    for site in surgery.sites(twin):
-        for path, leaf, _ in list(surgery.leaves(surgery.form_at(twin, site), site)):
+    for site in sites_of(twin):
+        for path, leaf, _ in list(leaves_of(form_at(twin, site), site)):
             surgery.replace(twin, site, path, Dense(torch.zeros_like(leaf.values), Role.MATRIX))
     assert_untouched(job.model, before)
     assert all(float(weight.abs().sum()) == 0 for weight in weights(twin).values())
@@ -87,31 +92,31 @@ def test_tied_weights_are_one_site() -> None:
     assert again == site
     surgery.attach(model, again, Dense(torch.ones(40, 24), Role.MATRIX))
     assert model.get_parameter("embedding.weight") is model.get_parameter("out.weight")
-    assert surgery.sites(model)[0] == site
+    assert sites_of(model)[0] == site
 
 
 def test_a_module_used_twice_is_one_site() -> None:
     inner = nn.Linear(16, 16)
     job = linear_job(nn.Sequential(inner, nn.ReLU(), inner))
     after = MagnitudePruning(sparsity=0.5).apply(job)
-    found = {site.name: site.aliases for site in surgery.sites(after.model)}
+    found = {site.name: site.aliases for site in sites_of(after.model)}
     assert found == {"0.weight": ("2.weight",), "0.bias": ("2.bias",)}
     inputs = torch.randn(3, 16)
     with evaluating(after.model):
-        for model in (surgery.plain(after.model), surgery.lower(after.model)):
+        for model in (surgery.plain(after.model), lower(after.model)):
             assert_near(model(inputs), after.model(inputs), 1e-6)
 
 
 def test_order_of_sites_does_not_depend_on_forms() -> None:
     model = nn.Linear(16, 16)
-    before = surgery.sites(model)
+    before = sites_of(model)
     surgery.attach(model, site_of(model, "weight"), pruned(model.weight))
-    assert surgery.sites(model) == before
+    assert sites_of(model) == before
 
 
 def test_masks_fold_inside_the_factors_of_a_product() -> None:
     job = chain(SVD(rank=4), MagnitudePruning(sparsity=0.3), MagnitudePruning(sparsity=0.6)).apply(job_of("conv"))
-    form = surgery.form_at(job.model, site_of(job.model, "hidden.weight"))
+    form = form_at(job.model, site_of(job.model, "hidden.weight"))
     assert form.describe() == "product(masked, masked)"
     assert [part.kept() for part in form.parts().values()] == [round(0.4 * 32 * 4), round(0.4 * 4 * 96)]
 
@@ -142,10 +147,10 @@ class Recurrent(nn.Module):
 
 def test_recurrent_layers_and_parameter_lists_are_left_alone_and_stored(tmp_path: Path) -> None:
     inputs = torch.randn(3, 5, 16)
-    job = MagnitudePruning(sparsity=0.5).apply(adopt(Recurrent(), Task(calibration=[inputs])))
-    assert [site.name for site in surgery.sites(job.model)] == ["out.bias", "out.weight"]
-    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model))
-    loaded = artifact.load(tmp_path / "m.kogata", into=Recurrent())
+    job = MagnitudePruning(sparsity=0.5).apply(prepare(Recurrent(), Task(calibration=[inputs])))
+    assert [site.name for site in sites_of(job.model)] == ["out.bias", "out.weight"]
+    write_file(tmp_path / "m.kogata", pack(job.model))
+    loaded = load(tmp_path / "m.kogata", into=Recurrent())
     with evaluating(job.model), evaluating(loaded):
         assert torch.equal(loaded(inputs), job.model(inputs))
     assert loaded.get_parameter("lstm.weight_ih_l0").requires_grad
@@ -163,7 +168,7 @@ def test_scalars_and_parameters_of_the_model_itself() -> None:
             return self.gain * x @ self.weight
 
     job = MagnitudePruning(sparsity=0.5).apply(linear_job(Scaled()))
-    assert [(site.name, site.kind, site.shape) for site in surgery.sites(job.model)] == [
+    assert [(site.name, site.kind, site.shape) for site in sites_of(job.model)] == [
         ("gain", Kind.OTHER, ()), ("weight", Kind.OTHER, (16, 16)),
     ]  # fmt: skip
     inputs = torch.randn(2, 16)
@@ -173,21 +178,21 @@ def test_scalars_and_parameters_of_the_model_itself() -> None:
 def test_a_bare_layer_is_lowered_too() -> None:
     job = SVD(rank=2).apply(linear_job(nn.Linear(16, 16)))
     inputs = torch.randn(2, 16)
-    lowered = surgery.lower(job.model)
+    lowered = lower(job.model)
     assert_near(lowered(inputs), job.model(inputs).detach(), 1e-5)
     assert sum(p.numel() for p in lowered.parameters()) < 16 * 16
 
 
 def test_bits_are_those_of_the_planes() -> None:
     model = nn.Linear(16, 16)
-    assert surgery.bits(model) == 32 * (16 * 16 + 16)
+    assert model_bits(model) == 32 * (16 * 16 + 16)
 
 
 def test_where_selects() -> None:
     job = job_of("conv")
 
     def names(*wheres: Where) -> list[str]:
-        return [site.name for site in surgery.selected(dataclasses.replace(job, where=wheres))]
+        return [site.name for site in selected_sites(dataclasses.replace(job, where=wheres))]
 
     assert names() == ["conv.weight", "deep.weight", "hidden.weight", "out.weight"]
     assert names(Where(layers=("*",), ignore=("out",))) == ["conv.weight", "deep.weight", "hidden.weight"]
@@ -208,19 +213,19 @@ def test_where_selects() -> None:
 )
 def test_where_that_selects_nothing_lists_what_there_is(where: Where) -> None:
     with pytest.raises(UsageError, match=r"conv\.weight, deep\.weight, hidden\.weight, out\.weight"):
-        surgery.selected(job_of("conv").within(where))
+        selected_sites(job_of("conv").within(where))
 
 
 def test_vectors_are_quantized_only_when_asked() -> None:
     job = only(RoundToNearest(bits=8), Where(layers=("hidden.bias",), vectors=True)).apply(job_of("conv"))
-    changed = [site.name for site in surgery.sites(job.model) if surgery.form_at(job.model, site).describe() != "dense"]
+    changed = [site.name for site in sites_of(job.model) if form_at(job.model, site).describe() != "dense"]
     assert changed == ["hidden.bias"]
     assert job.where == ()
 
 
 def test_per_site_plan() -> None:
     job = per_site({"conv": KMeans(clusters=4), "hidden": SVD(rank=4), "deep": Half()}).apply(job_of("conv"))
-    forms = {site.name: surgery.form_at(job.model, site).describe() for site in surgery.sites(job.model)}
+    forms = {site.name: form_at(job.model, site).describe() for site in sites_of(job.model)}
     assert forms["conv.weight"] == "codebook"
     assert forms["hidden.weight"] == "product"
     assert forms["deep.weight"] == forms["out.weight"] == "dense"

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kogata import Task, surgery
+from kogata import Task
 from kogata.errors import DataError, UsageError
-from kogata.method import Method
 from kogata.methods import KMeans
-from kogata.train import Training, fit, task_loss
+from kogata.methods.base.method import Method
+from kogata.network import surgery
+from kogata.training.loop import Training, fit, task_loss
 from tests.contract.checks import assert_equal
 from tests.contract.models import job_of
 
@@ -210,7 +211,7 @@ import sys, torch
 from accelerate import PartialState
 from torch import nn
 from kogata import Task
-from kogata.train import Training, fit, task_loss
+from kogata.training.loop import Training, fit, task_loss
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kogata import artifact, surgery
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Binary, Latent
 from kogata.forms.latent import narrowed, straight_through
 from kogata.job import Where
-from kogata.method import chain, only
 from kogata.methods import LSQ, SVD, BinaryConnect, FixedPoint, KMeans, Recover, Ternary
-from kogata.training_method import TrainingMethod
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.trained import TrainingMethod
+from kogata.network.sites import form_at, selected_sites, sites_of
+from kogata.storage.write import pack
 from tests.methods.training import QUICK, accuracy, examples, trained
 
 METHODS: list[TrainingMethod] = [
@@ -65,7 +66,7 @@ def test_a_loop_of_ones_own(method: TrainingMethod) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_run_goes_on_to_the_same_bytes(method: TrainingMethod, tmp_path: Path) -> None:
     job = trained()
-    whole = artifact.pack(method.apply(job).model).data
+    whole = pack(method.apply(job).model).data
     calls = 0
 
     def validate(_: nn.Module) -> float:
@@ -78,14 +79,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(method: TrainingMethod, tmp_path
     with pytest.raises(KeyboardInterrupt):
         method.apply(replace(job, folder=tmp_path, task=replace(job.task, validate=validate)))
     resumed = method.apply(replace(job, folder=tmp_path, task=replace(job.task, validate=validate)))
-    assert artifact.pack(resumed.model).data == whole
+    assert pack(resumed.model).data == whole
 
 
 def test_it_cannot_be_saved_before_it_is_finished() -> None:
     net = LSQ(bits=2, activations=2, recover=QUICK).begin(trained().model)
     with pytest.raises(UsageError, match=r"still in training; call finish\(\)"):
-        artifact.pack(net.model)
-    latents = [form for site in surgery.sites(net.model) if isinstance(form := surgery.form_at(net.model, site), Latent)]
+        pack(net.model)
+    latents = [form for site in sites_of(net.model) if isinstance(form := form_at(net.model, site), Latent)]
     assert len(latents) == 3
 
 
@@ -99,14 +100,14 @@ def test_the_ledger_says_what_was_left_alone() -> None:
 
 def test_factors_of_a_product_are_trained() -> None:
     job = only(SVD(rank=4), "3").apply(trained())
-    form = surgery.form_at(only(BinaryConnect(recover=QUICK), "3").apply(job).model, surgery.selected(job)[1])
+    form = form_at(only(BinaryConnect(recover=QUICK), "3").apply(job).model, selected_sites(job)[1])
     assert form.describe() == "product(binary, binary)"
 
 
 def test_only_some_layers_and_wrong_orders() -> None:
     job = trained()
     net = Ternary(recover=QUICK).begin(job.model, Where(layers=("3",)))
-    assert [isinstance(surgery.form_at(net.model, site), Latent) for site in surgery.selected(job)] == [False, True, False]
+    assert [isinstance(form_at(net.model, site), Latent) for site in selected_sites(job)] == [False, True, False]
     with pytest.raises(NotApplicable, match="ternary: nothing to do"):
         Ternary(recover=QUICK).apply(chain(KMeans(clusters=3)).apply(job))
 
@@ -115,5 +116,5 @@ def test_distillation_needs_no_labels() -> None:
     job = trained()
     unlabelled = replace(job.task, train=[examples()[0]] * 4, loss=None)
     after = BinaryConnect(recover=Recover(epochs=4, learning_rate=1e-2)).apply(replace(job, task=unlabelled))
-    assert isinstance(surgery.form_at(after.model, surgery.selected(job)[0]), Binary)
+    assert isinstance(form_at(after.model, selected_sites(job)[0]), Binary)
     assert accuracy(after.model) > 0.5

@@ -13,18 +13,23 @@ import zstandard
 from torch import Tensor, nn
 
 import kogata
-from kogata import Task, artifact, surgery
-from kogata.adopt import adopt
-from kogata.artifact import Graph
-from kogata.batch import call
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.engines import ENGINES, Eager, OnnxRuntime, onnx_graph
-from kogata.engines.latency import MINIMUM, WARM_UP, interleaved
-from kogata.engines.lowering import lowered
+from kogata.engines.lowering.checked import lowered
+from kogata.engines.lowering.lower import lower
 from kogata.engines.onnxruntime import OnnxSession
 from kogata.errors import DataError, EngineError, FileFormatError
 from kogata.job import Job
-from kogata.method import chain
+from kogata.measure.latency import MINIMUM, WARM_UP, interleaved
 from kogata.methods import SVD, KMeans, MagnitudePruning
+from kogata.methods.base.compose import chain
+from kogata.network import surgery
+from kogata.network.batch import call
+from kogata.storage.layout import EngineGraph
+from kogata.storage.load import load
+from kogata.storage.read import read_file
+from kogata.storage.write import pack, write_file
 from tests.contract.checks import assert_near, batch_of, output
 from tests.contract.models import job_of
 
@@ -41,8 +46,8 @@ class TwoInputs(nn.Module):
 
 
 def with_graph(job: Job, inputs: Any, path: Path) -> Path:
-    graph = onnx_graph.bind(onnx_graph.export(surgery.lower(job.model).eval(), inputs), job.model)
-    artifact.write(path, artifact.pack(job.model, graph))
+    graph = onnx_graph.bind(onnx_graph.export(lower(job.model).eval(), inputs), job.model)
+    write_file(path, pack(job.model, graph))
     return path
 
 
@@ -85,20 +90,20 @@ def path(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("engine", [engine() for engine in ENGINES], ids=lambda engine: engine.name)
 def test_every_engine_runs_model_and_file(engine: Any, job: Job, path: Path) -> None:
     inputs, _ = batch_of(job)
-    loaded = artifact.load(path, into=surgery.clone(job.reference, share=False))
-    assert_near(call(engine.open_file(artifact.read(path), loaded, inputs), inputs), output(job, job.model), 1e-4)
+    loaded = load(path, into=surgery.clone(job.reference, share=False))
+    assert_near(call(engine.open_file(read_file(path), loaded, inputs), inputs), output(job, job.model), 1e-4)
     assert_near(call(engine.open_model(job.reference, inputs), inputs), output(job, job.reference), 1e-4)
 
 
 def test_the_graph_file_still_loads_with_the_class(job: Job, path: Path) -> None:
-    loaded = artifact.load(path, into=surgery.clone(job.reference, share=False))
+    loaded = load(path, into=surgery.clone(job.reference, share=False))
     assert torch.equal(output(job, loaded), output(job, job.model))
 
 
 def test_named_inputs_and_several_outputs(tmp_path: Path) -> None:
     inputs: Mapping[str, Tensor] = {"x": torch.randn(3, 24), "y": torch.randn(3, 24)}
-    job = SVD(rank=3).apply(adopt(TwoInputs(), Task(calibration=[inputs])))
-    session = kogata.run(with_graph(job, inputs, tmp_path / "m.kogata"))
+    job = SVD(rank=3).apply(prepare(TwoInputs(), Task(calibration=[inputs])))
+    session = kogata.open(with_graph(job, inputs, tmp_path / "m.kogata"))
     with torch.no_grad():
         wanted = tuple(job.model.eval()(**inputs).values())
     assert_near(session(**inputs), wanted, 1e-4)
@@ -118,19 +123,19 @@ def test_named_inputs_and_several_outputs(tmp_path: Path) -> None:
 )
 def test_inputs_that_do_not_fit(inputs: tuple[Tensor, ...], path: Path) -> None:
     with pytest.raises(DataError, match=r"onnxruntime: .*do not fit the graph"):
-        kogata.run(path)(*inputs)
+        kogata.open(path)(*inputs)
 
 
 def test_a_file_without_a_graph(job: Job, tmp_path: Path) -> None:
-    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model))
+    write_file(tmp_path / "m.kogata", pack(job.model))
     with pytest.raises(FileFormatError, match=r"carries no engine graph.*kogata\.load"):
-        kogata.run(tmp_path / "m.kogata")
+        kogata.open(tmp_path / "m.kogata")
 
 
 @pytest.mark.parametrize("damage", ["site", "path", "data", "bomb", "onnx"])
 def test_a_damaged_graph(damage: str, path: Path, job: Job, tmp_path: Path) -> None:
     """A graph that is wrong behind a valid checksum."""
-    graph = artifact.read(path).graph
+    graph = read_file(path).graph
     assert graph is not None
     bindings, data = dict(graph.bindings), graph.data
     name, (site, form, transposed) = next(iter(bindings.items()))
@@ -146,19 +151,19 @@ def test_a_damaged_graph(damage: str, path: Path, job: Job, tmp_path: Path) -> N
             data = frame[:4] + b"\xe4" + (1 << 40).to_bytes(8, "little") + frame[6:]
         case _:
             data = zstandard.ZstdCompressor(write_content_size=True).compress(b"\xff" * 100)
-    broken = Graph(data=data, bindings=bindings)
-    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model, broken))
+    broken = EngineGraph(data=data, bindings=bindings)
+    write_file(tmp_path / "m.kogata", pack(job.model, broken))
     with pytest.raises(FileFormatError, match="engine graph"):
-        kogata.run(tmp_path / "m.kogata")
+        kogata.open(tmp_path / "m.kogata")
 
 
 def test_a_binding_to_another_shape(path: Path, job: Job, tmp_path: Path) -> None:
-    graph = artifact.read(path).graph
+    graph = read_file(path).graph
     assert graph is not None
     bindings = dict.fromkeys(graph.bindings, ("out.bias", "", False))
-    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model, Graph(data=graph.data, bindings=bindings)))
+    write_file(tmp_path / "m.kogata", pack(job.model, EngineGraph(data=graph.data, bindings=bindings)))
     with pytest.raises(FileFormatError, match="engine graph is damaged"):
-        kogata.run(tmp_path / "m.kogata")
+        kogata.open(tmp_path / "m.kogata")
 
 
 def test_models_that_cannot_be_exported_say_why() -> None:
@@ -178,12 +183,10 @@ def test_models_that_cannot_be_exported_say_why() -> None:
 
 def test_an_exported_graph_is_deterministic_and_names_no_file(job: Job) -> None:
     inputs = batch_of(job)[0]
-    first, second = (
-        onnx_graph.export(surgery.lower(job.model).eval(), inputs).SerializeToString(deterministic=True) for _ in range(2)
-    )
+    first, second = (onnx_graph.export(lower(job.model).eval(), inputs).SerializeToString(deterministic=True) for _ in range(2))
     assert first == second
     assert b".py" not in first
-    assert OnnxSession(onnx_graph.export(surgery.lower(job.model).eval(), inputs))(inputs).shape == (12, 6)
+    assert OnnxSession(onnx_graph.export(lower(job.model).eval(), inputs))(inputs).shape == (12, 6)
 
 
 def test_calls_take_turns_and_every_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +253,7 @@ def test_lowering_falls_back_where_a_forward_reads_the_weight(caplog: pytest.Log
     model, x = ReadsWeight(), torch.randn(4, 32)
     task = Task(calibration=[x])
     job = SVD(rank=4).apply(Job(model=model, reference=model, task=task))
-    assert isinstance(surgery.lower(job.model).get_submodule("layer"), nn.Sequential)
+    assert isinstance(lower(job.model).get_submodule("layer"), nn.Sequential)
     plain = lowered(job.model, x)
     assert isinstance(plain.get_submodule("layer"), nn.Linear)
     torch.testing.assert_close(plain(x), job.model(x))

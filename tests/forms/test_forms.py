@@ -99,7 +99,7 @@ def test_a_mask_in_a_mask_folds(seed: int, outer: float, inner: float) -> None:
     first = Masked.of(weight, torch.rand(5, 6, generator=generator) <= outer)
     second = Masked.of(first.values.dense(), torch.rand(len(first.values.dense()), generator=generator) <= inner)
     both = Masked(first.position, second, first.shape)
-    folded = both.folded()
+    folded = both.simplified()
     assert isinstance(folded, Masked)
     assert isinstance(folded.values, Dense)
     assert torch.equal(folded.dense(), both.dense())

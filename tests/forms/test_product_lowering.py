@@ -10,13 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import artifact, surgery
-from kogata.calibrate import evaluating
 from kogata.engines import OnnxRuntime, onnx_graph
-from kogata.engines.lowering import lowered
+from kogata.engines.lowering.checked import lowered
+from kogata.engines.lowering.lower import lower
 from kogata.forms import Product
 from kogata.forms.layers import MOVED
 from kogata.forms.product import CP, PAIR, SEPARABLE, TUCKER
+from kogata.network import surgery
+from kogata.network.batch import evaluating
+from kogata.network.sites import sites_of
+from kogata.storage.load import load
+from kogata.storage.read import read_file
+from kogata.storage.write import pack, write_file
 from tests.contract.checks import assert_near
 
 Build = Callable[..., nn.Module]
@@ -36,7 +41,7 @@ def form(equation: str, shape: torch.Size, rank: int) -> Product:
 
 def attached(layer: nn.Module, equation: str, rank: int) -> nn.Sequential:
     model = nn.Sequential(layer)
-    site = next(site for site in surgery.sites(model) if site.parameter == "weight")
+    site = next(site for site in sites_of(model) if site.parameter == "weight")
     surgery.attach(model, site, form(equation, torch.Size(site.shape), rank))
     return model
 
@@ -84,7 +89,7 @@ def test_planes(equation: str, settings: dict[str, Any]) -> None:
     settings = {"kernel_size": 3} | settings
     model = attached(nn.Conv2d(16, 32, **settings), equation, 2)
     images = torch.randn(3, 16, 10, 11)
-    cheaper = surgery.lower(model)
+    cheaper = lower(model)
     assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
     with evaluating(model):
         assert_near(cheaper(images), surgery.plain(model)(images), 1e-5)
@@ -97,7 +102,7 @@ def test_planes(equation: str, settings: dict[str, Any]) -> None:
 def test_lines(equation: str, settings: dict[str, Any]) -> None:
     model = attached(nn.Conv1d(16, 32, 5, **settings), equation, 2)
     rows = torch.randn(3, 16, 20)
-    cheaper = surgery.lower(model)
+    cheaper = lower(model)
     assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
     with evaluating(model):
         assert_near(cheaper(rows), surgery.plain(model)(rows), 1e-5)
@@ -107,13 +112,13 @@ def test_volumes() -> None:
     model = attached(nn.Conv3d(8, 16, 3, stride=(1, 2, 1), padding=1), TUCKER, 2)
     volumes = torch.randn(2, 8, 5, 6, 5)
     with evaluating(model):
-        assert_near(surgery.lower(model)(volumes), surgery.plain(model)(volumes), 1e-5)
-    assert isinstance(surgery.lower(model)[0], nn.Sequential)  # type: ignore[index]
+        assert_near(lower(model)(volumes), surgery.plain(model)(volumes), 1e-5)
+    assert isinstance(lower(model)[0], nn.Sequential)  # type: ignore[index]
 
 
 def test_the_stages_are_the_ones_of_the_papers() -> None:
     def layers(equation: str, kernel: tuple[int, int] = (3, 5)) -> list[tuple[int, int, tuple[int, ...], int]]:
-        cheaper = surgery.lower(attached(nn.Conv2d(16, 32, kernel), equation, 4))
+        cheaper = lower(attached(nn.Conv2d(16, 32, kernel), equation, 4))
         return [(m.in_channels, m.out_channels, m.kernel_size, m.groups) for m in cheaper.modules() if isinstance(m, nn.Conv2d)]
 
     assert layers(PAIR) == [(16, 4, (3, 5), 1), (4, 32, (1, 1), 1)]
@@ -137,7 +142,7 @@ def test_the_stages_are_the_ones_of_the_papers() -> None:
 )
 def test_what_would_not_be_cheaper_stays_dense(build: Build, equation: str, rank: int) -> None:
     model = attached(build(), equation, rank)
-    assert type(surgery.lower(model)[0]) in (nn.Conv2d, nn.Linear, nn.Embedding)  # type: ignore[index]
+    assert type(lower(model)[0]) in (nn.Conv2d, nn.Linear, nn.Embedding)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("channels", "extent", "rank", "lowers"), [(32, 5, 78, False), (512, 3, 832, True)])
@@ -147,7 +152,7 @@ def test_thin_layers_that_move_more_than_they_compute_stay_dense(
     """Both have about a third of the products; each of the four layers would read and write more channels than the whole."""
     monkeypatch.setattr("kogata.forms.layers.MOVED", MOVED)
     model = attached(nn.Conv2d(channels // 2, channels, extent), CP[2], rank)
-    assert isinstance(surgery.lower(model)[0], nn.Sequential) == lowers  # type: ignore[index]
+    assert isinstance(lower(model)[0], nn.Sequential) == lowers  # type: ignore[index]
 
 
 class Padded(nn.Conv2d):
@@ -169,13 +174,13 @@ class Padded(nn.Conv2d):
 def test_layers_that_read_their_weight_otherwise_stay_dense(build: Build, equation: str) -> None:
     layer = build()
     kind, model = type(layer), nn.Sequential(layer)
-    site = next(site for site in surgery.sites(model) if site.parameter == "weight")
+    site = next(site for site in sites_of(model) if site.parameter == "weight")
     if equation == "agc,cbh->abgh":
         product = Product.of(equation, [torch.randn(8, 8, 2), torch.randn(2, 8, 8)], site.shape)
     else:
         product = form(equation, torch.Size(site.shape), 2)
     surgery.attach(model, site, product)
-    assert type(surgery.lower(model)[0]) is kind  # type: ignore[index]
+    assert type(lower(model)[0]) is kind  # type: ignore[index]
 
 
 def test_a_kernel_that_is_not_the_layers_stays_dense() -> None:
@@ -183,14 +188,14 @@ def test_a_kernel_that_is_not_the_layers_stays_dense() -> None:
     model = nn.Sequential(nn.Conv2d(16, 32, (3, 5)))
     for equation, sizes in ((SEPARABLE, [(32, 2, 3), (2, 16, 5)]), (CP[2], [(32, 2), (2, 3), (2, 5), (2, 16)])):
         product = Product.of(equation, [torch.randn(size) for size in sizes], (32, 16, 3, 5))
-        surgery.attach(model, next(site for site in surgery.sites(model) if site.parameter == "weight"), product)
-        assert type(surgery.lower(model)[0]) is nn.Conv2d  # type: ignore[index]
+        surgery.attach(model, next(site for site in sites_of(model) if site.parameter == "weight"), product)
+        assert type(lower(model)[0]) is nn.Conv2d  # type: ignore[index]
 
 
 def test_making_layers_draws_no_random_numbers() -> None:
     model = attached(nn.Conv2d(16, 32, 3), TUCKER, 2)
     before = torch.get_rng_state()
-    surgery.lower(model)
+    lower(model)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -202,11 +207,11 @@ def test_onnx_runs_the_stages_from_the_factors_of_the_file(equation: str, groups
     assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
     graph = onnx_graph.bind(onnx_graph.export(cheaper, images), model)
     path = tmp_path / "m.kogata"
-    artifact.write(path, artifact.pack(model, graph))
-    found = artifact.read(path)
+    write_file(path, pack(model, graph))
+    found = read_file(path)
     assert len(graph.bindings) >= len(form(equation, torch.Size((32, 16 // groups, 3, 3)), 2).parts())
     fresh = nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=groups))
-    session = OnnxRuntime().open_file(found, artifact.load(path, into=fresh), images)
+    session = OnnxRuntime().open_file(found, load(path, into=fresh), images)
     with evaluating(model):
         assert_near(session(images), model(images), 1e-4)
         assert_near(session(images[:2]), model(images[:2]), 1e-4)  # another batch size

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import surgery
+from kogata.engines.lowering.lower import lower
 from kogata.forms import Form, Masked, Product
 from kogata.forms.product import SQUEEZED
 from kogata.forms.stacked import Stacked
+from kogata.network import surgery
+from kogata.network.sites import sites_of
 from tests.forms.test_forms import leaf, rebuilt
 
 MEMBER = torch.tensor([1, 0, 0, 2, 1, 0])
@@ -96,13 +98,13 @@ def test_what_would_not_be_cheaper_stays_dense() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3))
     expand = Stacked.of(MEMBER.clamp_max(1), [torch.randn(3, 9, 1, 1), torch.randn(3, 9, 3, 3)], (3, 3))
     form = Product(SQUEEZED[2], [expand, leaf(9, 4)], (6, 4, 3, 3))
-    surgery.attach(model, surgery.sites(model)[1], form)
-    assert type(surgery.lower(model)[0]) is nn.Conv2d  # type: ignore[index]
+    surgery.attach(model, sites_of(model)[1], form)
+    assert type(lower(model)[0]) is nn.Conv2d  # type: ignore[index]
 
 
 def test_a_kernel_that_is_not_the_layers_stays_dense() -> None:
     """A form from a file may give the right number of entries from parts of other extents."""
     model = nn.Sequential(nn.Conv2d(8, 6, (3, 1)))
     expand = Stacked.of(MEMBER.clamp_max(1), [torch.randn(3, 2, 1, 1), torch.randn(3, 2, 1, 3)], (1, 3))
-    surgery.attach(model, surgery.sites(model)[1], Product(SQUEEZED[2], [expand, leaf(2, 8)], (6, 8, 3, 1)))
-    assert type(surgery.lower(model)[0]) is nn.Conv2d  # type: ignore[index]
+    surgery.attach(model, sites_of(model)[1], Product(SQUEEZED[2], [expand, leaf(2, 8)], (6, 8, 3, 1)))
+    assert type(lower(model)[0]) is nn.Conv2d  # type: ignore[index]

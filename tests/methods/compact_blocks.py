@@ -11,15 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kogata import artifact, surgery
-from kogata.calibrate import evaluating
+from kogata.calibration.stats import Stats
 from kogata.engines import OnnxRuntime, onnx_graph
-from kogata.engines.lowering import lowered
+from kogata.engines.lowering.checked import lowered
+from kogata.engines.lowering.lower import lower
 from kogata.errors import DataError, NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Job, Kind, Site, Task
-from kogata.method import WeightMethod
-from kogata.stats import Stats
+from kogata.methods.base.weight import WeightMethod
+from kogata.network import surgery
+from kogata.network.batch import evaluating
+from kogata.storage.load import load
+from kogata.storage.read import read_file
+from kogata.storage.write import pack, write_file
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (16, 8, 3, 3), Kind.CONV, Role.MATRIX)
@@ -83,7 +87,7 @@ def assert_lowers(method: WeightMethod, settings: dict[str, Any]) -> nn.Module:
     """The lowered layer computes what the dense one does, with fewer multiplications."""
     images = torch.randn(3, 8, 10, 11)
     model = compressed(method, nn.Conv2d(8, 32, 3, **settings), images)
-    cheaper = surgery.lower(model)
+    cheaper = lower(model)
     with evaluating(model):
         assert_near(cheaper(images), surgery.plain(model)(images), 1e-5)
         assert_near(cheaper[0](images[0]), surgery.plain(model)(images)[0], 1e-5)  # type: ignore[index]
@@ -117,10 +121,10 @@ def assert_file_and_engine(method: WeightMethod, folder: Path, settings: dict[st
     assert type(cheaper[0]) is not nn.Conv2d  # type: ignore[index]
     graph = onnx_graph.bind(onnx_graph.export(cheaper, images), model)
     path = folder / "m.kogata"
-    artifact.write(path, artifact.pack(model, graph))
-    found = artifact.read(path)
+    write_file(path, pack(model, graph))
+    found = read_file(path)
     assert len(found.graph.bindings) == bound  # type: ignore[union-attr]
-    loaded = artifact.load(path, into=nn.Sequential(nn.Conv2d(16, 32, 3, **settings)))
+    loaded = load(path, into=nn.Sequential(nn.Conv2d(16, 32, 3, **settings)))
     assert torch.equal(loaded[0].weight, model[0].weight)  # type: ignore[index]
     session = OnnxRuntime().open_file(found, loaded, images)
     with evaluating(model):

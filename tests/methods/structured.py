@@ -11,16 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, artifact, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import evaluating
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.engines import onnx_graph
+from kogata.engines.lowering.lower import lower
 from kogata.engines.onnxruntime import OnnxSession
 from kogata.forms import Form, Role
 from kogata.forms.structured_layers import Structured
 from kogata.job import Kind, Site
-from kogata.method import WeightMethod
-from kogata.stats import Stats
+from kogata.methods.base.weight import WeightMethod
+from kogata.network import surgery
+from kogata.network.batch import evaluating
+from kogata.storage.load import load
+from kogata.storage.read import read_file
+from kogata.storage.write import pack, write_file
 from tests.contract.checks import assert_near
 
 
@@ -47,8 +52,8 @@ def lowered(method: WeightMethod, outputs: int, inputs: int, tmp_path: Path, bia
     """The layer in the place of a linear one; it is equal in PyTorch, in ONNX Runtime, and from its file's own graph."""
     x = torch.randn(3, 2, inputs)
     model = nn.Sequential(nn.Linear(inputs, outputs, bias=bias))
-    job = method.apply(adopt(model, Task(calibration=[x])))
-    fast = surgery.lower(job.model).eval()
+    job = method.apply(prepare(model, Task(calibration=[x])))
+    fast = lower(job.model).eval()
     with evaluating(job.model):
         wanted = surgery.plain(job.model)(x)
         assert_near(fast(x), wanted, 1e-5)
@@ -57,9 +62,9 @@ def lowered(method: WeightMethod, outputs: int, inputs: int, tmp_path: Path, bia
     assert_near(OnnxSession(proto)(x), wanted, 1e-5)
     graph = onnx_graph.bind(proto, job.model)
     path = tmp_path / "model.kogata"
-    artifact.write(path, artifact.pack(job.model, graph))
-    assert_near(OnnxSession(onnx_graph.fill(artifact.read(path)))(x), wanted, 1e-5)
-    loaded = artifact.load(path, into=surgery.clone(model, share=False))
+    write_file(path, pack(job.model, graph))
+    assert_near(OnnxSession(onnx_graph.fill(read_file(path)))(x), wanted, 1e-5)
+    loaded = load(path, into=surgery.clone(model, share=False))
     assert torch.equal(surgery.plain(loaded)(x), wanted)
     assert path.stat().st_size < 4 * outputs * inputs
     return fast[0]  # type: ignore[index]

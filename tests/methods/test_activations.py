@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, activations, surgery
-from kogata.activations import Granularity, Static
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Affine
 from kogata.job import Where
-from kogata.method import chain, only
 from kogata.methods import DynamicActivations, RoundToNearest, StaticActivations
+from kogata.methods.base.compose import chain, only
 from kogata.methods.quantization.activations import static
+from kogata.network.quantizers import Granularity, Static, quantizer_of, quantizers_of
+from kogata.network.sites import form_of
 from tests.methods.training import job_of, network, refused_settings
 
 INT8 = chain(RoundToNearest(bits=8, symmetric=True), StaticActivations(bits=8))
@@ -25,8 +26,8 @@ def test_int8_is_sums_of_integers() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(32, 40)
     layer = nn.Linear(40, 6, bias=False)
-    model = INT8.apply(adopt(layer, Task(calibration=[inputs]))).model
-    form, quantizer = surgery.form_of(model, "weight"), activations.quantizer_of(model)
+    model = INT8.apply(prepare(layer, Task(calibration=[inputs]))).model
+    form, quantizer = form_of(model, "weight"), quantizer_of(model)
     assert isinstance(form, Affine)
     assert isinstance(quantizer, Static)
     # integers from the file's own numbers, in NumPy
@@ -74,7 +75,7 @@ def test_eight_bits_change_little_and_more_bits_less() -> None:
     ]
     assert errors[1] < 0.03
     assert errors[0] > 4 * errors[1] > 16 * errors[2]
-    assert not list(activations.quantizers(job.model))
+    assert not list(quantizers_of(job.model))
 
 
 def test_dynamic_ranges_are_those_at_hand() -> None:
@@ -82,19 +83,19 @@ def test_dynamic_ranges_are_those_at_hand() -> None:
     job = job_of(network())
     inputs = torch.randn(4, 12) * torch.tensor([[1e-3], [1.0], [1e3], [1.0]])
     first = only(DynamicActivations(bits=8, granularity=Granularity.TOKEN), "0").apply(job).model
-    quantizer = activations.quantizer_of(first.get_submodule("0"))
+    quantizer = quantizer_of(first.get_submodule("0"))
     assert quantizer is not None
     error = (quantizer(inputs).detach() - inputs).norm(dim=1) / inputs.norm(dim=1)
     assert float(error.max()) < 0.01
 
 
 def test_what_has_no_such_layer_says_so() -> None:
-    images = adopt(
+    images = prepare(
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)), Task(calibration=[torch.randn(2, 1, 6, 6)])
     )
     after = DynamicActivations(bits=8, granularity=Granularity.TOKEN).apply(images)
     assert {row.site: row.note for row in after.ledger} == {"0.weight": "images have no tokens", "2.weight": ""}
-    words = adopt(nn.Embedding(5, 3), Task(calibration=[torch.tensor([1, 2])]))
+    words = prepare(nn.Embedding(5, 3), Task(calibration=[torch.tensor([1, 2])]))
     with pytest.raises(NotApplicable, match=r"static-activations: nothing to do\. weight: it is not the weight of"):
         StaticActivations(bits=8).apply(words)
 
@@ -109,7 +110,7 @@ class Idle(nn.Module):
 
 
 def test_layers_that_never_run_and_inputs_of_zeros() -> None:
-    after = StaticActivations(bits=8).apply(adopt(Idle(), Task(calibration=[torch.zeros(4, 3)])))
+    after = StaticActivations(bits=8).apply(prepare(Idle(), Task(calibration=[torch.zeros(4, 3)])))
     assert {row.site: row.note for row in after.ledger} == {"used.weight": "", "idle.weight": "it never runs"}
     assert bool(torch.isfinite(after.model(torch.randn(2, 3))).all())
 
@@ -124,7 +125,7 @@ def test_inputs_that_are_not_finite() -> None:
             return torch.nan_to_num(self.layer(x / 0))
 
     with pytest.raises(DataError, match=r"layer.weight are NaN or infinite"):
-        StaticActivations(bits=8).apply(adopt(Explodes(), Task(calibration=[torch.ones(2, 3)])))
+        StaticActivations(bits=8).apply(prepare(Explodes(), Task(calibration=[torch.ones(2, 3)])))
 
 
 @pytest.mark.parametrize("make", [StaticActivations, DynamicActivations])
@@ -136,4 +137,4 @@ def test_settings_are_checked(make: type[StaticActivations | DynamicActivations]
 
 def test_only_some_layers() -> None:
     after = only(StaticActivations(bits=8), Where(layers=("3",))).apply(job_of(network()))
-    assert [path for path, _ in activations.quantizers(after.model)] == ["3"]
+    assert [path for path, _ in quantizers_of(after.model)] == ["3"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Affine, Role
 from kogata.job import Kind, Site
 from kogata.methods import AdaRound, RoundToNearest
-from kogata.stats import Stats
 from tests.methods.training import job_of, refused_settings
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)

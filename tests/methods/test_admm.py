@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Masked
 from kogata.methods import MagnitudePruning, Recover
-from kogata.methods.pruning.admm import ADMMPruning
+from kogata.methods.pruning.admm_pruning import ADMMPruning
+from kogata.network.sites import form_at, selected_sites, sites_of
 
 RECOVER = Recover(epochs=1)
 
@@ -44,7 +45,7 @@ def test_updates_are_those_of_the_paper() -> None:
         net.step(progress=t / 4 + 0.1)  # not again
         z = projected(weight.detach() + u, 3)
         u = u + weight.detach() - z
-    form = surgery.form_at(net.finish(), surgery.sites(layer)[0])
+    form = form_at(net.finish(), sites_of(layer)[0])
     assert torch.equal(form.dense().detach(), projected(weight.detach(), 3))
 
 
@@ -56,7 +57,7 @@ def test_a_sparse_weight_is_a_fixed_point() -> None:
     for t in range(1, 6):
         assert float(net.penalty().detach()) == 0
         net.step(progress=t / 5)
-    assert torch.equal(surgery.form_at(net.finish(), surgery.sites(layer)[0]).dense(), layer.weight)
+    assert torch.equal(form_at(net.finish(), sites_of(layer)[0]).dense(), layer.weight)
 
 
 def test_the_sparse_solution_of_a_quadratic_is_found() -> None:
@@ -80,7 +81,7 @@ def test_the_sparse_solution_of_a_quadratic_is_found() -> None:
         net.step(progress=(step + 1) / 800)
     dense = net.get_parameter("model.weight").detach().flatten()
     assert float((dense - wanted).norm() / wanted.norm()) < 1e-3  # before the last projection
-    found = surgery.form_at(net.finish(), surgery.sites(layer)[0])
+    found = form_at(net.finish(), sites_of(layer)[0])
     assert isinstance(found, Masked)
     assert found.position.tolist() == [3, 8, 15]
 
@@ -88,11 +89,11 @@ def test_the_sparse_solution_of_a_quadratic_is_found() -> None:
 def test_as_a_step_it_meets_the_sparsity_and_counts_earlier_pruning() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(64, 20)
-    job = adopt(nn.Linear(20, 30), Task(calibration=[inputs], train=list(inputs.split(16))))
+    job = prepare(nn.Linear(20, 30), Task(calibration=[inputs], train=list(inputs.split(16))))
     half = MagnitudePruning(sparsity=0.5).apply(job)
     for start in (job, half):
         after = ADMMPruning(sparsity=0.75, rho=1.0, recover=RECOVER).apply(start)
-        form = surgery.form_at(after.model, surgery.selected(after)[0])
+        form = form_at(after.model, selected_sites(after)[0])
         assert isinstance(form, Masked)
         assert int(form.mask.sum()) == 150
     with pytest.raises(NotApplicable, match="already reached"):

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from kogata import surgery
 from kogata.errors import DataError
 from kogata.forms import Binary, Dense, Role
 from kogata.job import Where
-from kogata.method import chain, only
 from kogata.methods import BinaryConnect, MagnitudePruning
+from kogata.methods.base.compose import chain, only
 from kogata.methods.quantization.binary_connect import Signs
+from kogata.network import surgery
+from kogata.network.sites import form_at, model_bits, selected_sites
 from tests.methods.training import QUICK, accuracy, job_of, network, trained
 
 
@@ -67,11 +68,11 @@ def test_gradients_pass_and_steps_are_clipped() -> None:
 def test_training_learns(stochastic: bool) -> None:
     job = trained()
     after = BinaryConnect(recover=QUICK, stochastic=stochastic).apply(job)
-    for site in surgery.selected(job):
-        assert isinstance(surgery.form_at(after.model, site), Binary)
-        assert len(surgery.form_at(after.model, site).dense().unique()) == 2
+    for site in selected_sites(job):
+        assert isinstance(form_at(after.model, site), Binary)
+        assert len(form_at(after.model, site).dense().unique()) == 2
     assert accuracy(after.model) > 0.75
-    assert surgery.bits(after.model) < surgery.bits(job.model) / 4
+    assert model_bits(after.model) < model_bits(job.model) / 4
     assert accuracy(job.model) > 0.9
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from kogata import activations, surgery
-from kogata.activations import Sign
 from kogata.job import Where
-from kogata.method import only
 from kogata.methods import BinaryNet
+from kogata.methods.base.compose import only
+from kogata.network.quantizers import Sign, quantizers_of
+from kogata.network.sites import model_bits
 from tests.methods.training import QUICK, accuracy, trained
 
 INNER = Where(layers=("3", "6"))
@@ -41,7 +41,7 @@ def test_gradient_passes_where_the_input_is_small() -> None:
 def test_training_learns_and_the_model_keeps_its_signs() -> None:
     job = trained()
     after = only(BinaryNet(recover=QUICK), INNER).apply(job)
-    assert [path for path, _ in activations.quantizers(after.model)] == ["2", "5"]
-    assert not list(activations.quantizers(job.model))
+    assert [path for path, _ in quantizers_of(after.model)] == ["2", "5"]
+    assert not list(quantizers_of(job.model))
     assert accuracy(after.model) > 0.6
-    assert surgery.bits(after.model) < surgery.bits(job.model)
+    assert model_bits(after.model) < model_bits(job.model)

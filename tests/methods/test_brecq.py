@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import surgery
-from kogata.adopt import adopt
-from kogata.batch import output_error
-from kogata.calibrate import evaluating
+from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Affine
 from kogata.job import Job, Task, Where
-from kogata.method import only
 from kogata.methods import MagnitudePruning, RoundToNearest
+from kogata.methods.base.compose import only
 from kogata.methods.quantization.brecq import BRECQ
+from kogata.network.batch import evaluating, output_error
+from kogata.network.sites import form_at, form_of, selected_sites
 from tests.methods.training import examples, job_of, refused_settings
 
 
@@ -56,7 +55,7 @@ def test_blocks_are_closer_than_rounding_to_nearest() -> None:
         wanted = outputs(before.model, name)
         ours, plain = (float(output_error(outputs(j.model, name), wanted)) for j in (learnt, nearest))
         assert ours < 0.9 * plain
-    forms = {site.name: surgery.form_at(learnt.model, site) for site in surgery.selected(before)}
+    forms = {site.name: form_at(learnt.model, site) for site in selected_sites(before)}
     assert [isinstance(form, Affine) for form in forms.values()] == [False, True, True, True, True, False]
     notes = {row.site: row.note for row in learnt.ledger}
     assert notes["0.weight"] == "it is in none of the blocks"
@@ -68,9 +67,9 @@ def test_a_layer_alone_comes_close_to_the_best_of_all_roundings() -> None:
     torch.manual_seed(2)
     inputs = torch.randn(64, 8) @ torch.randn(8, 8)
     model = nn.Sequential(nn.Linear(8, 1))
-    job = adopt(model, Task(calibration=[inputs[:32], inputs[32:]]))
+    job = prepare(model, Task(calibration=[inputs[:32], inputs[32:]]))
     learnt = BRECQ(bits=2, blocks=("0",), iterations=600).apply(job).model
-    form = surgery.form_of(learnt.get_submodule("0"), "weight")
+    form = form_of(learnt.get_submodule("0"), "weight")
     assert isinstance(form, Affine)
     weight, scale = model[0].get_parameter("weight").detach(), form.scale.dense().detach()
     down = (weight / scale + form.zero).floor()

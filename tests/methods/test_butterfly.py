@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kogata.errors import DataError, NotApplicable, UsageError
-from kogata.forms.structured_layers import ButterflyLinear, hadamard
+from kogata.forms.hadamard import hadamard
+from kogata.forms.structured_layers import ButterflyLinear
 from kogata.methods.structured.butterfly import Butterfly
 from kogata.methods.structured.monarch import Monarch
 from tests.contract.checks import assert_near

@@ -12,16 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kogata
-from kogata import Task, artifact, surgery
-from kogata.adopt import adopt, check
-from kogata.batch import call
-from kogata.calibrate import Probe, evaluating
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.probe import Probe
 from kogata.engines import onnx_graph
+from kogata.engines.lowering.lower import lower
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.job import Job
-from kogata.method import chain, only
 from kogata.methods import SVD, Half, KMeans, MagnitudePruning, Recover, RoundToNearest
-from kogata.methods.pruning.channels import ChannelPruning
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.order import check_order
+from kogata.methods.pruning.channel_pruning import ChannelPruning
+from kogata.network import surgery
+from kogata.network.batch import call, evaluating
+from kogata.storage.write import pack, write_file
 from tests.contract.checks import assert_equal, assert_near, batch_of, output, through_file, weights
 from tests.contract.models import ConvNet, job_of
 from tests.core.architectures import ARCHITECTURES, built
@@ -42,7 +46,7 @@ class Mlp(nn.Module):
 
 def mlp_job() -> Job:
     batches = [(torch.randn(20, 6), torch.randint(0, 4, (20,))) for _ in range(2)]
-    return adopt(Mlp(), Task(calibration=batches, train=batches, loss=functional.cross_entropy))
+    return prepare(Mlp(), Task(calibration=batches, train=batches, loss=functional.cross_entropy))
 
 
 def kept(before: nn.Module, after: nn.Module, layer: str) -> list[int]:
@@ -60,7 +64,7 @@ def lowest(scores: np.ndarray, count: int) -> list[int]:
 def test_equals_the_dense_model_with_these_channels_zeroed(name: str, scope: Literal["layer", "global"]) -> None:
     """A channel is zero when every parameter that makes, normalizes or shifts it is."""
     model, inputs = built(name)
-    after = ChannelPruning(sparsity=0.5, repair=False, scope=scope).apply(adopt(model, Task(calibration=[inputs]))).model
+    after = ChannelPruning(sparsity=0.5, repair=False, scope=scope).apply(prepare(model, Task(calibration=[inputs]))).model
     zeroed = surgery.clone(model, share=False)
     old, new = weights(model), weights(after)
     assert any(old[key].shape != new[key].shape for key in old)
@@ -166,7 +170,7 @@ def test_repair_is_least_squares_on_the_data() -> None:
     with torch.no_grad():
         model.get_parameter("0.bias").add_(1.0)  # so that channels resemble each other and there is something to repair
     images = [torch.randn(30, 2, 8, 8), torch.randn(20, 2, 8, 8)]
-    job = adopt(model, Task(calibration=images))
+    job = prepare(model, Task(calibration=images))
     after = only(ChannelPruning(sparsity=0.5, ridge=1e-9), "0").apply(job).model
     x = model[1](model[0](torch.cat(images))).detach()
     rows = functional.unfold(functional.pad(x, (1, 1)), (2, 3), stride=(1, 2)).transpose(1, 2).flatten(0, 1).double().numpy()
@@ -191,7 +195,7 @@ def test_repair_of_a_layer_that_reads_two_groups_is_joint() -> None:
             return self.out(torch.cat([self.left(x).relu(), self.right(x).relu()], 1))
 
     model, inputs = Branches(), torch.randn(200, 5)
-    after = ChannelPruning(sparsity=0.5, ridge=1e-9).apply(adopt(model, Task(calibration=[inputs]))).model
+    after = ChannelPruning(sparsity=0.5, ridge=1e-9).apply(prepare(model, Task(calibration=[inputs]))).model
     x = torch.cat([model.left(inputs).relu(), model.right(inputs).relu()], 1).detach().double().numpy()
     columns = kept(model, after, "left") + [6 + c for c in kept(model, after, "right")]
     wanted = x @ model.out.weight.detach().double().numpy().T
@@ -208,7 +212,7 @@ def test_channels_that_never_fire_cost_nothing() -> None:
         model.get_parameter("0.bias")[:2] = -10.0
         model.get_parameter("2.weight")[:, :2].mul_(0.01)
     inputs = torch.randn(50, 3)
-    after = ChannelPruning(sparsity=0.5).apply(adopt(model, Task(calibration=[inputs]))).model
+    after = ChannelPruning(sparsity=0.5).apply(prepare(model, Task(calibration=[inputs]))).model
     assert kept(model, after, "0") == [2, 3]
     assert_near(after(inputs), model(inputs), 1e-6)
 
@@ -245,7 +249,7 @@ def test_restrictions_and_reasons() -> None:
 
 def test_channels_made_together_are_selected_together() -> None:
     model, inputs = built("named")
-    job = adopt(model, Task(calibration=[inputs]))
+    job = prepare(model, Task(calibration=[inputs]))
     with pytest.raises(NotApplicable, match=r"left\.weight: its channels are also those of right\.weight, not selected"):
         only(ChannelPruning(sparsity=0.5), "left").apply(job)
 
@@ -254,7 +258,7 @@ def test_channels_made_together_are_selected_together() -> None:
 def test_structure_comes_first(first: Any) -> None:
     job = job_of("conv")
     with pytest.raises(NotApplicable, match=r"^channels: .*Structure comes first"):
-        check(chain(first, ChannelPruning(sparsity=0.5)), job)
+        check_order(chain(first, ChannelPruning(sparsity=0.5)), job)
     with pytest.raises(NotApplicable, match=r"^channels: nothing to do\. .*holds a form already"):
         ChannelPruning(sparsity=0.5).apply(first.apply(job))
 
@@ -265,7 +269,7 @@ def test_goes_on_with_every_other_step(tmp_path: Path) -> None:
         ChannelPruning(sparsity=0.25), ChannelPruning(sparsity=0.25), Recover(epochs=1), only(SVD(rank=4), "hidden"),
         MagnitudePruning(sparsity=0.5), KMeans(clusters=8), Half(), Recover(epochs=1),
     )  # fmt: skip
-    check(steps, job)
+    check_order(steps, job)
     after = steps.apply(job)
     assert weights(after.model)["deep.weight"].shape == (14, 9, 3, 3)
     loaded = through_file(after, after.model, tmp_path)
@@ -276,15 +280,15 @@ def test_goes_on_with_every_other_step(tmp_path: Path) -> None:
 def test_the_smaller_model_exports(tmp_path: Path) -> None:
     job = chain(ChannelPruning(sparsity=0.5), KMeans(clusters=16)).apply(job_of("conv"))
     inputs = batch_of(job)[0]
-    graph = onnx_graph.bind(onnx_graph.export(surgery.lower(job.model).eval(), inputs), job.model)
-    artifact.write(tmp_path / "m.kogata", artifact.pack(job.model, graph))
-    assert_near(kogata.run(tmp_path / "m.kogata")(inputs), output(job, job.model), 1e-4)
+    graph = onnx_graph.bind(onnx_graph.export(lower(job.model).eval(), inputs), job.model)
+    write_file(tmp_path / "m.kogata", pack(job.model, graph))
+    assert_near(kogata.open(tmp_path / "m.kogata")(inputs), output(job, job.model), 1e-4)
     loaded = kogata.load(tmp_path / "m.kogata", into=ConvNet())
     assert torch.equal(output(job, loaded), output(job, job.model))
 
 
 def test_scores_that_need_a_loss_say_so() -> None:
-    job = adopt(Mlp(), Task(calibration=[torch.randn(5, 6)]))
+    job = prepare(Mlp(), Task(calibration=[torch.randn(5, 6)]))
     with pytest.raises(DataError, match=r"channels: score 'taylor' needs the loss"):
         ChannelPruning(sparsity=0.5, score="taylor").apply(job)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kogata.errors import UsageError
-from kogata.methods.filters.circ import CyclicFilters
+from kogata.methods.filters.cyclic_filters import CyclicFilters
 from tests.methods import transferred
 
 

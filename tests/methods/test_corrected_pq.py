@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from kogata import Task
-from kogata.adopt import adopt
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.forms.vectors import Vectors
 from kogata.job import Kind, Site
 from kogata.methods.sharing.corrected_pq import DAMPING, CorrectedPQ
 from kogata.methods.sharing.product_quantization import ProductQuantization
-from kogata.stats import Stats
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 
@@ -111,7 +111,7 @@ class TwoLayers(nn.Module):
 
 def test_a_whole_model_keeps_its_outputs_better() -> None:
     inputs = correlated(256, 16)
-    job = adopt(TwoLayers(), Task(calibration=[inputs]))
+    job = prepare(TwoLayers(), Task(calibration=[inputs]))
     errors = [
         float((method.apply(job).model(inputs) - job.model(inputs)).detach().square().sum())
         for method in (CorrectedPQ(clusters=8, length=4), ProductQuantization(clusters=8, length=4))

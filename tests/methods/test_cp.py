@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.job import Kind, Site
 from kogata.methods.lowrank.cp import CP, descended
-from kogata.stats import Stats
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (16, 6, 3, 3), Kind.CONV, Role.MATRIX)

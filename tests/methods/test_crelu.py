@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kogata.errors import UsageError
-from kogata.methods.filters.crelu import CReLUFilters
+from kogata.methods.filters.crelu_filters import CReLUFilters
 from tests.methods import transferred
 
 TRANSFORMS = [lambda b: b, lambda b: -b]

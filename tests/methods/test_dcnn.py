@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kogata.errors import NotApplicable, UsageError
-from kogata.methods.filters.dcnn import CropFilters
+from kogata.methods.filters.crop_filters import CropFilters
 from tests.methods import transferred
 
 

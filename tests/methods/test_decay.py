@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import UsageError
 from kogata.forms import Role
-from kogata.method import chain
 from kogata.methods import MagnitudePruning, Recover
-from kogata.methods.pruning.decay import BiasedWeightDecay
+from kogata.methods.base.compose import chain
+from kogata.methods.pruning.biased_weight_decay import BiasedWeightDecay
+from kogata.network.sites import form_at, selected_sites
 
 RECOVER = Recover(epochs=1)
 
@@ -59,22 +60,22 @@ def task(outputs: int) -> Task:
 
 def test_more_weights_end_near_zero() -> None:
     torch.manual_seed(0)
-    job = adopt(nn.Linear(16, 4), task(4))
+    job = prepare(nn.Linear(16, 4), task(4))
     small = list[int]()
     for strength in (1e-9, 1e-1):
         method = BiasedWeightDecay(strength=strength, recover=Recover(epochs=10, learning_rate=1e-2, distill=0.0))
         found = method.apply(job)
-        (site,) = surgery.selected(found)
-        assert [leaf.role for _, leaf in surgery.form_at(found.model, site).leaves()] == [Role.MATRIX]
-        small.append(int((surgery.form_at(found.model, site).dense().abs() < 0.02).sum()))
+        (site,) = selected_sites(found)
+        assert [leaf.role for _, leaf in form_at(found.model, site).leaves()] == [Role.MATRIX]
+        small.append(int((form_at(found.model, site).dense().abs() < 0.02).sum()))
     assert small[1] > 3 * max(small[0], 1)
 
 
 def test_kept_values_decay_under_their_mask() -> None:
-    job = adopt(nn.Linear(16, 4), task(4))
+    job = prepare(nn.Linear(16, 4), task(4))
     steps = chain(MagnitudePruning(sparsity=0.5), BiasedWeightDecay(strength=1e-3, recover=RECOVER))
     found = steps.apply(job)
-    form = surgery.form_at(found.model, surgery.selected(found)[0])
+    form = form_at(found.model, selected_sites(found)[0])
     assert form.describe() == "masked"
     assert int((form.dense() != 0).sum()) == 32
 

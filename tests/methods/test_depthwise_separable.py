@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kogata.calibration.stats import Stats
 from kogata.errors import UsageError
 from kogata.methods.filters import depthwise_separable
 from kogata.methods.filters.depthwise_separable import DepthwiseSeparable
-from kogata.stats import Stats
 from tests.contract.checks import assert_near
 from tests.methods.compact_blocks import (
     LAYERS,

@@ -12,7 +12,7 @@ from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Displacement
 from kogata.forms.displacement import displacement
 from kogata.forms.structured_layers import DisplacementLinear
-from kogata.methods.structured.displacement import LowDisplacement
+from kogata.methods.structured.low_displacement import LowDisplacement
 from tests.contract.checks import assert_near
 from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
 

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from kogata.errors import DataError
 from kogata.job import Job
 from kogata.methods import Recover
-from kogata.methods.distillation.cache import Cached, Precision, keys, make
-from kogata.methods.distillation.observe import Live
-from kogata.methods.distillation.terms import Hints, Labels, SoftTargets, Sum, Term
 from kogata.tasks.batches import Batches
-from kogata.train import autocast
+from kogata.training.loop import autocast
+from kogata.training.teachers.cache import Cached, Precision, keys, make
+from kogata.training.teachers.observe import Live
+from kogata.training.terms import Hints, Labels, SoftTargets, SumOfTerms, Term
 from tests.contract.checks import assert_equal, assert_near
 from tests.methods.training import examples, network, trained
 
-TERM = Sum(terms=(Labels(), SoftTargets(), Hints(student=("2",), teacher=("5",))))
+TERM = SumOfTerms(terms=(Labels(), SoftTargets(), Hints(student=("2",), teacher=("5",))))
 
 
 class Counted(nn.Module):

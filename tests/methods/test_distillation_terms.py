@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kogata import Task
-from kogata.adopt import adopt
-from kogata.compress import compress
+from kogata.calibration.prepare import prepare
 from kogata.errors import DataError, UsageError
+from kogata.flow import compress
 from kogata.job import Job
 from kogata.methods import BinaryConnect, Recover
-from kogata.methods.distillation.observe import Observer, Seen, paths, pick
-from kogata.methods.distillation.terms import (
+from kogata.recipes.recipe import parse
+from kogata.training.teachers.observe import Observer, Seen, paths, pick
+from kogata.training.terms import (
     TERMS,
     AttentionTransfer,
     Contrastive,
@@ -35,12 +36,11 @@ from kogata.methods.distillation.terms import (
     SelectedNeurons,
     Similarity,
     SoftTargets,
-    Sum,
+    SumOfTerms,
     Term,
 )
-from kogata.methods.distillation.terms.neurons import informative
-from kogata.methods.distillation.terms.review import pyramid
-from kogata.recipe import parse
+from kogata.training.terms.neurons import informative
+from kogata.training.terms.review import pyramid
 from tests.contract.checks import assert_equal
 from tests.methods.training import examples, network, trained
 
@@ -274,7 +274,7 @@ def test_review_teaches_shallow_layers_by_the_deeper_ones() -> None:
 
 def test_sum_weighs_its_terms() -> None:
     ours, theirs, targets = random(6, 3), random(6, 3, seed=1), torch.tensor([0, 1, 2, 0, 1, 2])
-    term = Sum(terms=(Labels(weight=0.1), SoftTargets(weight=0.9, temperature=2.0), Regression(weight=0.0)))
+    term = SumOfTerms(terms=(Labels(weight=0.1), SoftTargets(weight=0.9, temperature=2.0), Regression(weight=0.0)))
     wanted = 0.1 * float(functional.cross_entropy(ours, targets)) + 0.9 * outputs(SoftTargets(temperature=2.0), ours, theirs)
     assert loss(term, seen(ours), seen(theirs), targets) == pytest.approx(wanted)
 
@@ -323,7 +323,7 @@ EVERY = (
     Hints(student=MIDDLE, teacher=LATE), SelectedNeurons(student=MIDDLE, teacher=LATE),
     Relational(student=MIDDLE, teacher=LATE), Similarity(student=MIDDLE, teacher=LATE),
     Contrastive(student=MIDDLE, teacher=LATE, width=8),
-    Sum(terms=(Labels(), SoftTargets(weight=0.5), Hints(student=MIDDLE, teacher=LATE))),
+    SumOfTerms(terms=(Labels(), SoftTargets(weight=0.5), Hints(student=MIDDLE, teacher=LATE))),
 )  # fmt: skip
 
 
@@ -344,7 +344,7 @@ def test_every_term_trains_a_narrower_student(term: Term) -> None:
 
 
 def test_a_term_works_inside_a_training_method() -> None:
-    term = Sum(terms=(Labels(), Hints(student=("2",), teacher=("2",))))
+    term = SumOfTerms(terms=(Labels(), Hints(student=("2",), teacher=("2",))))
     recover = Recover(epochs=2, learning_rate=1e-2, term=term)
     after = BinaryConnect(recover=recover).apply(trained())
     assert len(after.epochs) == 2
@@ -371,7 +371,7 @@ def test_a_resumed_student_ends_with_the_same_bits(tmp_path: Path) -> None:
 
     torch.manual_seed(3)
     student = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
-    recover = Recover(epochs=4, learning_rate=1e-2, term=Sum(terms=(Labels(), Hints(student=MIDDLE, teacher=LATE))))
+    recover = Recover(epochs=4, learning_rate=1e-2, term=SumOfTerms(terms=(Labels(), Hints(student=MIDDLE, teacher=LATE))))
     train = Train()
     job = replace(trained(), model=student, folder=tmp_path, task=replace(trained().task, train=train))
     with pytest.raises(Stopped):
@@ -404,11 +404,11 @@ def test_outputs_that_do_not_fit() -> None:
     inputs, _ = examples()
     unlabelled = Task(calibration=[inputs[:8]], train=[inputs[:8]])
     with pytest.raises(DataError, match="needs a loss"):
-        Recover(epochs=1, term=Labels()).apply(adopt(network(), unlabelled))
+        Recover(epochs=1, term=Labels()).apply(prepare(network(), unlabelled))
     with pytest.raises(DataError, match="has no targets"):
-        Recover(epochs=1, term=Labels()).apply(adopt(network(), replace(unlabelled, loss=functional.cross_entropy)))
+        Recover(epochs=1, term=Labels()).apply(prepare(network(), replace(unlabelled, loss=functional.cross_entropy)))
     with pytest.raises(DataError, match="no training data"):
-        Recover(epochs=1, term=SoftTargets()).apply(adopt(network(), Task(calibration=[inputs[:8]])))
+        Recover(epochs=1, term=SoftTargets()).apply(prepare(network(), Task(calibration=[inputs[:8]])))
 
 
 def test_a_loss_that_is_not_finite() -> None:
@@ -425,7 +425,7 @@ def test_terms_read_back_from_recipes(term: Term) -> None:
 
 def test_recipes_say_terms_shortly() -> None:
     terms = "[{weight: 0.9, term: soft-targets}, labels, {term: hints, student: a, teacher: [b]}]"
-    wanted = Sum(terms=(SoftTargets(weight=0.9), Labels(), Hints(student=("a",), teacher=("b",))))
+    wanted = SumOfTerms(terms=(SoftTargets(weight=0.9), Labels(), Hints(student=("a",), teacher=("b",))))
     assert parse(f"steps: [{{method: recover, epochs: 1, term: {terms}}}]", "t").method.steps() == (
         Recover(epochs=1, term=wanted),
     )

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Codebook, Masked, Role
 from kogata.job import Job, Kind, Site
-from kogata.method import chain, only
 from kogata.methods import MagnitudePruning
+from kogata.methods.base.compose import chain, only
 from kogata.methods.sharing.ecsq import ECSQ, SAMPLE, AtPenalty
 from kogata.methods.sharing.hessian_kmeans import HessianKMeans
-from kogata.stats import Stats
+from kogata.network.sites import form_at, sites_of
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 
@@ -130,14 +131,14 @@ def two_layers() -> Job:
         model = TwoLayers()
         inputs = torch.randn(32, 20)
         batch = (inputs, model(inputs).detach() + 0.1 * torch.randn(32, 75))
-    return adopt(model, Task(calibration=[batch], loss=nn.functional.mse_loss))
+    return prepare(model, Task(calibration=[batch], loss=nn.functional.mse_loss))
 
 
 def entropies(job: Job) -> dict[str, tuple[int, float]]:
     """Weights and bits a weight of each layer's indices, from their histograms."""
     found: dict[str, tuple[int, float]] = {}
-    for site in surgery.sites(job.model):
-        form = surgery.form_at(job.model, site)
+    for site in sites_of(job.model):
+        form = form_at(job.model, site)
         form = form.values if isinstance(form, Masked) else form
         if isinstance(form, Codebook):
             share = np.bincount(form.index.flatten().numpy()) / form.index.numel()

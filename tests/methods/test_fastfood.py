@@ -12,8 +12,9 @@ import torch
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Fastfood
 from kogata.forms.fastfood import permutations, sizes
-from kogata.forms.structured_layers import FastfoodLinear, hadamard
-from kogata.methods.structured.fastfood import AdaptiveFastfood
+from kogata.forms.hadamard import hadamard
+from kogata.forms.structured_layers import FastfoodLinear
+from kogata.methods.structured.adaptive_fastfood import AdaptiveFastfood
 from tests.contract.checks import assert_near
 from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
 

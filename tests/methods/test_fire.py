@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kogata.calibration.stats import Stats
 from kogata.errors import UsageError
 from kogata.forms import Product
 from kogata.forms.product import SQUEEZED
 from kogata.forms.stacked import Stacked
 from kogata.methods.filters import fire
 from kogata.methods.filters.fire import Fire
-from kogata.stats import Stats
 from tests.contract.checks import assert_near
 from tests.methods.compact_blocks import (
     LAYERS,

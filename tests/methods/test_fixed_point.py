@@ -7,13 +7,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kogata import Task, activations, surgery
-from kogata.activations import Static
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Affine
 from kogata.methods import FixedPoint, MagnitudePruning, Recover
 from kogata.methods.quantization.fixed_point import Grid
+from kogata.network import surgery
+from kogata.network.quantizers import Static, quantizers_of
+from kogata.network.sites import form_at, form_of, selected_sites
 from tests.methods.training import QUICK, accuracy, refused_settings, trained
 
 GRID = Grid(integer=3, fraction=5, stochastic=True, loss_scale=1.0)
@@ -72,16 +74,16 @@ def test_what_is_stored_are_the_numbers_of_the_training() -> None:
     job = trained()
     after = FixedPoint(integer=4, fraction=12, recover=QUICK).apply(job)
     assert accuracy(after.model) > 0.9
-    for site in surgery.selected(job):
-        form = surgery.form_at(after.model, site)
+    for site in selected_sites(job):
+        form = form_at(after.model, site)
         assert isinstance(form, Affine)
         codes = form.dense().detach() * 2**12
         assert torch.equal(codes, codes.round())
         assert float(codes.min()) >= -(2**15)
         assert float(codes.max()) < 2**15
-        beside = surgery.form_of(after.model.get_submodule(site.module), "bias")
+        beside = form_of(after.model.get_submodule(site.module), "bias")
         assert isinstance(beside, Affine)
-    quantizers = [q for _, q in activations.quantizers(after.model)]
+    quantizers = [q for _, q in quantizers_of(after.model)]
     assert all(isinstance(q, Static) and (q.bits, q.zero, float(q.scale.detach())) == (16, 2**15, 2.0**-12) for q in quantizers)
     assert len(quantizers) == 3
 
@@ -98,7 +100,7 @@ def test_pruned_stays_pruned() -> None:
 def test_an_untrained_net_can_begin() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(128, 6)
-    job = adopt(
+    job = prepare(
         nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2)),
         Task(calibration=[inputs], train=[(inputs, (inputs[:, 0] > 0).long())] * 8, loss=functional.cross_entropy),
     )

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Affine, Role
 from kogata.job import Kind, Site
 from kogata.methods import MagnitudePruning, RoundToNearest
 from kogata.methods.quantization.gptq import GPTQ
-from kogata.stats import Stats
+from kogata.network import surgery
+from kogata.network.sites import form_at, sites_of
 
 
 def site(weight: Tensor) -> Site:
@@ -148,10 +150,10 @@ def test_kept_values_of_a_mask(group: int | None) -> None:
 
 def test_after_pruning_the_mask_stays() -> None:
     model, batch = nn.Linear(24, 16), torch.randn(64, 24) @ torch.randn(24, 24)
-    pruned = MagnitudePruning(sparsity=0.6).apply(adopt(model, Task(calibration=[batch])))
+    pruned = MagnitudePruning(sparsity=0.6).apply(prepare(model, Task(calibration=[batch])))
     after = GPTQ(bits=4, group=32).apply(pruned)
-    site = next(site for site in surgery.sites(after.model) if site.name == "weight")
-    assert surgery.form_at(after.model, site).describe() == "masked(affine)"
+    site = next(site for site in sites_of(after.model) if site.name == "weight")
+    assert form_at(after.model, site).describe() == "masked(affine)"
     before, found = (surgery.plain(job.model).get_parameter("weight") for job in (pruned, after))
     assert float(found[before == 0].detach().abs().max()) == 0
 
@@ -159,11 +161,11 @@ def test_after_pruning_the_mask_stays() -> None:
 def test_groups_have_inputs_of_their_own() -> None:
     model, images = nn.Conv2d(4, 6, 3, groups=2), torch.randn(4, 4, 8, 8) * torch.tensor([0.2, 2.0, 0.7, 5.0])[:, None, None]
     method = GPTQ(bits=4)
-    found = surgery.plain(method.apply(adopt(model, Task(calibration=[images]))).model).get_parameter("weight")
+    found = surgery.plain(method.apply(prepare(model, Task(calibration=[images]))).model).get_parameter("weight")
     for half in range(2):
         part = nn.Conv2d(2, 3, 3)
         part.weight = nn.Parameter(model.weight[3 * half : 3 * half + 3].detach())
-        alone = surgery.plain(method.apply(adopt(part, Task(calibration=[images[:, 2 * half : 2 * half + 2]]))).model)
+        alone = surgery.plain(method.apply(prepare(part, Task(calibration=[images[:, 2 * half : 2 * half + 2]]))).model)
         torch.testing.assert_close(found[3 * half : 3 * half + 3], alone.get_parameter("weight"), rtol=1e-5, atol=1e-6)
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kogata.errors import UsageError
-from kogata.filters import equivariance, group_convolution
 from kogata.forms.filter_maps import Orbit
 from kogata.forms.permuted import Permuted
 from kogata.forms.tied import Tied
-from kogata.methods.filters.group import GroupFilters
+from kogata.methods.filters.group_filters import GroupFilters
+from kogata.nn.filters import equivariance, group_convolution
 from tests.contract.checks import assert_near
 from tests.methods import transferred
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Masked
 from kogata.methods import MagnitudePruning, Recover
 from kogata.methods.pruning.group_lasso import GroupLasso, Groups, shrunk
+from kogata.network.sites import form_at, selected_sites, sites_of
 
 RECOVER = Recover(epochs=1)
 ALL: tuple[Groups, ...] = ("filters", "channels", "shapes", "depth")
@@ -83,7 +84,7 @@ def test_over_a_whole_training_a_group_loses_the_strength() -> None:
         net = GroupLasso(strength=0.3, recover=RECOVER).begin(layer)
         for i in range(steps):
             net.step(progress=(i + 1) / steps)
-        form = surgery.form_at(net.finish(), surgery.sites(layer)[0])
+        form = form_at(net.finish(), sites_of(layer)[0])
         assert isinstance(form, Masked)
         assert form.mask.tolist() == [[True] * 4, [False] * 4]
         assert form.dense()[0].tolist() == pytest.approx([0.7, -0.7, 0.7, -0.7], rel=1e-5)
@@ -111,10 +112,10 @@ def regression(groups: Groups) -> tuple[nn.Module, Task]:
 def test_idle_groups_are_found(groups: Groups) -> None:
     layer, task = regression(groups)
     method = GroupLasso(strength=0.2, groups=groups, recover=Recover(epochs=10, learning_rate=3e-3, distill=0.0))
-    found = method.apply(adopt(layer, task))
+    found = method.apply(prepare(layer, task))
     (row,) = found.ledger
     assert row.bits_after < row.bits_before
-    form = surgery.form_at(found.model, surgery.selected(found)[0])
+    form = form_at(found.model, selected_sites(found)[0])
     assert isinstance(form, Masked)
     pruned = ~form.mask
     idle = {"filters": pruned[::3], "channels": pruned[:, ::3], "shapes": pruned[:, :, 0]}[groups]
@@ -124,7 +125,7 @@ def test_idle_groups_are_found(groups: Groups) -> None:
 
 def test_weights_of_a_mask_have_no_groups() -> None:
     layer, task = regression("filters")
-    pruned = MagnitudePruning(sparsity=0.5).apply(adopt(layer, task))
+    pruned = MagnitudePruning(sparsity=0.5).apply(prepare(layer, task))
     with pytest.raises(NotApplicable, match="left values"):
         GroupLasso(strength=0.1, recover=RECOVER).apply(pruned)
 

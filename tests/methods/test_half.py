@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Role
 from kogata.job import Kind, Site, Where
-from kogata.method import chain, only
 from kogata.methods import Half, KMeans
-from kogata.stats import Stats
+from kogata.methods.base.compose import chain, only
+from kogata.network.sites import form_at, sites_of
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 
@@ -30,10 +31,10 @@ def test_equals_numpy(numbers: list[float]) -> None:
 
 
 def test_stored_in_half_the_bits() -> None:
-    job = adopt(nn.Linear(32, 32), Task(calibration=[torch.randn(2, 32)]))
-    site = next(site for site in surgery.sites(job.model) if site.name == "weight")
+    job = prepare(nn.Linear(32, 32), Task(calibration=[torch.randn(2, 32)]))
+    site = next(site for site in sites_of(job.model) if site.name == "weight")
     after = Half().apply(job)
-    assert surgery.form_at(after.model, site).stored_bits() == 16 * 32 * 32
+    assert form_at(after.model, site).stored_bits() == 16 * 32 * 32
     assert after.model.weight.dtype == torch.float32
 
 
@@ -43,9 +44,7 @@ def test_too_large_is_refused() -> None:
 
 
 def test_leaves_keep_their_roles() -> None:
-    job = adopt(nn.Linear(32, 32), Task(calibration=[torch.randn(2, 32)]))
+    job = prepare(nn.Linear(32, 32), Task(calibration=[torch.randn(2, 32)]))
     after = chain(KMeans(clusters=4), Half(), only(Half(), Where(vectors=True))).apply(job)
-    roles = {
-        site.name: [leaf.role for _, leaf in surgery.form_at(after.model, site).leaves()] for site in surgery.sites(after.model)
-    }
+    roles = {site.name: [leaf.role for _, leaf in form_at(after.model, site).leaves()] for site in sites_of(after.model)}
     assert roles == {"weight": [Role.TABLE], "bias": [Role.VECTOR]}

@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.forms.tied import Tied
 from kogata.job import Kind, Site
-from kogata.method import chain
 from kogata.methods import KMeans, MagnitudePruning, Recover
+from kogata.methods.base.compose import chain
 from kogata.methods.sharing.hashed import Hashed
-from kogata.stats import Stats
+from kogata.network import surgery
+from kogata.network.sites import form_at, sites_of
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 
@@ -63,7 +65,7 @@ def test_layers_have_hashes_of_their_own() -> None:
 def test_training_recovers_and_keeps_the_tie() -> None:
     model = nn.Linear(24, 16)
     inputs = torch.randn(128, 4) @ torch.randn(4, 24)  # training can do what projecting cannot: look at the inputs
-    job = adopt(model, Task(calibration=[inputs], train=[inputs]))
+    job = prepare(model, Task(calibration=[inputs], train=[inputs]))
     hashed = Hashed(fraction=0.25).apply(job)
     after = Recover(epochs=40, learning_rate=0.02).apply(hashed)
     wanted = model(inputs).detach()
@@ -74,10 +76,10 @@ def test_training_recovers_and_keeps_the_tie() -> None:
 
 
 def test_buckets_are_pruned_and_shared_like_weights() -> None:
-    job = adopt(nn.Linear(64, 64), Task(calibration=[torch.randn(2, 64)]))
+    job = prepare(nn.Linear(64, 64), Task(calibration=[torch.randn(2, 64)]))
     after = chain(Hashed(fraction=0.25), MagnitudePruning(sparsity=0.5), KMeans(clusters=8)).apply(job)
-    site = next(site for site in surgery.sites(after.model) if site.name == "weight")
-    form = surgery.form_at(after.model, site)
+    site = next(site for site in sites_of(after.model) if site.name == "weight")
+    form = form_at(after.model, site)
     assert form.describe() == "tied(masked(codebook))"
     assert form.kept() == 512
     assert len(form.dense().detach().abs().unique()) <= 9

@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Codebook, Role
 from kogata.job import Job, Kind, Site
-from kogata.method import Method, chain
 from kogata.methods import KMeans, MagnitudePruning
+from kogata.methods.base.compose import chain
+from kogata.methods.base.method import Method
 from kogata.methods.sharing.hessian_kmeans import HessianKMeans
 from kogata.methods.sharing.scalar import BINS
-from kogata.stats import Stats
+from kogata.network.sites import form_at, sites_of
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 
@@ -96,7 +98,7 @@ def regression() -> Job:
         model.weight[:, 0] += 0.7
     inputs = inputs_of(200)
     targets = model(inputs).detach() + 0.1 * torch.randn(200, 16)
-    return adopt(model, Task(calibration=[(inputs, targets)], loss=nn.functional.mse_loss))
+    return prepare(model, Task(calibration=[(inputs, targets)], loss=nn.functional.mse_loss))
 
 
 def output_error(method: Method, job: Job) -> float:
@@ -113,8 +115,8 @@ def test_the_loss_rises_less_than_with_plain_k_means() -> None:
 def test_kept_values_of_a_mask() -> None:
     job = regression()
     after = chain(MagnitudePruning(sparsity=0.5), HessianKMeans(clusters=8)).apply(job)
-    site = next(site for site in surgery.sites(after.model) if site.name == "weight")
-    assert surgery.form_at(after.model, site).describe() == "masked(codebook)"
+    site = next(site for site in sites_of(after.model) if site.name == "weight")
+    assert form_at(after.model, site).describe() == "masked(codebook)"
 
 
 @pytest.mark.parametrize("fisher", [None, torch.ones(3, 4), torch.zeros(4, 4)])

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import UsageError
 from kogata.forms import Codebook, Role
 from kogata.job import Kind, Site
 from kogata.methods import KMeans
 from kogata.methods.sharing.scalar import BINS, nearest
-from kogata.stats import Stats
+from kogata.network.sites import form_at, sites_of
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 
@@ -148,9 +149,9 @@ def test_clusters_are_checked(clusters: int) -> None:
 
 
 def test_biases_are_left_alone() -> None:
-    job = adopt(nn.Linear(32, 32), Task(calibration=[torch.randn(2, 32)]))
+    job = prepare(nn.Linear(32, 32), Task(calibration=[torch.randn(2, 32)]))
     after = KMeans(clusters=4).apply(job)
     assert [row.site for row in after.ledger] == ["weight"]
-    assert {site.name: surgery.form_at(after.model, site).describe() for site in surgery.sites(after.model)} == {
+    assert {site.name: form_at(after.model, site).describe() for site in sites_of(after.model)} == {
         "bias": "dense", "weight": "codebook",
     }  # fmt: skip

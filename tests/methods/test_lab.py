@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from kogata import surgery
 from kogata.forms import Dense, Role
 from kogata.methods import LAB, MagnitudePruning
 from kogata.methods.quantization.lab import LossAware
+from kogata.network import surgery
 from tests.methods.training import QUICK, accuracy, trained
 
 

@@ -6,16 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import evaluating, gather
+from kogata import Task
+from kogata.calibration.gather import gather
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Gathered, Stat, Stats
 from kogata.errors import DataError, NotApplicable
 from kogata.forms import Dense, Form, Role
 from kogata.job import Job, Kind, Site
+from kogata.methods.kernels.whitening import RIDGE, corrected
 from kogata.methods.lowrank.rank_allocation import RankAllocation
-from kogata.methods.lowrank.whitened_svd import RIDGE, WhitenedSVD, corrected
-from kogata.stats import Gathered, Stat, Stats
-from kogata.views import unfolded
+from kogata.methods.lowrank.whitened_svd import WhitenedSVD
+from kogata.network import surgery
+from kogata.network.batch import evaluating
+from kogata.network.sites import selected_sites
+from kogata.network.views import unfolded
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (20, 30), Kind.LINEAR, Role.MATRIX)
@@ -87,7 +91,7 @@ def network() -> tuple[Job, Tensor]:
     """Three layers with a curve between them, the calibration data in two batches."""
     rows = torch.randn(400, 24) @ torch.randn(24, 24)
     model = nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 28), nn.Tanh(), nn.Linear(28, 20))
-    return adopt(model, Task(calibration=list(rows.split(250)))), rows
+    return prepare(model, Task(calibration=list(rows.split(250)))), rows
 
 
 def seen(model: nn.Module, rows: Tensor, layer: int) -> Tensor:
@@ -121,7 +125,7 @@ def test_outputs_are_nearer_with_one_rank_and_with_one_budget() -> None:
 def crosses(job: Job, changes: dict[str, Form]) -> dict[str, Gathered]:
     """What is gathered while weights become others."""
     model, found = surgery.clone(job.model), dict[str, Gathered]()
-    for site, gathered in gather(job, surgery.selected(job), CROSS, model):
+    for site, gathered in gather(job, selected_sites(job), CROSS, model):
         found[site.name] = gathered
         if site.name in changes:
             surgery.replace(model, site, "", changes[site.name])
@@ -153,7 +157,7 @@ def test_convolutions_and_layers_that_are_called_twice() -> None:
             return self.shared(x)
 
     images = torch.randn(6, 3, 9, 9)
-    job = adopt(Twice(), Task(calibration=list(images.split(4))))
+    job = prepare(Twice(), Task(calibration=list(images.split(4))))
     weight = torch.randn(4, 3, 3, 3)
     found = crosses(job, {"first.weight": Dense(weight, Role.MATRIX)})["shared.weight"].cross_GII
     shared = job.model.get_submodule("shared")
@@ -180,7 +184,7 @@ def test_a_batch_that_goes_another_way_is_told() -> None:
             x = self.first(x)
             return self.second(x[x[:, 0] > 0])
 
-    job = adopt(Fork(), Task(calibration=[torch.randn(20, 4)]))
+    job = prepare(Fork(), Task(calibration=[torch.randn(20, 4)]))
     with pytest.raises(DataError, match="another way"):
         crosses(job, {"first.weight": Dense(torch.randn(4, 4), Role.MATRIX)})
 

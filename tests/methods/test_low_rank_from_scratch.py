@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import artifact
 from kogata.errors import NotApplicable, UsageError
-from kogata.methods.lowrank.from_scratch import separable_network
+from kogata.nn.low_rank import separable_network
+from kogata.storage.load import load
+from kogata.storage.write import save
 from tests.contract.checks import assert_near
 
 CONVOLUTIONS: list[dict[str, Any]] = [
@@ -96,8 +97,8 @@ def test_it_trains_and_its_file_loads_into_a_network_of_the_same_call(tmp_path: 
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-    artifact.save(network.eval(), tmp_path / "network.kogata")
-    loaded = artifact.load(tmp_path / "network.kogata", into=separable_network(classifier(), 4)).eval()
+    save(network.eval(), tmp_path / "network.kogata")
+    loaded = load(tmp_path / "network.kogata", into=separable_network(classifier(), 4)).eval()
     assert torch.equal(loaded(images), network(images))
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import activations, surgery
-from kogata.activations import Static
 from kogata.errors import UsageError
 from kogata.forms import Affine, Dense, Role
 from kogata.methods import LSQ, MagnitudePruning
 from kogata.methods.quantization.lsq import Learnt, Stepped
+from kogata.network import surgery
+from kogata.network.quantizers import Static, quantizers_of
+from kogata.network.sites import form_at, selected_sites
 from tests.methods.training import QUICK, accuracy, refused_settings, trained
 
 
@@ -89,12 +90,12 @@ def test_training_learns_and_the_file_holds_what_ran() -> None:
     job = trained()
     after = LSQ(bits=3, activations=4, recover=QUICK).apply(job)
     assert accuracy(after.model) > 0.85
-    found = dict(activations.quantizers(after.model))
+    found = dict(quantizers_of(after.model))
     assert list(found) == ["0", "3", "6"]
     quantizers = [q for q in found.values() if isinstance(q, Static)]
     assert [quantizer.zero for quantizer in quantizers] == [8, 0, 0]
-    for site in surgery.selected(job):
-        form = surgery.form_at(after.model, site)
+    for site in selected_sites(job):
+        form = form_at(after.model, site)
         assert isinstance(form, Affine)
         assert int(form.code.max()) < 8
 

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.job import Job
-from kogata.method import chain, only
 from kogata.methods import SVD, MagnitudePruning, Recover
+from kogata.methods.base.compose import chain, only
+from kogata.network import surgery
+from kogata.network.sites import form_at, form_of, sites_of
 
 
 def two_layers(scale: float = 1.0) -> Job:
@@ -23,15 +25,15 @@ def two_layers(scale: float = 1.0) -> Job:
     model = nn.Sequential(nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 4))
     with torch.no_grad():
         model[2].weight.mul_(scale)  # type: ignore[operator]
-    return adopt(model, Task(calibration=[torch.randn(4, 16)]))
+    return prepare(model, Task(calibration=[torch.randn(4, 16)]))
 
 
 def kept(job: Job) -> dict[str, np.ndarray]:
     """Where each weight is not zero."""
     found = {}
-    for site in surgery.sites(job.model):
+    for site in sites_of(job.model):
         if len(site.shape) == 2:
-            found[site.name] = surgery.form_at(job.model, site).dense().detach().numpy() != 0
+            found[site.name] = form_at(job.model, site).dense().detach().numpy() != 0
     return found
 
 
@@ -128,7 +130,7 @@ def test_rounds_reach_the_sparsity_and_never_revive() -> None:
 
 def test_factors_of_a_product_are_pruned_each() -> None:
     job = chain(SVD(rank=3), MagnitudePruning(sparsity=0.5)).apply(two_layers())
-    form = surgery.form_of(job.model.get_submodule("0"), "weight")
+    form = form_of(job.model.get_submodule("0"), "weight")
     assert form is not None
     assert form.describe() == "product(masked, masked)"
     assert [part.kept() for part in form.parts().values()] == [15, 24]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kogata.errors import UsageError
-from kogata.methods.filters.mba import MultiBiasFilters
+from kogata.methods.filters.multi_bias_filters import MultiBiasFilters
 from tests.methods import transferred
 
 TRANSFORMS = [lambda b: b] * 3

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from kogata import Task
-from kogata.adopt import adopt, check
+from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.job import Job
-from kogata.method import chain, only
 from kogata.methods import KMeans, Recover
-from kogata.methods.pruning.merging import NeuronMerging
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.order import check_order
+from kogata.methods.pruning.neuron_merging import NeuronMerging
 from tests.contract.checks import assert_equal, assert_near, output, through_file, weights
 from tests.contract.models import job_of
 
@@ -26,7 +27,7 @@ def mlp(width: int = 6) -> nn.Sequential:
 
 
 def job_for(model: nn.Module) -> Job:
-    return adopt(model.eval(), Task(calibration=[torch.randn(16, 5)]))
+    return prepare(model.eval(), Task(calibration=[torch.randn(16, 5)]))
 
 
 def by_the_paper(w: np.ndarray, b: np.ndarray, a: np.ndarray, count: int) -> tuple[list[int], np.ndarray]:
@@ -131,7 +132,7 @@ def test_the_hidden_layer_of_a_transformer() -> None:
 
 def test_structure_comes_first() -> None:
     with pytest.raises(NotApplicable, match=r"^neuron-merging: .*Structure comes first"):
-        check(chain(KMeans(clusters=4), NeuronMerging(sparsity=0.5)), job_of("conv"))
+        check_order(chain(KMeans(clusters=4), NeuronMerging(sparsity=0.5)), job_of("conv"))
 
 
 @pytest.mark.parametrize("settings", [{"sparsity": -0.1}, {"sparsity": 1.0}])

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from kogata.calibration.stats import Stats
 from kogata.errors import UsageError
 from kogata.forms.stacked import Stacked
 from kogata.methods.filters.mixed_kernels import MixedKernels
-from kogata.stats import Stats
 from tests.contract.checks import assert_near
 from tests.methods.compact_blocks import (
     LAYERS,

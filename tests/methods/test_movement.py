@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Masked
 from kogata.methods import MagnitudePruning, Recover
-from kogata.methods.pruning.movement import RISE, START, UPDATES, MovementPruning, Scored
-from kogata.train import Regime
+from kogata.methods.pruning.movement_pruning import RISE, START, UPDATES, MovementPruning, Scored
+from kogata.network.sites import form_at, selected_sites, sites_of
+from kogata.training.wrapper import TrainingWrapper
 
 RECOVER = Recover(epochs=1)
 
 
-def scored(net: Regime) -> list[Scored]:
+def scored(net: TrainingWrapper) -> list[Scored]:
     return [module for module in net.modules() if isinstance(module, Scored)]
 
 
@@ -43,7 +44,7 @@ def test_scores_are_the_sums_by_hand() -> None:
         weight -= rate * slope * mask
         assert torch.allclose(part.score.detach(), score, rtol=1e-9, atol=1e-12)
         assert torch.allclose(part.values.values.detach(), weight, rtol=1e-9, atol=1e-12)
-    form = surgery.form_at(net.finish(), surgery.sites(layer)[0])
+    form = form_at(net.finish(), sites_of(layer)[0])
     assert isinstance(form, Masked)
     assert sorted(score.flatten().argsort(descending=True)[:12].tolist()) == form.position.tolist()
     assert torch.equal(form.dense().detach(), part.values.values.detach() * form.mask)
@@ -68,8 +69,8 @@ def test_a_weight_that_grows_is_kept_before_a_larger_one_that_shrinks() -> None:
         layer.weight.copy_(torch.tensor([[0.1, 1.0, 0.1, 1.0]]))
     inputs, targets = torch.eye(4), torch.tensor([[0.5], [0.0], [0.5], [0.0]])
     task = Task(calibration=[inputs], train=[(inputs, targets)] * 20, loss=lambda a, b: (a - b).square().sum())
-    job = MovementPruning(sparsity=0.5, recover=Recover(epochs=10, learning_rate=3e-2, distill=0.0)).apply(adopt(layer, task))
-    form = surgery.form_at(job.model, surgery.selected(job)[0])
+    job = MovementPruning(sparsity=0.5, recover=Recover(epochs=10, learning_rate=3e-2, distill=0.0)).apply(prepare(layer, task))
+    form = form_at(job.model, selected_sites(job)[0])
     assert isinstance(form, Masked)
     assert form.position.tolist() == [0, 2]
 
@@ -79,10 +80,10 @@ def test_final_sparsity_is_met(scope: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
     inputs = torch.randn(64, 20)
-    job = adopt(model, Task(calibration=[inputs], train=list(inputs.split(16))))
+    job = prepare(model, Task(calibration=[inputs], train=list(inputs.split(16))))
     method = MovementPruning(sparsity=0.75, scope=scope, recover=Recover(epochs=3, learning_rate=1e-2))  # type: ignore[arg-type]
     after = method.apply(job)
-    forms = [surgery.form_at(after.model, site) for site in surgery.selected(after)]
+    forms = [form_at(after.model, site) for site in selected_sites(after)]
     kept = [int(form.mask.sum()) for form in forms if isinstance(form, Masked)]
     assert sum(kept) == 225
     assert (kept == [150, 75]) == (scope == "layer")
@@ -90,10 +91,10 @@ def test_final_sparsity_is_met(scope: str) -> None:
 
 def test_earlier_pruning_counts() -> None:
     inputs = torch.randn(64, 20)
-    job = adopt(nn.Linear(20, 30), Task(calibration=[inputs], train=list(inputs.split(16))))
+    job = prepare(nn.Linear(20, 30), Task(calibration=[inputs], train=list(inputs.split(16))))
     half = MagnitudePruning(sparsity=0.5).apply(job)
     after = MovementPruning(sparsity=0.75, recover=RECOVER).apply(half)
-    forms = [surgery.form_at(stage.model, surgery.selected(stage)[0]) for stage in (half, after)]
+    forms = [form_at(stage.model, selected_sites(stage)[0]) for stage in (half, after)]
     before, now = (form.mask for form in forms if isinstance(form, Masked))
     assert int(now.sum()) == 150
     assert not bool((now & ~before).any())

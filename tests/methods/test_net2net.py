@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.errors import NotApplicable, UsageError
-from kogata.methods.distillation import net2net
+from kogata.nn import net2net
 from kogata.tasks.networks import cifar_resnet, lenet5
 
 

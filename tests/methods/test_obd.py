@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Kind, Site
 from kogata.methods.pruning.obd import OBD, saliency
-from kogata.stats import Stats
+from kogata.network import surgery
 
 SITE = Site("layer", "weight", (5, 6), Kind.LINEAR, Role.MATRIX)
 
@@ -65,7 +66,7 @@ def test_over_a_model(scope: str) -> None:
     model, task = classifier()
     weights = [model.get_parameter("0.weight").detach(), model.get_parameter("2.weight").detach()]
     scores = [(h * w.square()).double() for h, w in zip(squared_gradients(model, task), weights, strict=True)]
-    after = surgery.plain(OBD(sparsity=0.5, scope=scope).apply(adopt(model, task)).model)  # pyright: ignore[reportArgumentType]
+    after = surgery.plain(OBD(sparsity=0.5, scope=scope).apply(prepare(model, task)).model)  # pyright: ignore[reportArgumentType]
     masks = [after.get_parameter(name) != 0 for name in ("0.weight", "2.weight")]
     if scope == "layer":
         wanted = [score >= score.flatten().sort(descending=True).values[score.numel() // 2 - 1] for score in scores]

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Kind, Site
 from kogata.methods import Wanda
+from kogata.methods.kernels.compensated import RoundedLayer
 from kogata.methods.pruning.obs import OBS, pruned, unit_cost
-from kogata.methods.quantization.gptq import Layer
-from kogata.stats import Stats
+from kogata.network import surgery
 
 
 def site(weight: Tensor) -> Site:
@@ -79,7 +80,9 @@ def test_rounds_lose_little_more_than_one_weight_at_a_time(sparsity: float, kron
     for seed in range(5):
         weight, a, g = torch.randn(4, 10, generator=torch.Generator().manual_seed(seed)), moment(10, seed), moment(4, seed)
         a, g = (torch.tensor(damped(matrix.double().numpy())).float() for matrix in (a, g))
-        layer = Layer(weight_GOI=weight[None], gram_GII=a[None], kept_GOI=torch.ones(1, 4, 10, dtype=torch.bool), position=None)
+        layer = RoundedLayer(
+            weight_GOI=weight[None], gram_GII=a[None], kept_GOI=torch.ones(1, 4, 10, dtype=torch.bool), position=None
+        )
         found = pruned(layer, weight.shape, sparsity, g if kronecker else None).dense().detach().double().numpy().ravel()
         hessian = np.kron(g.double().numpy() if kronecker else np.eye(4), a.double().numpy())
         w = weight.double().numpy().ravel()
@@ -102,7 +105,7 @@ def test_kept_weights_are_least_squares_on_the_loss() -> None:
     """The Kronecker product is formed, and its normal equations solved, for the layer at once."""
     model, inputs, targets = nn.Linear(7, 4), torch.randn(60, 7) @ torch.randn(7, 7), torch.randint(4, (60,))
     task = Task(calibration=[(inputs, targets)], loss=nn.functional.cross_entropy)
-    after = surgery.plain(OBS(sparsity=0.5, hessian="kronecker").apply(adopt(model, task)).model)
+    after = surgery.plain(OBS(sparsity=0.5, hessian="kronecker").apply(prepare(model, task)).model)
     dense = after.get_parameter("weight").detach().double().numpy()
     a = damped((inputs.T @ inputs / 60).double().numpy())
     g = damped(gradient_moment(model, inputs, targets))
@@ -114,7 +117,7 @@ def test_kept_weights_are_least_squares_on_the_loss() -> None:
 
 def test_output_error_is_below_wanda() -> None:
     model, batch = nn.Linear(64, 32), torch.randn(256, 64) @ torch.randn(64, 64)
-    job = adopt(model, Task(calibration=[batch]))
+    job = prepare(model, Task(calibration=[batch]))
     wanted = model(batch).detach()
     methods = (OBS(sparsity=0.5), Wanda(sparsity=0.5))
     errors = [float((method.apply(job).model(batch).detach() - wanted).norm()) for method in methods]
@@ -125,8 +128,8 @@ def test_a_grouped_convolution_has_no_kronecker_product() -> None:
     model = nn.Conv2d(4, 6, 3, groups=2)
     task = Task(calibration=[torch.randn(2, 4, 8, 8)])
     with pytest.raises(NotApplicable, match="Kronecker"):
-        OBS(sparsity=0.5, hessian="kronecker").apply(adopt(model, task))
-    assert OBS(sparsity=0.5).apply(adopt(model, task)).ledger[0].note == ""
+        OBS(sparsity=0.5, hessian="kronecker").apply(prepare(model, task))
+    assert OBS(sparsity=0.5).apply(prepare(model, task)).ledger[0].note == ""
 
 
 def test_inputs_that_are_always_zero() -> None:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from kogata import Task
 from kogata.errors import DataError, UsageError
-from kogata.methods.distillation.ensemble import Ensemble
-from kogata.methods.distillation.posterior import Sampling, sample
+from kogata.training.teachers.ensemble import Ensemble
+from kogata.training.teachers.posterior import Sampling, sample
 
 
 def half_square(output: Tensor, targets: Tensor) -> Tensor:

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.forms.vectors import Vectors
 from kogata.job import Kind, Site
-from kogata.method import chain
 from kogata.methods import Half
+from kogata.methods.base.compose import chain
 from kogata.methods.sharing.product_quantization import ProductQuantization
 from kogata.methods.sharing.subvectors import clustered, refined
-from kogata.stats import Stats
+from kogata.network.sites import form_at, sites_of
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 
@@ -107,10 +108,10 @@ def test_same_weight_same_codes() -> None:
 
 def test_convolution_in_a_chain() -> None:
     model = nn.Conv2d(8, 64, 3)
-    job = adopt(model, Task(calibration=[torch.randn(2, 8, 6, 6)]))
+    job = prepare(model, Task(calibration=[torch.randn(2, 8, 6, 6)]))
     after = chain(ProductQuantization(clusters=4, length=9), Half()).apply(job)
-    site = next(site for site in surgery.sites(after.model) if site.name == "weight")
-    form = surgery.form_at(after.model, site)
+    site = next(site for site in sites_of(after.model) if site.name == "weight")
+    form = form_at(after.model, site)
     assert form.describe() == "vectors"
     assert form.stored_bits() <= 64 * 8 * 2 + 4 * 72 * 16  # two bits for each sub-vector, and tables in half precision
     assert after.ledger[0].note == ""

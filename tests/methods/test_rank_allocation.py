@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
-from kogata.allocation import allocated
+from kogata import Task
+from kogata.calibration.costs import macs
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Job, Kind, Site
-from kogata.method import only
 from kogata.methods import SVD
+from kogata.methods.base.allocation import allocated
+from kogata.methods.base.compose import only
 from kogata.methods.lowrank.rank_allocation import RankAllocation, losses, options
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
-from kogata.profile import macs
-from kogata.stats import Stats
+from kogata.network.sites import form_at, selected_sites, sites_of
 
 SITE = Site("layer", "weight", (10, 14), Kind.LINEAR, Role.MATRIX)
 
@@ -88,11 +89,11 @@ def test_the_loss_of_a_rank_is_that_of_the_change_it_makes(rank: int) -> None:
 def network() -> Job:
     """Three layers that differ in what they lose: the inputs of the first have few directions."""
     model = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 24))
-    return adopt(model, Task(calibration=[torch.randn(200, 3) @ torch.randn(3, 40) + 0.05 * torch.randn(200, 40)]))
+    return prepare(model, Task(calibration=[torch.randn(200, 3) @ torch.randn(3, 40) + 0.05 * torch.randn(200, 40)]))
 
 
 def kept(job: Job) -> list[int]:
-    return [surgery.form_at(job.model, site).kept() for site in surgery.selected(job)]
+    return [form_at(job.model, site).kept() for site in selected_sites(job)]
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7])
@@ -106,11 +107,11 @@ def test_the_budget_holds_and_is_spent(fraction: float) -> None:
 def test_multiplications_are_counted_once_for_each_place() -> None:
     model = nn.Sequential(nn.Conv2d(6, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=3), nn.Flatten(), nn.Linear(64, 40))
     images = torch.randn(20, 6, 10, 10).cumsum(3)
-    job = adopt(model, Task(calibration=[images]))
+    job = prepare(model, Task(calibration=[images]))
     after = RankAllocation(fraction=0.4, cost="macs").apply(job)
     dense = macs(model, images)
     places = {name: count / model.get_parameter(name).numel() for name, count in dense.items()}
-    spent = sum(surgery.form_at(after.model, site).kept() * places[site.name] for site in surgery.selected(after))
+    spent = sum(form_at(after.model, site).kept() * places[site.name] for site in selected_sites(after))
     assert 0.8 * 0.4 * sum(dense.values()) <= spent <= 0.4 * sum(dense.values())
 
 
@@ -128,9 +129,7 @@ def test_one_budget_is_better_than_one_rank() -> None:
 def test_only_selected_layers_share_the_budget() -> None:
     job = network()
     after = only(RankAllocation(fraction=0.5), "0").apply(job)
-    before, now = (
-        [surgery.form_at(j.model, s).kept() for s in surgery.sites(j.model) if s.role == "matrix"] for j in (job, after)
-    )
+    before, now = ([form_at(j.model, s).kept() for s in sites_of(j.model) if s.role == "matrix"] for j in (job, after))
     assert now[1:] == before[1:]
     assert now[0] <= 0.5 * before[0]
 
@@ -143,7 +142,7 @@ def test_factors_can_be_factored_again() -> None:
 
 def test_layers_whose_inputs_cannot_be_seen_say_so() -> None:
     model = nn.Sequential(nn.Conv2d(8, 16, 3, groups=2), nn.Flatten(), nn.Linear(256, 64))
-    job = adopt(model, Task(calibration=[torch.randn(30, 8, 6, 6)]))
+    job = prepare(model, Task(calibration=[torch.randn(30, 8, 6, 6)]))
     notes = {row.site: row.note for row in RankAllocation(fraction=0.5).apply(job).ledger}
     assert notes["2.weight"] == ""
     assert "grouped" in notes["0.weight"]

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import evaluating
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import DataError, UsageError
-from kogata.method import chain
 from kogata.methods import MagnitudePruning, Recover
-from kogata.methods.distillation.recover import match
+from kogata.methods.base.compose import chain
+from kogata.network.batch import evaluating
+from kogata.network.sites import model_bits
+from kogata.training.teaching import match
 from tests.contract.checks import assert_near
 
 TARGETS = torch.tensor([0, 2, 1, 4, 3, 0])
@@ -95,7 +96,7 @@ def test_recovery_on_unlabelled_data_comes_closer_to_the_original() -> None:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 6))
     inputs = torch.randn(64, 16)
-    job = adopt(model, Task(calibration=[inputs], train=[inputs[:32], inputs[32:]]))
+    job = prepare(model, Task(calibration=[inputs], train=[inputs[:32], inputs[32:]]))
     pruned = MagnitudePruning(sparsity=0.7).apply(job)
     recovered = Recover(epochs=20, learning_rate=1e-2).apply(pruned)
     wanted = model(inputs).detach()
@@ -110,7 +111,7 @@ def test_a_perfect_student_stays() -> None:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(16, 6))
     inputs = torch.randn(32, 16)
-    job = adopt(model, Task(calibration=[inputs], train=[inputs]))
+    job = prepare(model, Task(calibration=[inputs], train=[inputs]))
     after = Recover(epochs=3, learning_rate=1e-3).apply(job)
     assert_near(after.model(inputs).detach(), model(inputs).detach(), 1e-2)
 
@@ -135,7 +136,7 @@ def test_settings_are_checked(settings: dict[str, float], word: str) -> None:
 
 
 def test_no_training_data() -> None:
-    job = adopt(nn.Linear(4, 2), Task(calibration=[torch.randn(2, 4)]))
+    job = prepare(nn.Linear(4, 2), Task(calibration=[torch.randn(2, 4)]))
     with pytest.raises(DataError, match=r"recover: .* has no training data"):
         chain(Recover(epochs=1)).apply(job)
-    assert surgery.bits(job.model) > 0
+    assert model_bits(job.model) > 0

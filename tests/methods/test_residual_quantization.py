@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.forms.combined import Sum
@@ -16,7 +17,6 @@ from kogata.forms.vectors import Vectors
 from kogata.job import Kind, Site
 from kogata.methods.sharing.product_quantization import ProductQuantization
 from kogata.methods.sharing.residual_quantization import ResidualQuantization
-from kogata.stats import Stats
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import UsageError
 from kogata.forms import Affine, Role
 from kogata.job import Kind, Site
 from kogata.methods import RoundToNearest
-from kogata.stats import Stats
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 

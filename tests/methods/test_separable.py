@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from kogata import Task
-from kogata.adopt import adopt
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Kind, Site
 from kogata.methods.lowrank.separable import Separable
-from kogata.stats import Stats
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (16, 6, 3, 3), Kind.CONV, Role.MATRIX)
@@ -50,7 +50,7 @@ def test_rank_as_a_fraction() -> None:
 
 def test_half_precision_stays() -> None:
     layer = nn.Conv2d(8, 16, 3).half()
-    job = Separable(rank=4).apply(adopt(nn.Sequential(layer), Task(calibration=[torch.randn(2, 8, 5, 5).half()])))
+    job = Separable(rank=4).apply(prepare(nn.Sequential(layer), Task(calibration=[torch.randn(2, 8, 5, 5).half()])))
     assert job.model[0].weight.dtype == torch.float16  # type: ignore[index, union-attr]
 
 

@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, artifact, depth, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import first_batch
+from kogata import Task
+from kogata.calibration.batches import first_batch
+from kogata.calibration.prepare import prepare
 from kogata.errors import FileFormatError, NotApplicable, UsageError
 from kogata.job import Job
-from kogata.method import chain, only
+from kogata.methods.base.compose import chain, only
 from kogata.methods.distillation.shallower import Shallower
-from kogata.methods.quantization.rounding import RoundToNearest
+from kogata.methods.quantization.round_to_nearest import RoundToNearest
+from kogata.network import depth
+from kogata.network.sites import model_bits, sites_of
+from kogata.storage.load import load
+from kogata.storage.write import save
 from kogata.tasks.networks import cifar_resnet
 
 
@@ -35,7 +39,7 @@ class Stack(nn.Module):
 
 
 def job_of(model: nn.Module, inputs: Tensor) -> Job:
-    return adopt(model.eval(), Task(calibration=[inputs]))
+    return prepare(model.eval(), Task(calibration=[inputs]))
 
 
 @pytest.fixture
@@ -65,35 +69,35 @@ def test_it_computes_what_the_layers_that_stay_compute(stack: Job, keep: Any, ke
     assert len(stack.model.get_submodule("layers")._modules) == 5, "the given model stays"
     dropped = {f"layers.{place}" for place in range(5)} - {f"layers.{place}" for place in kept}
     assert {row.site for row in job.ledger} == dropped
-    gained = surgery.bits(stack.model) - surgery.bits(job.model)
+    gained = model_bits(stack.model) - model_bits(job.model)
     assert sum(row.bits_before for row in job.ledger) == pytest.approx(gained)
 
 
 def test_the_file_loads_into_the_original_class(stack: Job, tmp_path: Path) -> None:
     job = chain(Shallower(keep=3), RoundToNearest(bits=8), Shallower(keep=(0, 4))).apply(stack)  # twice: of what is left
-    artifact.save(job.model, tmp_path / "m.kogata")
+    save(job.model, tmp_path / "m.kogata")
     fresh = Stack().eval()
-    loaded = artifact.load(tmp_path / "m.kogata", into=fresh)
+    loaded = load(tmp_path / "m.kogata", into=fresh)
     assert loaded is fresh
     assert torch.equal(output(job, loaded), output(job, job.model))
     assert depth.shortened(loaded) == {"layers": (0, 4)}
-    artifact.save(loaded, tmp_path / "again.kogata")
+    save(loaded, tmp_path / "again.kogata")
     assert (tmp_path / "again.kogata").read_bytes() == (tmp_path / "m.kogata").read_bytes()
-    again = artifact.load(tmp_path / "m.kogata", into=loaded)  # one that is as short already
+    again = load(tmp_path / "m.kogata", into=loaded)  # one that is as short already
     assert torch.equal(output(job, again), output(job, job.model))
 
 
 def test_a_file_of_another_depth_is_refused_and_the_model_stays(stack: Job, tmp_path: Path) -> None:
-    artifact.save(Shallower(keep=(0, 4)).apply(stack).model, tmp_path / "m.kogata")
+    save(Shallower(keep=(0, 4)).apply(stack).model, tmp_path / "m.kogata")
     other = Stack()
     depth.keep(other, "layers", [0, 1, 2])
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(FileFormatError, match=r"entries \[0, 4\] should remain, which holds \[0, 1, 2\]"):
-        artifact.load(tmp_path / "m.kogata", into=other)
+        load(tmp_path / "m.kogata", into=other)
     assert depth.shortened(other) == {"layers": (0, 1, 2)}
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
     with pytest.raises(FileFormatError, match="has no list of layers 'layers'"):
-        artifact.load(tmp_path / "m.kogata", into=nn.Linear(8, 3))
+        load(tmp_path / "m.kogata", into=nn.Linear(8, 3))
 
 
 @pytest.mark.parametrize("places", [[], [1, 1], [3, 1], [0, 9], [-1, 0], [True], ["0"], [0.0], "01", [[0]]])
@@ -111,10 +115,10 @@ def test_blocks_of_a_residual_net_that_are_alike_can_go(tmp_path: Path) -> None:
     smaller = Shallower(keep=1).apply(job).model
     wanted = nn.Sequential(*(layer for place, layer in enumerate(net) if place not in (4, 5, 8, 11))).eval()
     assert torch.equal(output(job, smaller), output(job, wanted))
-    artifact.save(smaller, tmp_path / "m.kogata")
-    loaded = artifact.load(tmp_path / "m.kogata", into=cifar_resnet(20, width=0.25).eval())
+    save(smaller, tmp_path / "m.kogata")
+    loaded = load(tmp_path / "m.kogata", into=cifar_resnet(20, width=0.25).eval())
     assert torch.equal(output(job, loaded), output(job, wanted))
-    deeper = surgery.sites(smaller)[-1]
+    deeper = sites_of(smaller)[-1]
     assert job.reference.get_submodule(deeper.module) is net[-1], "what stays keeps its name"
 
 
@@ -131,8 +135,8 @@ def test_nested_lists(tmp_path: Path) -> None:
         for inner in (0, 2):
             x = net.get_submodule(f"{outer}.{inner}")(x)
     assert torch.equal(output(job, smaller), x)
-    artifact.save(smaller, tmp_path / "m.kogata")
-    assert torch.equal(output(job, artifact.load(tmp_path / "m.kogata", into=build())), x)
+    save(smaller, tmp_path / "m.kogata")
+    assert torch.equal(output(job, load(tmp_path / "m.kogata", into=build())), x)
 
 
 def test_what_it_cannot_do_it_refuses_with_the_reason(stack: Job) -> None:
@@ -164,7 +168,7 @@ def test_transformers_encoder() -> None:
     torch.manual_seed(0)
     model: nn.Module = transformers.BertModel(config).eval()
     inputs = {"input_ids": torch.arange(12).reshape(2, 6), "attention_mask": torch.ones(2, 6)}
-    smaller = Shallower(keep=(0, 2, 5)).apply(adopt(model, Task(calibration=[inputs]))).model
+    smaller = Shallower(keep=(0, 2, 5)).apply(prepare(model, Task(calibration=[inputs]))).model
     fewer: nn.Module = transformers.BertModel(transformers.BertConfig(**{**config.to_dict(), "num_hidden_layers": 3})).eval()
     fewer.load_state_dict(smaller.state_dict())
     with torch.no_grad():

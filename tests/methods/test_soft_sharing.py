@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
 from kogata.errors import UsageError
 from kogata.forms import Codebook, Masked
 from kogata.methods import MagnitudePruning, Recover
-from kogata.methods.sharing.soft_sharing import Mixture, SoftWeightSharing, negative_log_likelihood
+from kogata.methods.sharing.soft_weight_sharing import Mixture, SoftWeightSharing, negative_log_likelihood
+from kogata.network.sites import form_at, sites_of
 
 RECOVER = Recover(epochs=1, learning_rate=5e-3)
 
@@ -146,8 +147,8 @@ def test_training_finds_the_shared_values() -> None:
     method = SoftWeightSharing(
         recover=Recover(epochs=30, learning_rate=2e-3, distill=0.0), components=6, strength=1e-5, zero=0.6
     )
-    job = method.apply(adopt(layer, task))
-    form = surgery.form_at(job.model, surgery.sites(job.model)[0])
+    job = method.apply(prepare(layer, task))
+    form = form_at(job.model, sites_of(job.model)[0])
     assert form.describe() == "masked(codebook)"
     values = form.dense().detach()
     assert sorted({round(v, 2) for v in values.flatten().tolist()}) == pytest.approx([-0.5, 0, 0.5], abs=0.02)
@@ -158,9 +159,9 @@ def test_training_finds_the_shared_values() -> None:
 
 def test_on_a_pruned_weight_the_masks_are_one() -> None:
     layer, task = regression()
-    pruned = MagnitudePruning(sparsity=0.5).apply(adopt(layer, task))
+    pruned = MagnitudePruning(sparsity=0.5).apply(prepare(layer, task))
     job = SoftWeightSharing(recover=RECOVER, components=4, strength=1e-5, zero=0.5).apply(pruned)
-    forms = [surgery.form_at(stage.model, surgery.sites(layer)[0]) for stage in (pruned, job)]
+    forms = [form_at(stage.model, sites_of(layer)[0]) for stage in (pruned, job)]
     assert forms[1].describe() == "masked(codebook)"
     first, second = (form.mask for form in forms if isinstance(form, Masked))
     assert not bool((second & ~first).any())
@@ -178,7 +179,7 @@ def test_one_mixture_for_all_layers() -> None:
     assert all(parameter.grad is not None for parameter in net.parameters())
     optimizer.step()
     net.step(progress=1.0)
-    forms = [surgery.form_at(net.finish(), site) for site in surgery.sites(model) if site.kind == "linear"]
+    forms = [form_at(net.finish(), site) for site in sites_of(model) if site.kind == "linear"]
     assert all(isinstance(part, Codebook | Masked) for part in forms)
     for one, other in itertools.pairwise(forms):
         assert one is not other

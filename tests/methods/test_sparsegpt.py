@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Affine, Masked, Role
 from kogata.job import Kind, Site
-from kogata.kernels import obs
 from kogata.methods import Wanda
+from kogata.methods.kernels import obs
 from kogata.methods.pruning.obs import unit_cost
 from kogata.methods.pruning.sparsegpt import SparseGPT
-from kogata.stats import Stats
+from kogata.network.sites import form_at, sites_of
 
 
 def encode(method: SparseGPT, weight: Tensor, gram_II: Tensor) -> Any:
@@ -81,7 +82,7 @@ def test_n_of_every_m(pattern: tuple[int, int]) -> None:
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
 def test_output_error_is_below_that_of_simpler_ones(sparsity: float) -> None:
     model, batch = nn.Linear(96, 64), torch.randn(512, 96) @ torch.randn(96, 96)
-    job = adopt(model, Task(calibration=[batch]))
+    job = prepare(model, Task(calibration=[batch]))
     wanted = model(batch).detach()
     methods = (SparseGPT(sparsity=sparsity), Wanda(sparsity=sparsity))
     ours, wanda = (float((method.apply(job).model(batch).detach() - wanted).norm()) for method in methods)
@@ -114,17 +115,17 @@ def test_pruned_and_rounded_at_once(group: int | None, bits: int) -> None:
 
 def test_what_may_follow() -> None:
     """Kept floats can be rounded later; codes cannot, and that is known before anything runs."""
-    job = adopt(nn.Linear(32, 16), Task(calibration=[torch.randn(64, 32)]))
-    site = next(site for site in surgery.sites(job.model) if site.name == "weight")
-    roles = {site: frozenset({Role.MATRIX}) for site in surgery.sites(job.model)}
+    job = prepare(nn.Linear(32, 16), Task(calibration=[torch.randn(64, 32)]))
+    site = next(site for site in sites_of(job.model) if site.name == "weight")
+    roles = {site: frozenset({Role.MATRIX}) for site in sites_of(job.model)}
     for method, role in ((SparseGPT(sparsity=0.5), Role.VALUES), (SparseGPT(sparsity=0.5, bits=4), Role.SCALE)):
         assert method.check(roles, job)[site] == {role}
-        form = surgery.form_at(method.apply(job).model, site)
+        form = form_at(method.apply(job).model, site)
         assert {leaf.role for _, leaf in form.leaves()} == {role}
 
 
 def test_depthwise_convolution() -> None:
-    job = adopt(nn.Conv2d(6, 6, 3, groups=6), Task(calibration=[torch.randn(4, 6, 8, 8)]))
+    job = prepare(nn.Conv2d(6, 6, 3, groups=6), Task(calibration=[torch.randn(4, 6, 8, 8)]))
     after = SparseGPT(sparsity=0.5).apply(job)
     assert after.ledger[0].note == ""
 

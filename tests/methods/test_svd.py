@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import evaluating
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
+from kogata.engines.lowering.lower import lower
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Product, Role
 from kogata.job import Kind, Site
-from kogata.method import chain
 from kogata.methods import SVD, KMeans, MagnitudePruning
-from kogata.stats import Stats
+from kogata.methods.base.compose import chain
+from kogata.network import surgery
+from kogata.network.batch import evaluating
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
@@ -63,9 +65,9 @@ def test_a_matrix_of_low_rank_is_recovered() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_lowered_layers_equal_the_dense_layer(layer: nn.Module, inputs: torch.Tensor) -> None:
-    job = adopt(nn.Sequential(layer), Task(calibration=[inputs]))
+    job = prepare(nn.Sequential(layer), Task(calibration=[inputs]))
     after = SVD(rank=3).apply(job)
-    lowered = surgery.lower(after.model)
+    lowered = lower(after.model)
     with evaluating(after.model):
         assert_near(lowered(inputs), surgery.plain(after.model)(inputs), 1e-5)
     assert sum(p.numel() for p in lowered.parameters()) < sum(p.numel() for p in job.model.parameters())
@@ -76,8 +78,8 @@ def test_lowered_layers_equal_the_dense_layer(layer: nn.Module, inputs: torch.Te
 @pytest.mark.parametrize("step", [MagnitudePruning(sparsity=0.5), KMeans(clusters=5)])
 def test_lowering_reads_nested_factors(step: MagnitudePruning | KMeans) -> None:
     inputs = torch.randn(3, 24)
-    job = chain(SVD(rank=4), step).apply(adopt(nn.Sequential(nn.Linear(24, 20)), Task(calibration=[inputs])))
-    lowered = surgery.lower(job.model)
+    job = chain(SVD(rank=4), step).apply(prepare(nn.Sequential(nn.Linear(24, 20)), Task(calibration=[inputs])))
+    lowered = lower(job.model)
     assert isinstance(lowered[0], nn.Sequential)  # type: ignore[index]
     with evaluating(job.model):
         assert_near(lowered(inputs), job.model(inputs), 1e-5)
@@ -85,8 +87,8 @@ def test_lowering_reads_nested_factors(step: MagnitudePruning | KMeans) -> None:
 
 def test_layers_that_others_cannot_replace_stay_dense() -> None:
     inputs = torch.randn(2, 8, 7, 7)
-    job = SVD(rank=2).apply(adopt(nn.Sequential(nn.ConvTranspose2d(8, 16, 3)), Task(calibration=[inputs])))
-    lowered = surgery.lower(job.model)
+    job = SVD(rank=2).apply(prepare(nn.Sequential(nn.ConvTranspose2d(8, 16, 3)), Task(calibration=[inputs])))
+    lowered = lower(job.model)
     assert type(lowered[0]) is nn.ConvTranspose2d  # type: ignore[index]
     with evaluating(job.model):
         assert_near(lowered(inputs), job.model(inputs), 1e-6)

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import evaluating
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
+from kogata.engines.lowering.lower import lower
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.job import Kind, Site
-from kogata.methods.lowrank.tensor_train import MOST, TensorTrain, equation, parted
-from kogata.stats import Stats
+from kogata.methods.kernels.svd import parted
+from kogata.methods.lowrank.tensor_train import MOST, TensorTrain, equation
+from kogata.network.batch import evaluating
+from kogata.network.sites import model_bits
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (24, 36), Kind.LINEAR, Role.MATRIX)
@@ -91,10 +94,10 @@ def test_two_cores_are_the_svd_of_the_rearranged_matrix() -> None:
     ("layer", "inputs"), [(nn.Linear(36, 24), torch.randn(5, 36)), (nn.Embedding(60, 24), torch.randint(60, (5, 3)))]
 )
 def test_layers_use_the_regenerated_weight(layer: nn.Module, inputs: Tensor) -> None:
-    job = TensorTrain(rank=4).apply(adopt(nn.Sequential(layer), Task(calibration=[inputs])))
+    job = TensorTrain(rank=4).apply(prepare(nn.Sequential(layer), Task(calibration=[inputs])))
     with evaluating(job.model):
-        assert_near(surgery.lower(job.model)(inputs), job.model(inputs), 1e-6)
-    assert surgery.bits(job.model) < surgery.bits(job.reference)
+        assert_near(lower(job.model)(inputs), job.model(inputs), 1e-6)
+    assert model_bits(job.model) < model_bits(job.reference)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 12, 97, 384, 768, 1000, 4096, 30522])

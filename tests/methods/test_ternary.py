@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from kogata import surgery
 from kogata.forms import Affine
 from kogata.methods import MagnitudePruning, Ternary
 from kogata.methods.quantization.ternary import ternary
+from kogata.network import surgery
+from kogata.network.sites import form_of
 from tests.methods.training import QUICK, accuracy, trained
 
 
@@ -45,7 +46,7 @@ def test_frozen_is_what_the_forward_saw() -> None:
     x = torch.randn(2, 3, 5, 5)
     wanted = net(x)
     model = net.finish()
-    form = surgery.form_of(model, "weight")
+    form = form_of(model, "weight")
     assert torch.equal(model(x), wanted)
     assert isinstance(form, Affine)
     assert set(form.code.unique().tolist()) == {0, 1, 2}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.job import Kind, Site
 from kogata.methods.lowrank import tucker
 from kogata.methods.lowrank.tucker import Tucker2
-from kogata.stats import Stats
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (16, 6, 3, 3), Kind.CONV, Role.MATRIX)

@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, surgery
-from kogata.adopt import adopt
-from kogata.calibrate import evaluating
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.job import Job, Kind, Site
-from kogata.method import only
 from kogata.methods import SVD
+from kogata.methods.base.compose import only
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
-from kogata.stats import Stats
-from kogata.views import unfolded
+from kogata.network.batch import evaluating
+from kogata.network.sites import form_at, sites_of
+from kogata.network.views import unfolded
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (20, 30), Kind.LINEAR, Role.MATRIX)
@@ -88,7 +89,7 @@ def changed(job: Job, rows: Tensor) -> float:
 def test_convolution_on_its_own_patches(batches: int) -> None:
     layer = nn.Conv2d(4, 12, 3, stride=2, padding=1, padding_mode="reflect")
     images = torch.randn(6, 4, 9, 9).cumsum(2)
-    job = WhitenedSVD(rank=3).apply(adopt(nn.Sequential(layer), Task(calibration=list(images.chunk(batches)))))
+    job = WhitenedSVD(rank=3).apply(prepare(nn.Sequential(layer), Task(calibration=list(images.chunk(batches)))))
     patches_NI = unfolded(layer, images).transpose(1, 2).flatten(0, 1)
     spectrum = np.linalg.svd((patches_NI @ layer.weight.detach().flatten(1).T).double().numpy(), compute_uv=False)
     assert changed(job, images) ** 2 == pytest.approx(float((spectrum[3:] ** 2).sum()), rel=1e-3)
@@ -104,7 +105,7 @@ def test_attention_projections() -> None:
             return self.attention(x, x, x, need_weights=False)[0]
 
     rows = torch.randn(8, 5, 4) @ torch.randn(4, 16)  # the joint projection meets four directions alone
-    job = adopt(Attention(), Task(calibration=[rows]))
+    job = prepare(Attention(), Task(calibration=[rows]))
     joint = only(WhitenedSVD(rank=4), "attention.in_proj_weight").apply(job)
     assert changed(joint, rows) < 1e-4
     both = WhitenedSVD(rank=4).apply(job)
@@ -116,7 +117,7 @@ def test_held_out_outputs_change_less_than_with_the_plain_svd() -> None:
     mixing = torch.randn(64, 64) * torch.logspace(-1, 1, 64)[:, None]
     seen, unseen = (torch.randn(500, 64) @ mixing for _ in range(2))
     model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 40))
-    job = adopt(model, Task(calibration=[seen]))
+    job = prepare(model, Task(calibration=[seen]))
     whitened, plain = (changed(method.apply(job), unseen) for method in (WhitenedSVD(rank=8), SVD(rank=8)))
     assert whitened < 0.9 * plain
 
@@ -124,7 +125,7 @@ def test_held_out_outputs_change_less_than_with_the_plain_svd() -> None:
 def test_the_second_layer_sees_what_the_first_has_become() -> None:
     """Its outputs on the inputs it gets are at their optimum: a spectrum of the compressed prefix, not of the original."""
     rows = torch.randn(300, 24)
-    job = adopt(nn.Sequential(nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 18)), Task(calibration=[rows]))
+    job = prepare(nn.Sequential(nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 18)), Task(calibration=[rows]))
     after = WhitenedSVD(rank=3).apply(job).model
     with evaluating(after):
         x_NI = after[1](after[0](rows))  # type: ignore[index]
@@ -143,16 +144,14 @@ def test_the_second_layer_sees_what_the_first_has_become() -> None:
 )
 def test_layers_without_one_matrix_of_inputs_are_refused(layer: nn.Module, rows: Tensor, reason: str) -> None:
     with pytest.raises(NotApplicable, match=reason):
-        WhitenedSVD(rank=2).apply(adopt(nn.Sequential(layer), Task(calibration=[rows])))
+        WhitenedSVD(rank=2).apply(prepare(nn.Sequential(layer), Task(calibration=[rows])))
 
 
 def test_half_precision_stays() -> None:
     rows = torch.randn(50, 24).half()
-    job = WhitenedSVD(rank=4).apply(adopt(nn.Sequential(nn.Linear(24, 20).half()), Task(calibration=[rows])))
+    job = WhitenedSVD(rank=4).apply(prepare(nn.Sequential(nn.Linear(24, 20).half()), Task(calibration=[rows])))
     assert job.model[0].weight.dtype == torch.float16  # type: ignore[index, union-attr]
-    assert {leaf.values.dtype for _, leaf in surgery.form_at(job.model, surgery.sites(job.model)[1]).leaves()} == {
-        torch.float16
-    }
+    assert {leaf.values.dtype for _, leaf in form_at(job.model, sites_of(job.model)[1]).leaves()} == {torch.float16}
 
 
 def test_weights_that_are_not_finite_are_named() -> None:

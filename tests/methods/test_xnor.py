@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import activations, surgery
 from kogata.errors import NotApplicable
 from kogata.forms import Binary
 from kogata.job import Where
-from kogata.method import only
 from kogata.methods import XNORNet
+from kogata.methods.base.compose import only
+from kogata.network.quantizers import quantizers_of
+from kogata.network.sites import form_of
 from tests.methods.training import QUICK, accuracy, trained
 
 
@@ -19,7 +20,7 @@ def test_scale_is_the_least_squares_optimum() -> None:
     layer = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 5, 3))
     weight = layer[1].get_parameter("weight").detach().flatten(1)
     model = XNORNet(recover=QUICK).begin(layer).finish()
-    form = surgery.form_of(model.get_submodule("1"), "weight")
+    form = form_of(model.get_submodule("1"), "weight")
     assert isinstance(form, Binary)
     scale = form.scale.dense().detach()
     for row, alpha in zip(weight, scale, strict=True):
@@ -62,7 +63,7 @@ def test_gradient_is_the_papers() -> None:
 def test_training_learns() -> None:
     after = only(XNORNet(recover=QUICK), Where(layers=("3", "6"))).apply(trained())
     assert accuracy(after.model) > 0.6
-    assert len(list(activations.quantizers(after.model))) == 2
+    assert len(list(quantizers_of(after.model))) == 2
 
 
 class Functional(nn.Module):
@@ -96,7 +97,7 @@ def test_what_has_no_activation_module_before_it_is_refused(model: nn.Module, wh
 def test_signs_are_found_through_pooling_and_flattening() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(18, 3))
     net = XNORNet(recover=QUICK).begin(model, Where(layers=("5",)))
-    assert [path for path, _ in activations.quantizers(net.model)] == ["1"]
+    assert [path for path, _ in quantizers_of(net.model)] == ["1"]
     assert net(torch.randn(2, 1, 8, 8)).shape == (2, 3)
 
 

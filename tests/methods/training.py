@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kogata import Task
-from kogata.adopt import adopt
-from kogata.calibrate import evaluating
+from kogata.calibration.prepare import prepare
 from kogata.job import Job
-from kogata.method import Method
 from kogata.methods import Recover
+from kogata.methods.base.method import Method
+from kogata.network.batch import evaluating
 
 QUICK = Recover(epochs=8, learning_rate=1e-2, distill=0.0)
 
@@ -36,7 +36,7 @@ def job_of(model: nn.Module) -> Job:
     """A job on the examples."""
     inputs, targets = examples()
     batches = [(inputs[i : i + 32], targets[i : i + 32]) for i in range(0, 256, 32)]
-    return adopt(model, Task(calibration=batches[:2], train=batches, loss=functional.cross_entropy))
+    return prepare(model, Task(calibration=batches[:2], train=batches, loss=functional.cross_entropy))
 
 
 @cache

@@ -9,17 +9,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata import Task, artifact, surgery
-from kogata.adopt import adopt
+from kogata import Task
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Stats
+from kogata.engines.lowering.lower import lower
 from kogata.engines.onnxruntime import OnnxRuntime
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.forms.permuted import Permuted
 from kogata.forms.tied import Tied
 from kogata.job import Kind, Site
-from kogata.method import Method, WeightMethod
-from kogata.stats import Stats
-from kogata.views import unfolded
+from kogata.measure.sizes import dense_bytes
+from kogata.methods.base.method import Method
+from kogata.methods.base.weight import WeightMethod
+from kogata.network import surgery
+from kogata.network.sites import form_at, form_of, sites_of
+from kogata.network.views import unfolded
+from kogata.storage.load import load
+from kogata.storage.write import save
 from tests.contract.checks import assert_near
 
 Transform = Callable[[Tensor], Tensor]  # of one base filter [inputs, ...] to a filter [inputs, height, width]
@@ -85,13 +92,13 @@ def check_symmetric(method: WeightMethod, base: Tensor, transforms: Sequence[Tra
 def check_round_trip(method: Method, folder: Path, outputs: int = 16) -> None:
     """A net with two such layers, through the file, bit for bit."""
     net, images = nn.Sequential(nn.Conv2d(3, outputs, 3), nn.ReLU(), nn.Conv2d(outputs, outputs, 3)), torch.randn(4, 3, 8, 8)
-    after = method.apply(adopt(net, Task(calibration=[images]))).model
-    artifact.save(after, folder / "net.kogata")
-    assert (folder / "net.kogata").stat().st_size < artifact.dense_bytes(net)
-    loaded = artifact.load(folder / "net.kogata", into=surgery.clone(net, share=False))
+    after = method.apply(prepare(net, Task(calibration=[images]))).model
+    save(after, folder / "net.kogata")
+    assert (folder / "net.kogata").stat().st_size < dense_bytes(net)
+    loaded = load(folder / "net.kogata", into=surgery.clone(net, share=False))
     assert torch.equal(loaded(images), after(images))
-    for one, other in zip(surgery.sites(loaded), surgery.sites(after), strict=True):
-        assert surgery.form_at(loaded, one).describe() == surgery.form_at(after, other).describe()
+    for one, other in zip(sites_of(loaded), sites_of(after), strict=True):
+        assert form_at(loaded, one).describe() == form_at(after, other).describe()
 
 
 def check_tolerance(method: Callable[[float], WeightMethod], outputs: int = 16) -> None:
@@ -144,9 +151,9 @@ def check_lowered(method: WeightMethod, filters: int) -> None:
     layer = nn.Conv2d(4, 12, 3, stride=2, padding=1, padding_mode="reflect")
     images = torch.randn(2, 4, 9, 9)
     model = surgery.clone(layer)
-    surgery.attach(model, surgery.sites(model)[1], encoded(method, layer.weight.detach()))
-    dense, lowered = surgery.plain(model)(images).detach(), surgery.lower(model)
-    assert isinstance(surgery.form_of(model, "weight"), Permuted | Tied)
+    surgery.attach(model, sites_of(model)[1], encoded(method, layer.weight.detach()))
+    dense, lowered = surgery.plain(model)(images).detach(), lower(model)
+    assert isinstance(form_of(model, "weight"), Permuted | Tied)
     assert [m.out_channels for m in lowered.modules() if isinstance(m, nn.Conv2d)] == [filters]
     assert_near(lowered(images), dense, 1e-5)
     assert_near(lowered(images[0]), dense[0], 1e-5)  # a single image without a batch

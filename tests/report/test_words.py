@@ -10,17 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kogata.report.data import Latency, Report
-from kogata.report.words import (
-    number,
-    rate,
-    score,
-    score_change,
-    score_decimals,
-    share,
-    size,
-    size_change,
-    speed_change,
-)
+from kogata.report.words import number, rate, score, score_change, score_decimals, share, size, size_change, speed_change
 
 UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kogata.calibrate import first_batch
+from kogata.calibration.batches import first_batch
 from kogata.tasks import builtin
 from kogata.tasks.batches import Batches
 from kogata.tasks.builtin import BUILTIN_TASKS, BuiltinTask, accuracy

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from kogata import __version__
+from kogata._version import __version__
 from kogata.cli import bench, compress, distill, inspect, methods, report, unpack
 from kogata.errors import KogataError
 
@@ -72,7 +72,7 @@ def _narrate() -> None:
     """Show Kogata's warnings on stderr and, to someone who watches, what a long run is at; training has its bars."""
 
     def shown(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or (record.module in ("compress", "folder") and sys.stderr.isatty())
+        return record.levelno >= logging.WARNING or (record.name == "kogata.run" and sys.stderr.isatty())
 
     handler = logging.StreamHandler()
     handler.addFilter(shown)

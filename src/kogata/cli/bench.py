@@ -17,7 +17,7 @@ from kogata.cli.options import (
     complete_task,
     console,
     print_json,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from kogata.report.data import Latency
@@ -32,23 +32,27 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a file again, beside the task's dense model: bytes, score, latency in one engine and run."""
-    from kogata import artifact, measure, surgery
-    from kogata.calibrate import first_batch
+    from kogata.calibration.batches import first_batch
+    from kogata.measure import compare
+    from kogata.measure.sizes import dense_bytes
+    from kogata.network import surgery
+    from kogata.storage.load import load
+    from kogata.storage.read import read_file
     from kogata.tasks.taskfile import open_task
 
-    stored = artifact.read(file)  # a damaged file is told before a model is trained
+    stored = read_file(file)  # a damaged file is told before a model is trained
     model, opened = open_task(task, seed, data)
-    loaded = artifact.load(file, into=surgery.clone(model))
+    loaded = load(file, into=surgery.clone(model))
     dense, ours, latency = model, loaded, (None, None)
     if (where := engine.engine()) is not None:
         inputs = first_batch(model, opened)[0]
-        dense, ours = measure.sessions(stored, loaded, model, inputs, where)
-        latency = measure.latencies(ours, dense, inputs)
+        dense, ours = compare.sessions(stored, loaded, model, inputs, where)
+        latency = compare.latencies(ours, dense, inputs)
     found = {
-        "bytes": file.stat().st_size, "score": measure.score(opened, ours), "engine": str(engine),
+        "bytes": file.stat().st_size, "score": compare.score(opened, ours), "engine": str(engine),
         "latency_ms": _median(latency[0]),
         "dense": {
-            "bytes": artifact.dense_bytes(model), "score": measure.score(opened, dense),
+            "bytes": dense_bytes(model), "score": compare.score(opened, dense),
             "latency_ms": _median(latency[1]),
         },
     }  # fmt: skip

@@ -29,10 +29,10 @@ from kogata.errors import TargetMissed, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from kogata.folder import Folder
     from kogata.job import Task
-    from kogata.recipe import Recipe
+    from kogata.recipes.recipe import Recipe
     from kogata.report.data import Report
+    from kogata.storage.folder import Folder
 
 RecipeOption = Annotated[
     str,
@@ -66,9 +66,9 @@ def run(
 
     Targets given here override the recipe's. A missed one exits with code 3, after the result was written and shown.
     """
-    from kogata.compress import compress
-    from kogata.folder import Folder
-    from kogata.recipe import open_recipe
+    from kogata.flow import compress
+    from kogata.recipes.recipe import open_recipe
+    from kogata.storage.folder import Folder
     from kogata.tasks.taskfile import open_task
 
     asked = {goal: text for goal, text in (("size", size), ("drop", drop), ("latency", latency)) if text is not None}
@@ -115,7 +115,7 @@ def carry_out(
 
 
 def _with_targets(recipe: Recipe, asked: dict[str, str]) -> Recipe:
-    from kogata import targets
+    from kogata.recipes import targets
 
     wanted = {target.goal: target.text for target in recipe.targets} | asked
     return dataclasses.replace(recipe, targets=targets.parse(wanted))
@@ -159,11 +159,12 @@ def _preview(model: nn.Module, task: Task, recipe: Recipe, seed: int, as_json: b
     """The resolved recipe, and which weights each step will try: YAML that can be saved and used as it is."""
     import yaml
 
-    from kogata import adopt
+    from kogata.calibration.prepare import prepare
+    from kogata.methods.base.order import check_order, planned_steps
 
-    job = adopt.adopt(model, task, seed=seed)
-    adopt.check(recipe.method, job)
-    steps = adopt.plan(recipe.method, job)
+    job = prepare(model, task, seed=seed)
+    check_order(recipe.method, job)
+    steps = planned_steps(recipe.method, job)
     if as_json:
         print_json({"recipe": _plain(recipe), "steps": [{"method": name, "sites": sites} for name, sites in steps]})
         return

@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kogata.cli import compress as compressing
-from kogata.cli.options import (
-    DataOption,
-    EngineName,
-    EngineOption,
-    JsonOption,
-    SeedOption,
-    TaskArgument,
-    complete_recipe,
-)
+from kogata.cli.options import DataOption, EngineName, EngineOption, JsonOption, SeedOption, TaskArgument, complete_recipe
 from kogata.errors import UsageError
 
 if TYPE_CHECKING:
-    from kogata.recipe import Recipe
+    from kogata.recipes.recipe import Recipe
     from kogata.report.data import Report
 
 StudentOption = Annotated[
@@ -66,9 +58,9 @@ def run(
 
     A checkpoint is kept after every epoch. To keep the best epoch by held-out data, set patience in a recipe's recover step.
     """
-    from kogata.compress import compress
-    from kogata.folder import Folder
-    from kogata.recipe import open_recipe
+    from kogata.flow import compress
+    from kogata.recipes.recipe import open_recipe
+    from kogata.storage.folder import Folder
     from kogata.tasks.taskfile import open_network, open_task
 
     settings = {"epochs": epochs, "learning_rate": learning_rate, "cache": None if cache is None else str(cache)}
@@ -92,7 +84,7 @@ def _plan(settings: Mapping[str, object], terms: list[str]) -> Recipe:
     """One step of recovery, checked as a recipe is."""
     import yaml
 
-    from kogata.recipe import parse
+    from kogata.recipes.recipe import parse
 
     step: dict[str, object] = {"method": "recover", "epochs": 10, **settings}
     if terms:

@@ -15,8 +15,8 @@ from kogata.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from kogata.inspect import FileLayer, ModelLayer
-    from kogata.structure import LayerScores, Score
+    from kogata.measure.sizes import FileLayer, ModelLayer
+    from kogata.search.structures import LayerScores, Score
 
 FRACTION = 0.25
 
@@ -54,13 +54,14 @@ def run(
 
 
 def _model(reference: str, data: Path | None, seed: int, as_json: bool) -> None:
-    from kogata import artifact, inspect
-    from kogata.calibrate import first_batch
+    from kogata.calibration.batches import first_batch
+    from kogata.measure import sizes
+    from kogata.measure.sizes import dense_bytes
     from kogata.tasks.taskfile import open_task
 
     model, task = open_task(reference, seed, data)
-    layers = inspect.of_model(model, first_batch(model, task)[0])
-    size = artifact.dense_bytes(model)
+    layers = sizes.of_model(model, first_batch(model, task)[0])
+    size = dense_bytes(model)
     rest = {"everything else": size - sum(layer.bytes for layer in layers)}
     if as_json:
         print_json({"task": task.name, "bytes": size, "layers": [asdict(each) for each in layers], "rest_bytes": rest})
@@ -71,7 +72,7 @@ def _model(reference: str, data: Path | None, seed: int, as_json: bool) -> None:
 def _structure(reference: str, data: Path | None, seed: int, fraction: float, as_json: bool) -> None:
     if reference.endswith(".kogata"):
         raise UsageError(f"inspect: --structure looks at calibration data, which {reference} has not; give the task instead.")
-    from kogata.structure import scores
+    from kogata.search.structures import scores
     from kogata.tasks.taskfile import open_task
 
     model, task = open_task(reference, seed, data)
@@ -84,10 +85,11 @@ def _structure(reference: str, data: Path | None, seed: int, fraction: float, as
 
 
 def _file(path: Path, as_json: bool) -> None:
-    from kogata import artifact, inspect
+    from kogata.measure import sizes
+    from kogata.storage.read import read_file
 
-    stored = artifact.read(path)
-    layers, packed = inspect.of_file(stored), stored.packed
+    stored = read_file(path)
+    layers, packed = sizes.of_file(stored), stored.packed
     matrices = {layer.site for layer in layers}
     rest = {
         "header": packed.header_bytes, "manifest": packed.manifest_bytes, "graph": packed.graph_bytes,

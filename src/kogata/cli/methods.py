@@ -14,7 +14,7 @@ from kogata.cli.options import JsonOption, console, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kogata.method import Method
+    from kogata.methods.base.method import Method
 
 WHEN = {
     "pruning": "A trained model whose accuracy must stay: the steadiest way to fewer bytes. Retrain after it.",
@@ -55,7 +55,7 @@ def run(as_json: JsonOption = False) -> None:
 
 def line(method: type[Method]) -> Line:
     """What the code says of a method."""
-    from kogata.method import WeightMethod
+    from kogata.methods.base.weight import WeightMethod
 
     about = method.ABOUT
     statistics = issubclass(method, WeightMethod) and bool(method.NEEDS)

@@ -22,7 +22,11 @@ TASKS = (
     "fashion-lenet300", "fashion-lenet5", "mnist-lenet300", "mnist-lenet5", "digits-mlp", "cifar-vgg", "cifar-vgg-small",
     "cifar-resnet20", "cifar-resnet20-small", "cifar-resnet56", "cifar-nin", "cifar-allcnn",
 )  # fmt: skip
-RECIPES = tuple(sorted(entry.name.removesuffix(".yaml") for entry in (files("kogata") / "recipes").iterdir()))
+RECIPES = tuple(
+    sorted(
+        entry.name.removesuffix(".yaml") for entry in (files("kogata") / "recipes").iterdir() if entry.name.endswith(".yaml")
+    )
+)
 
 
 class EngineName(StrEnum):

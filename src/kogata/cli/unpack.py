@@ -10,7 +10,7 @@ import typer
 from kogata.errors import UsageError
 
 if TYPE_CHECKING:
-    from kogata.artifact import Artifact
+    from kogata.storage.layout import Artifact
 
 
 def run(
@@ -31,11 +31,11 @@ def run(
         if output.exists() and not force:
             raise UsageError(f"{output}: exists. Choose another name, or overwrite it with --force.")
 
-    from kogata import artifact
-    from kogata.atomic import writing
     from kogata.engines import onnx_graph
+    from kogata.storage.read import read_file
+    from kogata.system.atomic import writing
 
-    stored = artifact.read(file)
+    stored = read_file(file)
     for output in outputs:
         content = _weights(stored) if output.suffix == ".safetensors" else onnx_graph.fill(stored).SerializeToString()
         with writing(output) as stream:

@@ -10,16 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogata.coding.adaptive import Adaptive
-from kogata.coding.coder import (
-    Coder,
-    alphabet_of,
-    as_symbols,
-    byte_array,
-    damaged,
-    from_symbols,
-    read_varint,
-    write_varint,
-)
+from kogata.coding.coder import Coder, alphabet_of, as_symbols, byte_array, damaged, from_symbols, read_varint, write_varint
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
 MAX_LENGTH = 16

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from kogata.artifact import Artifact, Graph
+from kogata.storage.layout import Artifact, EngineGraph
 
 
 class Session(nn.Module, ABC):
@@ -20,7 +20,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
 
-    def graph(self, model: nn.Module, inputs: Any) -> Graph | None:
+    def graph(self, model: nn.Module, inputs: Any) -> EngineGraph | None:
         """What a file must carry so that this engine runs it without the model's class; None when there is no such thing.
 
         Raises EngineError when the model cannot be exported.

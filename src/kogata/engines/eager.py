@@ -8,10 +8,10 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from kogata.artifact import Artifact
-from kogata.batch import call
 from kogata.engines.base import Engine, Session
-from kogata.engines.lowering import lowered
+from kogata.engines.lowering.checked import lowered
+from kogata.network.batch import call
+from kogata.storage.layout import Artifact
 
 
 @final

@@ -21,10 +21,11 @@ import zstandard
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from kogata import surgery
-from kogata.artifact import Artifact, Graph, nodes
 from kogata.errors import EngineError, FileFormatError
 from kogata.forms import Form
+from kogata.forms.base import nodes
+from kogata.network.sites import form_at, sites_of
+from kogata.storage.layout import Artifact, EngineGraph
 
 OPSET = 18
 MAX_GRAPH = 256 << 20  # bytes of a graph once inflated; it holds no weights
@@ -137,13 +138,13 @@ def _strip_notes(proto: onnx.ModelProto) -> None:
         proto.ClearField(field)
 
 
-def bind(proto: onnx.ModelProto, model: nn.Module) -> Graph:
+def bind(proto: onnx.ModelProto, model: nn.Module) -> EngineGraph:
     """The graph without the initializers that forms of ``model`` regenerate. ``proto`` is left without them."""
     wanted = {init.name: _digest(numpy_helper.to_array(init)) for init in proto.graph.initializer if _large(init)}
     missing = set(wanted.values())
     places: dict[bytes, tuple[str, str, bool]] = {}
-    for site in surgery.sites(model):
-        for path, form in nodes(surgery.form_at(model, site)):
+    for site in sites_of(model):
+        for path, form in nodes(form_at(model, site)):
             array = _array(form)
             for transposed in (False, True) if array.ndim == 2 else (False,):
                 digest = _digest(array.T if transposed else array)
@@ -154,7 +155,7 @@ def bind(proto: onnx.ModelProto, model: nn.Module) -> Graph:
         if init.name in bindings:
             init.ClearField("raw_data")
     compressor = zstandard.ZstdCompressor(level=19, write_content_size=True)
-    return Graph(data=compressor.compress(proto.SerializeToString(deterministic=True)), bindings=bindings)
+    return EngineGraph(data=compressor.compress(proto.SerializeToString(deterministic=True)), bindings=bindings)
 
 
 def fill(artifact: Artifact) -> onnx.ModelProto:

@@ -12,12 +12,13 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from kogata.artifact import Artifact, Graph, read
-from kogata.atomic import writing
 from kogata.engines import onnx_graph
 from kogata.engines.base import Engine, Session
-from kogata.engines.lowering import lowered
+from kogata.engines.lowering.checked import lowered
 from kogata.errors import DataError, EngineError
+from kogata.storage.layout import Artifact, EngineGraph
+from kogata.storage.read import read_file
+from kogata.system.atomic import writing
 
 
 @final
@@ -59,7 +60,7 @@ class OnnxRuntime(Engine):
 
     name = "onnxruntime"
 
-    def graph(self, model: nn.Module, inputs: Any) -> Graph | None:
+    def graph(self, model: nn.Module, inputs: Any) -> EngineGraph | None:
         """The lowered model's ONNX graph, its weights bound to the forms of ``model``."""
         return onnx_graph.bind(onnx_graph.export(lowered(model, inputs), inputs), model)
 
@@ -83,10 +84,19 @@ def _shapes(feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in feed.items()}
 
 
-def run(path: Path | str) -> OnnxSession:
-    """A file as something to call, in ONNX Runtime, without the model's code.
+def open(path: Path | str) -> OnnxSession:
+    """A ``.kogata`` file as something to call, in ONNX Runtime, without the model's code.
 
-    The session takes the model's inputs as tensors or arrays, by position or by name. Raises FileFormatError when the file is
-    damaged or carries no graph.
+    The session takes the model's inputs as tensors or arrays, by position or by name, and may be called any number of times.
+    Raises FileFormatError when the file is damaged or carries no graph.
+
+    >>> session = open("model.kogata")  # doctest: +SKIP
+    >>> session(torch.randn(1, 3, 32, 32)).shape  # doctest: +SKIP
+    torch.Size([1, 10])
     """
-    return OnnxSession(onnx_graph.fill(read(Path(path))))
+    return OnnxSession(onnx_graph.fill(read_file(Path(path))))
+
+
+def run(path: Path | str, *args: Tensor | np.ndarray, **kwargs: Tensor | np.ndarray) -> Any:
+    """The outputs of a file for given inputs, once: see :func:`open`, which is quicker where there are several inputs."""
+    return open(path)(*args, **kwargs)

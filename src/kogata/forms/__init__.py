@@ -1,7 +1,7 @@
 """Forms: the small programs that regenerate a weight."""
 
 from kogata.forms.affine import Affine
-from kogata.forms.base import Dense, Form, Role
+from kogata.forms.base import Dense, Form
 from kogata.forms.binary import Binary
 from kogata.forms.codebook import Codebook
 from kogata.forms.combined import Sum
@@ -14,6 +14,7 @@ from kogata.forms.product import Product
 from kogata.forms.stacked import Stacked
 from kogata.forms.tied import Tied
 from kogata.forms.vectors import Vectors
+from kogata.job import Role
 
 FORMS: tuple[type[Form], ...] = (
     Dense, Masked, Affine, Codebook, Vectors, Binary, Product, Tied, Permuted, Sum, Stacked, Displacement, Fastfood,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 from typing import Any, Self, cast
 
 import numpy as np
@@ -16,16 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.coding.plane import Plane
-
-
-class Role(StrEnum):
-    """What the numbers of a leaf are."""
-
-    MATRIX = "matrix"  # a weight, or a factor of one, in its own shape
-    VALUES = "values"  # the kept entries of a masked weight, one-dimensional
-    VECTOR = "vector"  # a bias, or a scale or shift of a normalization layer
-    SCALE = "scale"  # the steps of an affine quantizer
-    TABLE = "table"  # the centroids of a codebook
+from kogata.job import Role
 
 
 class Form(nn.Module, ABC):
@@ -57,7 +47,7 @@ class Form(nn.Module, ABC):
         """Plain layers that compute what ``layer`` computes, but cheaper than with a dense weight; None if there are none."""
         return None
 
-    def folded(self) -> Form:
+    def simplified(self) -> Form:
         """The same tensor with needless nesting removed (a mask within a mask is one mask)."""
         return self
 
@@ -136,6 +126,8 @@ class Dense(Form):
 
 
 PIECE = 1 << 20  # entries worked on at a time where a whole tensor more would be memory wasted
+
+
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -172,3 +164,10 @@ def float_tensor(array: np.ndarray, dtype: object) -> Tensor:
 def index_dtype(count: int) -> torch.dtype:
     """The narrowest torch integer type that holds ``0 .. count - 1``."""
     return torch.uint8 if count <= 2**8 else torch.int16 if count <= 2**15 else torch.int32
+
+
+def nodes(form: Form, path: str = "") -> Iterator[tuple[str, Form]]:
+    """Every form of a tree with its dotted path, the root first."""
+    yield path, form
+    for name, part in form.parts().items():
+        yield from nodes(part, f"{path}.{name}" if path else name)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kogata.coding.plane import Plane
 from kogata.forms.affine import as_rows
-from kogata.forms.base import Dense, Form, Role
+from kogata.forms.base import Dense, Form
+from kogata.job import Role
 
 
 class Binary(Form):

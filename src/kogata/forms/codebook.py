@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form, Role, index_dtype
+from kogata.forms.base import Dense, Form, index_dtype
+from kogata.job import Role
 
 
 class Codebook(Form):

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from kogata.coding.plane import Plane
 from kogata.forms import structured_layers as fast
-from kogata.forms.base import Dense, Form, Role
+from kogata.forms.base import Dense, Form
 from kogata.forms.tied import MAX_ENTRIES
+from kogata.job import Role
 
 
 @final

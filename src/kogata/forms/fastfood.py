@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from kogata.coding.plane import Plane
 from kogata.forms import structured_layers as fast
-from kogata.forms.base import Dense, Form, Role
+from kogata.forms.base import Dense, Form
+from kogata.forms.hadamard import hadamard, hadamard_factors, transformed
 from kogata.forms.tied import MAX_ENTRIES
+from kogata.job import Role
 
 
 @final
@@ -45,10 +47,10 @@ class Fastfood(Form):
         """The matrix, of ``shape``: H G Π H B is the transform of each column of G Π H B, and Π H a choice of rows of H."""
         s_QN, g_QN, b_QI = self.s.dense(), self.g.dense(), self.b.dense()
         size = s_QN.shape[1]
-        large, small = (part.to(s_QN.device) for part in fast.hadamard_factors(size, s_QN.dtype))
-        columns_IN = fast.hadamard(size, s_QN.dtype).to(s_QN.device)[: b_QI.shape[1]]
+        large, small = (part.to(s_QN.device) for part in hadamard_factors(size, s_QN.dtype))
+        columns_IN = hadamard(size, s_QN.dtype).to(s_QN.device)[: b_QI.shape[1]]
         stretches = [
-            (fast.transformed(b[:, None] * columns_IN[:, order] * g, large, small) * s).T
+            (transformed(b[:, None] * columns_IN[:, order] * g, large, small) * s).T
             for s, g, b, order in zip(s_QN, g_QN, b_QI, self.order, strict=True)
         ]
         return torch.cat(stretches)[: self.shape[0]].reshape(self.shape)

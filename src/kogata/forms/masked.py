@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form, Role
+from kogata.forms.base import Dense, Form
+from kogata.job import Role
 
 
 class Masked(Form):
@@ -67,7 +68,7 @@ class Masked(Form):
             raise ValueError(f"a mask that keeps {len(position)} entries with values of shape {tuple(values.shape)}")
         return cls(position, values, mask.shape)
 
-    def folded(self) -> Form:
+    def simplified(self) -> Form:
         """A mask over the kept values of a mask is one mask over the weight."""
         inner = self.values
         return Masked(self.position[inner.position.long()], inner.values, self.shape) if isinstance(inner, Masked) else self

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from kogata.coding.plane import Plane
 from kogata.forms import structured_layers as fast
-from kogata.forms.base import Dense, Form, Role
+from kogata.forms.base import Dense, Form
 from kogata.forms.layers import Stage, convolutions, kind_of, linears, table
 from kogata.forms.stacked import Stacked
+from kogata.job import Role
 
 _EQUATION = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]+")
 MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of factors in a damaged file must not reserve more

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form, Role, index_dtype
+from kogata.forms.base import Dense, Form, index_dtype
 from kogata.forms.layers import stack
+from kogata.job import Role
 
 MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of small kernels in a damaged file must not reserve more
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kogata.forms.hadamard import hadamard_factors, transformed
 from kogata.forms.layers import kind_of
 
 if TYPE_CHECKING:
-    from kogata.kernels.circular import CircularProduct
+    from kogata.engines.lowering.circular import CircularProduct
 
 SMALLEST = 1 << 16  # entries of a matrix below which a chain of operations costs more in overhead than a dense product
 TRANSFORMED = 1 << 18  # the same where the chain is of Fourier or Hadamard transforms
@@ -116,7 +117,7 @@ class CirculantLinear(Structured):
     @cached_property
     def _kernel(self) -> CircularProduct:
         """Made at first use: a layer that is only exported needs none."""
-        from kogata.kernels.circular import CircularProduct  # numba takes long to import
+        from kogata.engines.lowering.circular import CircularProduct  # numba takes long to import
 
         return CircularProduct(self.base.detach().cpu().numpy(), self.sign.detach().cpu().numpy())
 
@@ -228,31 +229,6 @@ class FastfoodLinear(Structured):
         spread = transformed(x_NQI, self.large, self.small).flatten(1)
         mixed_NQn = spread[:, self.order].reshape(-1, len(self.g), self.size)
         return (transformed(mixed_NQn * self.g, self.large, self.small) * self.s).flatten(1)
-
-
-def transformed(x: Tensor, large: Tensor, small: Tensor) -> Tensor:
-    """The orthonormal Hadamard transform of the last axis, by products with the two factors of its matrix."""
-    folded = x.reshape(-1, len(large), len(small))
-    return (large @ (folded @ small)).reshape(x.shape)
-
-
-def hadamard_factors(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two Hadamard matrices of about equal size, whose Kronecker product is the one of ``size``."""
-    bits = size.bit_length() - 1
-    return hadamard(1 << (bits - bits // 2), dtype), hadamard(1 << (bits // 2), dtype)
-
-
-def hadamard(size: int, dtype: torch.dtype) -> Tensor:
-    """The orthonormal Hadamard matrix of a power of two, in Sylvester's order: entry (i, j) is (−1)^|i ∧ j| / √size.
-
-    >>> hadamard(2, torch.float64) * 2**0.5
-    tensor([[ 1.,  1.],
-            [ 1., -1.]], dtype=torch.float64)
-    """
-    matrix = torch.ones(1, 1, dtype=dtype)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / math.sqrt(size)
 
 
 @final

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from kogata.coding.plane import Plane
-from kogata.forms.base import PIECE, Dense, Form, Role
+from kogata.forms.base import PIECE, Dense, Form
 from kogata.forms.copies import copied
 from kogata.forms.filter_maps import FILTER_MAPS
 from kogata.forms.index_map import IndexMap, whole
 from kogata.forms.structured_maps import STRUCTURED_MAPS
+from kogata.job import Role
 
 MAX_ENTRIES = 1 << 28  # of the whole weight: a small damaged file must not reserve more than five bytes for each
 

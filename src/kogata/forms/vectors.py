@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form, Role, index_dtype
+from kogata.forms.base import Dense, Form, index_dtype
 from kogata.forms.product import MAX_ENTRIES
+from kogata.job import Role
 
 
 class Vectors(Form):

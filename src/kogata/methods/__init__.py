@@ -1,18 +1,17 @@
 """Every method. Adding one touches its own file, this tuple, and its oracle test."""
 
-from kogata.method import Method
+from kogata.methods.base.method import Method
 from kogata.methods.distillation.global_pooling import GlobalPooling
-from kogata.methods.distillation.recover import Recover
 from kogata.methods.distillation.shallower import Shallower
 from kogata.methods.distillation.stochastic_depth import StochasticDepth
-from kogata.methods.filters.circ import CyclicFilters
-from kogata.methods.filters.crelu import CReLUFilters
-from kogata.methods.filters.dcnn import CropFilters
+from kogata.methods.filters.crelu_filters import CReLUFilters
+from kogata.methods.filters.crop_filters import CropFilters
+from kogata.methods.filters.cyclic_filters import CyclicFilters
 from kogata.methods.filters.depthwise_separable import DepthwiseSeparable
 from kogata.methods.filters.fire import Fire
-from kogata.methods.filters.group import GroupFilters
-from kogata.methods.filters.mba import MultiBiasFilters
+from kogata.methods.filters.group_filters import GroupFilters
 from kogata.methods.filters.mixed_kernels import MixedKernels
+from kogata.methods.filters.multi_bias_filters import MultiBiasFilters
 from kogata.methods.lowrank.cp import CP
 from kogata.methods.lowrank.rank_allocation import RankAllocation
 from kogata.methods.lowrank.separable import Separable
@@ -20,13 +19,13 @@ from kogata.methods.lowrank.svd import SVD
 from kogata.methods.lowrank.tensor_train import TensorTrain
 from kogata.methods.lowrank.tucker import Tucker2
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
-from kogata.methods.pruning.admm import ADMMPruning
-from kogata.methods.pruning.channels import ChannelPruning
-from kogata.methods.pruning.decay import BiasedWeightDecay
+from kogata.methods.pruning.admm_pruning import ADMMPruning
+from kogata.methods.pruning.biased_weight_decay import BiasedWeightDecay
+from kogata.methods.pruning.channel_pruning import ChannelPruning
 from kogata.methods.pruning.group_lasso import GroupLasso
-from kogata.methods.pruning.magnitude import MagnitudePruning
-from kogata.methods.pruning.merging import NeuronMerging
-from kogata.methods.pruning.movement import MovementPruning
+from kogata.methods.pruning.magnitude_pruning import MagnitudePruning
+from kogata.methods.pruning.movement_pruning import MovementPruning
+from kogata.methods.pruning.neuron_merging import NeuronMerging
 from kogata.methods.pruning.obd import OBD
 from kogata.methods.pruning.obs import OBS
 from kogata.methods.pruning.sparsegpt import SparseGPT
@@ -41,9 +40,10 @@ from kogata.methods.quantization.gptq import GPTQ
 from kogata.methods.quantization.half import Half
 from kogata.methods.quantization.lab import LAB
 from kogata.methods.quantization.lsq import LSQ
-from kogata.methods.quantization.rounding import RoundToNearest
+from kogata.methods.quantization.round_to_nearest import RoundToNearest
 from kogata.methods.quantization.ternary import Ternary
-from kogata.methods.quantization.xnor import XNORNet
+from kogata.methods.quantization.xnor_net import XNORNet
+from kogata.methods.recover import Recover
 from kogata.methods.sharing.corrected_pq import CorrectedPQ
 from kogata.methods.sharing.ecsq import ECSQ
 from kogata.methods.sharing.hashed import Hashed
@@ -51,13 +51,13 @@ from kogata.methods.sharing.hessian_kmeans import HessianKMeans
 from kogata.methods.sharing.kmeans import KMeans
 from kogata.methods.sharing.product_quantization import ProductQuantization
 from kogata.methods.sharing.residual_quantization import ResidualQuantization
-from kogata.methods.sharing.soft_sharing import SoftWeightSharing
+from kogata.methods.sharing.soft_weight_sharing import SoftWeightSharing
+from kogata.methods.structured.adaptive_fastfood import AdaptiveFastfood
+from kogata.methods.structured.block_circulant import BlockCirculant
 from kogata.methods.structured.block_diagonal import BlockDiagonal
 from kogata.methods.structured.butterfly import Butterfly
-from kogata.methods.structured.circulant import BlockCirculant
-from kogata.methods.structured.displacement import LowDisplacement
-from kogata.methods.structured.fastfood import AdaptiveFastfood
 from kogata.methods.structured.kronecker import Kronecker
+from kogata.methods.structured.low_displacement import LowDisplacement
 from kogata.methods.structured.monarch import Monarch
 
 METHODS: tuple[type[Method], ...] = (

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from kogata.report.data import Report
-from kogata.report.rows import Row, layer_rows
+from kogata.report.rows import TableRow, layer_rows
 from kogata.report.words import number, score, score_decimals, size
 
 Figure = dict[str, Any]  # plotly's own schema: {"data": [...], "layout": {...}}
@@ -122,7 +122,7 @@ def _picture(report: Report, axis: Figure, x: list[Any], arrow_x: list[float], l
     return {"data": [trace], "layout": _layout(300, axis, y_axis) | {"annotations": [arrow], "margin": margin}}
 
 
-def _planes(report: Report, rows: list[Row]) -> Figure | None:
+def _planes(report: Report, rows: list[TableRow]) -> Figure | None:
     if not rows and not report.rest_bytes:
         return None
     totals: Counter[str] = Counter()
@@ -144,7 +144,7 @@ def _planes(report: Report, rows: list[Row]) -> Figure | None:
     return {"data": traces, "layout": layout | {"barmode": "stack"}}
 
 
-def _dense(rows: list[Row]) -> Figure | None:
+def _dense(rows: list[TableRow]) -> Figure | None:
     if not rows:
         return None
     values = [row.dense_bytes for row in rows]
@@ -152,7 +152,7 @@ def _dense(rows: list[Row]) -> Figure | None:
     return {"data": [{**trace, "showlegend": False}], "layout": _bar_layout(rows, values, size)}
 
 
-def _time(rows: list[Row]) -> Figure | None:
+def _time(rows: list[TableRow]) -> Figure | None:
     if all(row.dense_ms is None and row.ms is None for row in rows):
         return None
     labels = [row.site for row in rows]
@@ -165,7 +165,7 @@ def _time(rows: list[Row]) -> Figure | None:
     return {"data": traces, "layout": layout | {"barmode": "group"}}
 
 
-def _loss(rows: list[Row]) -> Figure | None:
+def _loss(rows: list[TableRow]) -> Figure | None:
     values = [row.loss for row in rows]
     if all(value is None for value in values):
         return None
@@ -248,7 +248,7 @@ def _bars(name: str, values: Values, labels: list[str], text: Callable[[Any], st
 
 
 def _bar_layout(
-    rows: list[Row],
+    rows: list[TableRow],
     lengths: Values,
     text: Callable[[Any], str],
     *,
@@ -293,7 +293,7 @@ def _off_the_scale(position: int, text: str) -> Figure:
     }
 
 
-def _short(rows: list[Row]) -> list[str]:
+def _short(rows: list[TableRow]) -> list[str]:
     """Site names that fit: first the parts that all share are dropped at the end, then at the front, then it is cut."""
     parts = [row.site.split(".") for row in rows if row.layers == 1]
 

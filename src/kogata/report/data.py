@@ -14,9 +14,9 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, TypeAdapter
 
-from kogata.atomic import writing
 from kogata.errors import DataError
 from kogata.job import Step
+from kogata.system.atomic import writing
 
 SCHEMA = 1
 

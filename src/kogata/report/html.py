@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from kogata.atomic import writing
 from kogata.report import words
 from kogata.report.charts import LIMIT, charts
 from kogata.report.data import Report
 from kogata.report.rows import layer_rows, total_row
+from kogata.system.atomic import writing
 
 
 @dataclass(frozen=True, kw_only=True)

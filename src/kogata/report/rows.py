@@ -13,7 +13,7 @@ UNSTORED = "not in a plane"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """One line: a layer, or several summed."""
 
     site: str
@@ -34,7 +34,7 @@ class Row:
         return 8 * self.bytes / self.weights if self.weights else None
 
 
-def layer_rows(report: Report, limit: int | None) -> list[Row]:
+def layer_rows(report: Report, limit: int | None) -> list[TableRow]:
     """The layers in the network's order; past ``limit`` the largest ones (of the compressed file), then the others."""
     if limit is None or len(report.layers) <= limit:
         return [_row(layer) for layer in report.layers]
@@ -44,19 +44,19 @@ def layer_rows(report: Report, limit: int | None) -> list[Row]:
     return [_row(report.layers[i]) for i in kept] + [others]
 
 
-def total_row(report: Report) -> Row:
+def total_row(report: Report) -> TableRow:
     """All layers summed. No time or loss: neither adds up to the model's."""
     total = _sum("all layers", [_row(layer) for layer in report.layers])
     return replace(total, dense_ms=None, ms=None, loss=None)
 
 
-def _row(layer: Layer) -> Row:
+def _row(layer: Layer) -> TableRow:
     planes: Counter[str] = Counter()
     for plane in layer.planes:
         planes[plane.name] += plane.bytes
     if layer.bytes > planes.total():
         planes[UNSTORED] = layer.bytes - planes.total()
-    return Row(
+    return TableRow(
         site=layer.site,
         layers=1,
         form=layer.form,
@@ -71,11 +71,11 @@ def _row(layer: Layer) -> Row:
     )
 
 
-def _sum(name: str, rows: list[Row]) -> Row:
+def _sum(name: str, rows: list[TableRow]) -> TableRow:
     planes: Counter[str] = Counter()
     for row in rows:
         planes.update(row.planes)
-    return Row(
+    return TableRow(
         site=name,
         layers=len(rows),
         form="",

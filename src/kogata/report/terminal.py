@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kogata.report.data import Report, Side
-from kogata.report.rows import Row, layer_rows, total_row
+from kogata.report.rows import TableRow, layer_rows, total_row
 from kogata.report.words import (
     FASTER,
     NOTHING,
@@ -116,7 +116,7 @@ def _layers(report: Report, console: Console) -> Table:
     return table
 
 
-def _cells(row: Row, console: Console, wide: bool) -> list[Text]:
+def _cells(row: TableRow, console: Console, wide: bool) -> list[Text]:
     site, form = safe(console, row.site.replace("\n", " ")), safe(console, row.form.replace("\n", " "), "dim")
     names = [site, form] if wide else [Text("\n").join([site, form]) if row.form else site]
     return names + [

@@ -12,15 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from kogata.calibrate import evaluating
 from kogata.errors import UsageError
 from kogata.job import Task
+from kogata.network.batch import evaluating
 from kogata.tasks import networks
 from kogata.tasks.batches import Batches, Normalization
 from kogata.tasks.data import Name, cache_folder, load
 from kogata.tasks.images import CIFAR10, load_pictures
 from kogata.tasks.kept import keep, read_kept
-from kogata.train import Training, fit, task_loss
+from kogata.training.loop import Training, fit, task_loss
 
 SHIPPED = Path(__file__).parent / "weights"
 CALIBRATION = 1024  # examples

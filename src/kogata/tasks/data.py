@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from kogata import progress
 from kogata.errors import DataError
+from kogata.system import progress
 from kogata.tasks.idx import read_idx
 
 Name = Literal["mnist", "fashion-mnist"]

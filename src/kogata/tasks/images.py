@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kogata import progress
 from kogata.errors import DataError, UsageError
+from kogata.system import progress
 from kogata.tasks.data import cache_folder, named_folder
 from kogata.tasks.idx import REMEDY
 from kogata.tasks.kept import keep, read_kept

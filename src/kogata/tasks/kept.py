@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kogata.atomic import writing
 from kogata.errors import DataError
+from kogata.system.atomic import writing
 
 log = logging.getLogger("kogata")
 

@@ -15,11 +15,12 @@ from typing import final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Dense, Form, Product, Role
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
-from kogata.stats import Stat, Stats
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 
 POOLED = "oc,p->ocp"  # what a class takes of each map, the weight of each place
 

@@ -17,13 +17,14 @@ from typing import final
 
 from torch import nn
 
-from kogata import depth, surgery
-from kogata.batch import call, tensors
-from kogata.calibrate import Probe, evaluating
+from kogata.calibration.probe import Probe
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Job, Row
-from kogata.method import About, Method
+from kogata.methods.base.method import About, Method
+from kogata.network import depth, surgery
+from kogata.network.batch import call, evaluating, tensors
+from kogata.network.sites import model_bits, selected_sites, sites_of
 
 
 @final
@@ -68,7 +69,7 @@ class Shallower(Method):
                 f"selected, and more than {self.keep}."
             )
         probe = Probe(job)
-        model, bits = _without(job, dropped), surgery.bits(job.model)
+        model, bits = _without(job, dropped), model_bits(job.model)
         if reason := _failure(model, probe):
             names = ", ".join(entry.name for entry in dropped)
             raise NotApplicable(f"shallower: without {names} the model {reason}. Choose layers with like inputs and outputs.")
@@ -76,7 +77,7 @@ class Shallower(Method):
         for entry in dropped:
             single = _without(job, [entry])
             loss = None if _failure(single, probe) else probe.loss(single) - probe.base
-            before = bits - surgery.bits(single)
+            before = bits - model_bits(single)
             rows.append(Row(method="shallower", site=entry.name, bits_before=before, bits_after=0.0, loss=loss))
         note = "not all of its weights are selected"
         rows += [
@@ -123,9 +124,9 @@ def _entries(path: str, layers: depth.Layers) -> Iterator[_Entry]:
 
 def _unselected(job: Job) -> set[str]:
     """The paths of all modules that hold, at any depth, a matrix that is not selected."""
-    chosen = set(surgery.selected(job))
+    chosen = set(selected_sites(job))
     found = set[str]()
-    for site in surgery.sites(job.model):
+    for site in sites_of(job.model):
         if site not in chosen and site.role is Role.MATRIX:
             for name in (site.name, *site.aliases):
                 parts = name.split(".")

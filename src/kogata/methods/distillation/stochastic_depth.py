@@ -17,13 +17,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kogata import surgery
-from kogata.calibrate import evaluating
 from kogata.errors import NotApplicable, UsageError
 from kogata.job import Job
-from kogata.method import About, Method
-from kogata.methods.distillation.recover import Recover
-from kogata.train import Regime
+from kogata.methods.base.method import About, Method
+from kogata.methods.recover import Recover
+from kogata.network import surgery
+from kogata.network.batch import evaluating
+from kogata.network.sites import sites_of
+from kogata.training.wrapper import TrainingWrapper
 
 _SCALABLE = (
     nn.Linear,
@@ -55,7 +56,7 @@ class Branch(nn.Module):
         return zeros
 
 
-class StochasticDepthRegime(Regime):
+class StochasticDepthRegime(TrainingWrapper):
     """A model whose branches are left out at random."""
 
     def __init__(self, model: nn.Module, paths: Sequence[str], survival: float) -> None:
@@ -111,7 +112,7 @@ class StochasticDepth(Method):
         paths = [path for path, _ in twin.named_modules() if path and fnmatchcase(path, self.branches)]
         if not paths:
             raise NotApplicable(f"stochastic-depth: no module of this model matches {self.branches!r}; name its branches.")
-        tied = {name for site in surgery.sites(twin) if site.aliases for name in (site.name, *site.aliases)}
+        tied = {name for site in sites_of(twin) if site.aliases for name in (site.name, *site.aliases)}
         for path in paths:
             name, last = _last(path, twin.get_submodule(path))
             own = dict(last.named_parameters(recurse=False))
@@ -124,10 +125,10 @@ class StochasticDepth(Method):
         return StochasticDepthRegime(twin, paths, self.survival)
 
     def apply(self, job: Job) -> Job:
-        """Train under the regime and finish it; raises DataError without training data."""
-        regime = self.begin(job.model)
-        epochs = self.recover.train(regime, job, self.ABOUT.name)
-        return replace(job, model=regime.finish(), epochs=epochs)
+        """Train under the wrapper and finish it; raises DataError without training data."""
+        wrapper = self.begin(job.model)
+        epochs = self.recover.train(wrapper, job, self.ABOUT.name)
+        return replace(job, model=wrapper.finish(), epochs=epochs)
 
 
 def _last(path: str, branch: nn.Module) -> tuple[str, nn.Module]:

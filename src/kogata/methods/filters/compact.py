@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.job import Site
-from kogata.methods.lowrank import factors
-from kogata.methods.lowrank.whitened_svd import DAMPING, multiple, seen
-from kogata.stats import Stats
+from kogata.methods.base.guards import kernel_of, refuse_unless_finite
+from kogata.methods.kernels.whitening import DAMPING, multiple, seen
 
 
 def gram_of(weight: Tensor, site: Site, stats: Stats) -> Tensor:
@@ -21,7 +21,7 @@ def gram_of(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     Raises NotApplicable for grouped convolutions, DataError for weights that are not finite.
     """
     if stats.gram_GII is None:
-        factors.refuse_unless_finite(weight, site)
+        refuse_unless_finite(weight, site)
         return torch.eye(weight[0].numel(), dtype=torch.float64)
     gram_II = seen(weight, site, stats)
     return gram_II + multiple(DAMPING, gram_II)
@@ -29,7 +29,7 @@ def gram_of(weight: Tensor, site: Site, stats: Stats) -> Tensor:
 
 def centre_of(weight: Tensor, method: str) -> int:
     """The place in the centre of the flattened kernel. Raises NotApplicable as ``kernel_of`` does, and for even sides."""
-    kernel = factors.kernel_of(weight, method)
+    kernel = kernel_of(weight, method)
     if any(side % 2 == 0 for side in kernel):
         raise NotApplicable(f"a kernel of {'×'.join(map(str, kernel))} places has none in its centre for the smaller filters")
     return math.prod(kernel) // 2

@@ -17,14 +17,16 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import UsageError
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import DEPTHWISE
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
+from kogata.methods.base.guards import kernel_of, refuse_unless_fewer
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
-from kogata.methods.lowrank import factors
-from kogata.stats import Stat, Stats
+from kogata.methods.kernels import svd
 
 SWEEPS = 3  # over the channels
 
@@ -54,11 +56,11 @@ class DepthwiseSeparable(WeightMethod):
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Both layers; refused for kernels of one place, grouped convolutions, and where nothing is gained."""
-        factors.kernel_of(weight, "depthwise-separable")
+        kernel_of(weight, "depthwise-separable")
         weight_OIK = weight.flatten(2)
         outputs, inputs, places = weight_OIK.shape
         held = inputs * self.multiplier * (outputs + places)
-        factors.refuse_unless_fewer(held, weight, f"a multiplier of {self.multiplier}")
+        refuse_unless_fewer(held, weight, f"a multiplier of {self.multiplier}")
         gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
         filters_IMK = fitted(weight_OIK.double(), gram, min(self.multiplier, outputs, places))
         mix_OIM = mixed(weight_OIK.double(), gram, filters_IMK)
@@ -86,7 +88,7 @@ def fitted(weight_OIK: Tensor, gram: Tensor, count: int) -> Tensor:
 def truncated(target_OK: Tensor, lower_KK: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The nearest matrix ``[O, K]`` of rank M in the norm ‖· L‖, and its row space ``[M, K]``."""
     white_OK = target_OK @ lower_KK
-    basis_KM = factors.leading(white_OK.T, count)
+    basis_KM = svd.leading(white_OK.T, count)
     rows_MK = torch.linalg.solve_triangular(lower_KK, basis_KM.T, upper=False, left=False)
     return white_OK @ basis_KM @ rows_MK, rows_MK
 

@@ -16,17 +16,18 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Product, Role
 from kogata.forms.base import Dense
 from kogata.forms.product import SQUEEZED
 from kogata.forms.stacked import Stacked
 from kogata.job import Kind, Site
-from kogata.kernels import conjugate_gradients
-from kogata.method import About, WeightMethod
+from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_fewer
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
-from kogata.methods.lowrank import factors
-from kogata.stats import Stat, Stats
+from kogata.methods.kernels import conjugate_gradients, svd
 
 SWEEPS = 6  # of E and S in turn
 STEPS = 12  # of conjugate gradients for S, whose system is too large to factor
@@ -57,7 +58,7 @@ class Fire(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"squeeze": (0.25, 0.5, 0.75), "share": (0.25, 0.5, 0.75)}
 
     def __post_init__(self) -> None:
-        factors.check("fire (squeeze)", self.squeeze)
+        check_rank("fire (squeeze)", self.squeeze)
         if not 0 < self.share < 1:
             raise UsageError(f"fire: share is {self.share}; expected a fraction between 0 and 1, such as 0.5.")
 
@@ -65,12 +66,12 @@ class Fire(WeightMethod):
         """Squeeze and filters; refused for even kernels, kernels of one place, grouped layers, and where nothing is gained."""
         centre = compact.centre_of(weight, "fire")
         outputs, inputs, *kernel = weight.shape
-        width, count = factors.resolved(self.squeeze, inputs), compact.large_filters(self.share, outputs)
+        width, count = rank_of(self.squeeze, inputs), compact.large_filters(self.share, outputs)
         if width > inputs:
             raise NotApplicable(f"a squeeze of {inputs} channels to {width} is none")
         places = weight[0, 0].numel()
         held = width * (inputs + outputs - count + count * places)
-        factors.refuse_unless_fewer(held, weight, f"fire with {width} channels between")
+        refuse_unless_fewer(held, weight, f"fire with {width} channels between")
         gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
         found, squeeze_SI = fitted(weight.flatten(2).double(), gram, centre, width, count)
         filters = (found.small_OS.reshape(-1, width, *(1 for _ in kernel)), found.large_OSK.reshape(-1, width, *kernel))
@@ -94,7 +95,7 @@ def leading(weight_OIK: Tensor, gram: Tensor, width: int) -> Tensor:
     mean_II = torch.einsum("ikjk->ij", gram) / gram.shape[1]
     lower_II = torch.linalg.cholesky(mean_II)
     white_QI = weight_OIK.permute(0, 2, 1).flatten(0, 1) @ lower_II
-    basis_IS = factors.leading(white_QI.T, width)
+    basis_IS = svd.leading(white_QI.T, width)
     squeeze_SI = torch.linalg.solve_triangular(lower_II, basis_IS.T, upper=False, left=False)
     return squeeze_SI / squeeze_SI.norm(dim=1, keepdim=True)
 

@@ -15,13 +15,14 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.forms.stacked import Stacked
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
-from kogata.stats import Stat, Stats
 
 
 @final

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats, power
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Permuted, Sum
 from kogata.forms.index_map import IndexMap
 from kogata.forms.tied import Tied
 from kogata.job import Site
-from kogata.methods.lowrank import factors
+from kogata.methods.base.guards import check_rank, refuse_unless_finite
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
-from kogata.stats import Stats, power
 
 
 def check(name: str, tolerance: float | None, residual: float) -> None:
@@ -30,7 +30,7 @@ def check(name: str, tolerance: float | None, residual: float) -> None:
             f"{name}: tolerance is {tolerance}; expected a relative error such as 0.3, or none to share everywhere."
         )
     if residual != 0:
-        factors.check(f"{name}: residual", residual)
+        check_rank(f"{name}: residual", residual)
 
 
 def refuse_unless_shareable(weight: Tensor, site: Site, stats: Stats, copies: int) -> None:
@@ -45,7 +45,7 @@ def refuse_unless_shareable(weight: Tensor, site: Site, stats: Stats, copies: in
         raise NotApplicable("it is a grouped or depthwise convolution, whose filters read different inputs")
     if len(weight) % copies:
         raise NotApplicable(f"its {len(weight)} filters are no multiple of {copies}")
-    factors.refuse_unless_finite(weight, site)
+    refuse_unless_finite(weight, site)
 
 
 def refuse_unless_square(weight: Tensor, what: str) -> None:

@@ -20,14 +20,15 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import CP as EQUATIONS
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank import factors
+from kogata.methods.base.guards import check_rank, kernel_of, rank_of, refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.lowrank.tucker import bases
-from kogata.stats import Stats
 
 TRIAL = 10  # sweeps of each start
 SWEEPS = 150  # of the better one, at most
@@ -59,14 +60,14 @@ class CP(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)}
 
     def __post_init__(self) -> None:
-        factors.check("cp", self.rank)
+        check_rank("cp", self.rank)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The factors; refused for kernels of one place, for depthwise layers, and where nothing is gained."""
-        kernel = factors.kernel_of(weight, "cp")
-        rank = factors.resolved(self.rank, weight.numel() // max(weight.shape))
-        factors.refuse_unless_fewer(rank * sum(weight.shape), weight, f"cp of rank {rank}")
-        factors.refuse_unless_finite(weight, site)
+        kernel = kernel_of(weight, "cp")
+        rank = rank_of(self.rank, weight.numel() // max(weight.shape))
+        refuse_unless_fewer(rank * sum(weight.shape), weight, f"cp of rank {rank}")
+        refuse_unless_finite(weight, site)
         norm = float(weight.double().square().sum())
         if norm == 0:
             raise NotApplicable("all its weights are zero")

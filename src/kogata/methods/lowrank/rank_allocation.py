@@ -4,7 +4,7 @@ Each layer's options are the ranks r of a whitened SVD (``whitened_svd.py``), wi
 cost O · I. The error is twice the loss that a layer's change of output costs, by second order and with the Hessian of the layer
 as a Kronecker product (Martens and Grosse 2015, 1503.05671): of the singular values σ_i and left vectors p_i of W S,
     e(r) = tr (W − W̃) G (W − W̃)ᵀ H = Σ_{i>r} σ_i² p_iᵀ H p_i,
-with H the second moment of the gradients of the outputs. ``kogata.allocation`` shares the budget out.
+with H the second moment of the gradients of the outputs. ``kogata.methods.base.allocation`` shares the budget out.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from kogata import calibrate, surgery
-from kogata.allocation import Option, allocated, hull
+from kogata.calibration.batches import first_batch
+from kogata.calibration.costs import macs
+from kogata.calibration.gather import gather
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form
 from kogata.job import Job, Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank.whitened_svd import WhitenedSVD, encoded_in_turn, spectrum
-from kogata.profile import macs
-from kogata.stats import Stat, Stats
+from kogata.methods.base.allocation import Option, allocated, hull
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels.whitening import spectrum
+from kogata.methods.lowrank.whitened_svd import WhitenedSVD, encoded_in_turn
+from kogata.network.sites import form_at, leaves_of, selected_sites
 
 Leaf = tuple[str, tuple[int, ...]]  # a site's name, and the shape of a leaf of it
 
@@ -72,12 +76,12 @@ class RankAllocation(WeightMethod):
 
     def _ranks(self, job: Job) -> Mapping[Leaf, int | None]:
         """The rank of each leaf that can be factored, None where it stays as it is."""
-        sites = surgery.selected(job)
+        sites = selected_sites(job)
         found, whole = dict[Leaf, list[Option[int | None]]](), 0.0
-        uses = macs(job.model, calibrate.first_batch(job.model, job.task)[0]) if self.cost == "macs" else {}
-        for site, gathered in calibrate.gather(job, sites, self.NEEDS, job.model):
-            root = surgery.form_at(job.model, site)
-            for path, leaf, part in surgery.leaves(root, site):
+        uses = macs(job.model, first_batch(job.model, job.task)[0]) if self.cost == "macs" else {}
+        for site, gathered in gather(job, sites, self.NEEDS, job.model):
+            root = form_at(job.model, site)
+            for path, leaf, part in leaves_of(root, site):
                 weight = leaf.values.detach().float().cpu()
                 price = 1.0 if self.cost == "parameters" else uses.get(site.name, 0) / torch.Size(site.shape).numel()
                 if not (price and site.kind in self.ABOUT.layers and leaf.role in self.ACCEPTS):

@@ -14,13 +14,15 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import SEPARABLE
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank import factors
-from kogata.stats import Stats
+from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_finite
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import svd
 
 
 @final
@@ -45,7 +47,7 @@ class Separable(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
 
     def __post_init__(self) -> None:
-        factors.check("separable", self.rank)
+        check_rank("separable", self.rank)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best pair of filters; refused where the kernel has no extent along both axes, and where nothing is gained."""
@@ -53,11 +55,11 @@ class Separable(WeightMethod):
             raise NotApplicable(f"only a kernel with an extent along two axes can be parted, this weight is {site.shape}")
         outputs, inputs, height, width = weight.shape
         matrix = weight.permute(1, 2, 3, 0).reshape(inputs * height, width * outputs)
-        rank = factors.resolved(self.rank, min(matrix.shape))
+        rank = rank_of(self.rank, min(matrix.shape))
         if rank * sum(matrix.shape) >= weight.numel():
             raise NotApplicable(f"rank {rank} of {min(matrix.shape)} holds no fewer numbers than the weight {site.shape}")
-        factors.refuse_unless_finite(weight, site)
-        u, s_R, v = factors.truncated(matrix, rank)
+        refuse_unless_finite(weight, site)
+        u, s_R, v = svd.truncated(matrix, rank)
         root_R = s_R.sqrt()
         down_RIH = (u * root_R).T.reshape(rank, inputs, height)
         across_ORW = (root_R[:, None] * v).reshape(rank, width, outputs).permute(2, 0, 1)

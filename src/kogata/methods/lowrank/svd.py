@@ -13,12 +13,14 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank import factors
-from kogata.stats import Stats
+from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_finite
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import svd
 
 
 @final
@@ -39,20 +41,20 @@ class SVD(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
 
     def __post_init__(self) -> None:
-        factors.check("svd", self.rank)
+        check_rank("svd", self.rank)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best product of the given rank; refused where it would hold as many numbers as the weight."""
         rows_OI = weight.flatten(1)
         rank = pair_rank(rows_OI, self.rank)
-        factors.refuse_unless_finite(weight, site)
-        return factors.pair(rows_OI, rank, weight.shape)
+        refuse_unless_finite(weight, site)
+        return svd.pair(rows_OI, rank, weight.shape)
 
 
 def pair_rank(rows_OI: Tensor, rank: float) -> int:
     """The rank of two factors as a count. Raises NotApplicable where they would hold as many numbers as the matrix."""
     full = min(rows_OI.shape)
-    count = factors.resolved(rank, full)
+    count = rank_of(rank, full)
     if count * sum(rows_OI.shape) >= rows_OI.numel():
         raise NotApplicable(f"rank {count} of {full} holds no fewer numbers than the matrix {tuple(rows_OI.shape)}")
     return count

@@ -17,12 +17,15 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Product, Role
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank import factors
-from kogata.stats import Stats
+from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import svd
+from kogata.methods.kernels.svd import parted
 
 MOST = len(ascii_letters) // 3  # cores that the letters of an equation are enough for
 
@@ -52,7 +55,7 @@ class TensorTrain(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.2, 0.3, 0.5), "cores": (2, 3, 4)}
 
     def __post_init__(self) -> None:
-        factors.check("tensor-train", self.rank)
+        check_rank("tensor-train", self.rank)
         if not 2 <= self.cores <= MOST:
             raise UsageError(f"tensor-train: cores is {self.cores}; expected 2 to {MOST}.")
 
@@ -64,8 +67,8 @@ class TensorTrain(WeightMethod):
         sizes = [row * column for row, column in zip(rows, columns, strict=True)]
         ranks = links(sizes, self.rank)
         held = sum(before * size * after for before, size, after in zip([1, *ranks], sizes, [*ranks, 1], strict=True))
-        factors.refuse_unless_fewer(held, weight, f"a tensor train of sizes {sizes} and ranks {ranks}")
-        factors.refuse_unless_finite(weight, site)
+        refuse_unless_fewer(held, weight, f"a tensor train of sizes {sizes} and ranks {ranks}")
+        refuse_unless_finite(weight, site)
         order = [axis for k in range(self.cores) for axis in (k, self.cores + k)]
         tensor = weight.double().reshape(*rows, *columns).permute(order)
         cores = [core.to(weight.dtype) for core in train(tensor.reshape(sizes), ranks)]
@@ -80,7 +83,7 @@ def train(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     for size, rank in zip(tensor.shape, ranks, strict=False):
         before = len(rest)
         unfolded = rest.reshape(before * size, -1)
-        basis = factors.leading(unfolded, rank) if len(unfolded) <= unfolded.shape[1] else factors.truncated(unfolded, rank)[0]
+        basis = svd.leading(unfolded, rank) if len(unfolded) <= unfolded.shape[1] else svd.truncated(unfolded, rank)[0]
         rest = basis.T @ unfolded
         cores.append(basis.reshape(before, size, rank))
     return [*cores, rest.reshape(len(rest), tensor.shape[-1], 1)]
@@ -91,23 +94,9 @@ def links(sizes: Sequence[int], rank: float) -> list[int]:
     found, before = list[int](), 1
     for k in range(1, len(sizes)):
         full = min(before * sizes[k - 1], math.prod(sizes[k:]))
-        before = min(factors.resolved(rank, full), full)
+        before = min(rank_of(rank, full), full)
         found.append(before)
     return found
-
-
-def parted(size: int, count: int) -> list[int]:
-    """``count`` whole numbers with the product ``size``, in rising order, each the divisor nearest to an equal share.
-
-    >>> parted(384, 3), parted(30522, 3)
-    ([6, 8, 8], [1, 6, 5087])
-    """
-    if count == 1:
-        return [size]
-    share = math.log(size) / count
-    divisors = [k for k in range(1, math.isqrt(size) + 1) if size % k == 0]
-    nearest = min(divisors + [size // k for k in divisors], key=lambda divisor: (abs(math.log(divisor) - share), divisor))
-    return sorted([nearest, *parted(size // nearest, count - 1)])
 
 
 def equation(cores: int) -> str:

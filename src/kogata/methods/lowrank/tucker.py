@@ -17,12 +17,14 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import TUCKER
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank import factors
-from kogata.stats import Stats
+from kogata.methods.base.guards import check_rank, kernel_of, rank_of, refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import svd
 
 STEPS = 3  # of orthogonal iteration for each side
 
@@ -49,16 +51,16 @@ class Tucker2(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}
 
     def __post_init__(self) -> None:
-        factors.check("tucker-2", self.rank)
+        check_rank("tucker-2", self.rank)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Two bases and a core; refused for kernels of one place, for depthwise layers, and where nothing is gained."""
-        factors.kernel_of(weight, "tucker-2")
+        kernel_of(weight, "tucker-2")
         weight_OIK = weight.flatten(2)
-        ranks = [min(factors.resolved(self.rank, channels), channels) for channels in weight.shape[:2]]
+        ranks = [min(rank_of(self.rank, channels), channels) for channels in weight.shape[:2]]
         held = ranks[0] * weight.shape[0] + ranks[1] * weight.shape[1] + ranks[0] * ranks[1] * weight_OIK.shape[2]
-        factors.refuse_unless_fewer(held, weight, f"tucker-2 of ranks {ranks}")
-        factors.refuse_unless_finite(weight, site)
+        refuse_unless_fewer(held, weight, f"tucker-2 of ranks {ranks}")
+        refuse_unless_finite(weight, site)
         left_OS, right_IR = bases(weight_OIK, ranks[0], ranks[1])
         core_SRK = torch.einsum("oik,os,ir->srk", weight_OIK, left_OS, right_IR)
         return Product.of(TUCKER, [left_OS, core_SRK, right_IR.T], weight.shape)
@@ -67,8 +69,8 @@ class Tucker2(WeightMethod):
 def bases(weight_OIK: Tensor, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     """Orthonormal bases ``[O, S]`` and ``[I, R]`` of so many output and input channels."""
     by_input = weight_OIK.transpose(0, 1)
-    left_OS = factors.leading(weight_OIK.flatten(1), outputs)
-    right_IR = factors.leading(by_input.flatten(1), inputs)
+    left_OS = svd.leading(weight_OIK.flatten(1), outputs)
+    right_IR = svd.leading(by_input.flatten(1), inputs)
     for _ in range(STEPS):
         left_OS = _turned(torch.einsum("oik,ir->ork", weight_OIK, right_IR).flatten(1), left_OS)
         right_IR = _turned(torch.einsum("iok,os->isk", by_input, left_OS).flatten(1), right_IR)

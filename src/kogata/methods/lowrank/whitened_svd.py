@@ -19,21 +19,21 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
-from kogata import calibrate, surgery
-from kogata.errors import NotApplicable
+from kogata.calibration.gather import gather
+from kogata.calibration.stats import Stat, Stats
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import PAIR
 from kogata.job import Job, Kind, Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank import factors
+from kogata.methods.base.guards import check_rank
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import svd
+from kogata.methods.kernels.whitening import corrected, spectrum
 from kogata.methods.lowrank.svd import pair_rank
-from kogata.stats import Stat, Stats
-
-DAMPING = torch.finfo(torch.float32).eps  # of G's trace: below it G, a sum in float32, is noise, and the weight decides
-RIDGE = 1e-3  # λ, of G's trace: less of it fits what is peculiar to the calibration data
+from kogata.network import surgery
+from kogata.network.sites import selected_sites
 
 
 @final
@@ -61,7 +61,7 @@ class WhitenedSVD(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
 
     def __post_init__(self) -> None:
-        factors.check("whitened-svd", self.rank)
+        check_rank("whitened-svd", self.rank)
 
     def apply(self, job: Job) -> Job:
         """Encode every selected layer, on what the layers before it have become."""
@@ -73,7 +73,7 @@ class WhitenedSVD(WeightMethod):
         aim = corrected(weight, site, stats) if self.correct else weight
         _, basis_OO = spectrum(aim, site, stats)
         left_OR = basis_OO[:, :rank]
-        pair = factors.balanced(left_OR, left_OR.T @ aim.flatten(1).double())
+        pair = svd.balanced(left_OR, left_OR.T @ aim.flatten(1).double())
         return Product.of(PAIR, [factor.to(weight.dtype) for factor in pair], weight.shape)
 
 
@@ -81,48 +81,5 @@ def encoded_in_turn(method: WeightMethod, job: Job, *, correct: bool) -> Job:
     """The job after a method that looks at the inputs of each layer, and with ``correct`` at those of the net before."""
     model = surgery.clone(job.model)
     needs = frozenset({Stat.GRAM, Stat.CROSS}) if correct else frozenset({Stat.GRAM})
-    with closing(calibrate.gather(job, surgery.selected(job), needs, model)) as gathered:
+    with closing(gather(job, selected_sites(job), needs, model)) as gathered:
         return method.encode_each(job, model, gathered)
-
-
-def corrected(weight: Tensor, site: Site, stats: Stats) -> Tensor:
-    """The weight that gives, on the inputs it gets, most nearly what ``weight`` gave on those of the net before.
-
-    Of its shape, in float64. Raises as ``spectrum`` does, and NotApplicable without the statistics of both nets.
-    """
-    gram_II = seen(weight, site, stats)
-    if stats.cross_GII is None:
-        raise NotApplicable("its inputs in the net before could not be seen")
-    ridge_II = multiple(RIDGE, gram_II)
-    wanted_OI = weight.flatten(1).double() @ (stats.cross_GII[0].double() + ridge_II)
-    return torch.linalg.solve(gram_II + ridge_II, wanted_OI, left=False).reshape(weight.shape)
-
-
-def spectrum(weight: Tensor, site: Site, stats: Stats) -> tuple[Tensor, Tensor]:
-    """The squared singular values of W S, largest first, and its left singular vectors ``[O, min(O, I)]``, in float64.
-
-    Raises NotApplicable where the inputs of the weight cannot be seen as one matrix, DataError where it is not finite.
-    """
-    gram_II = seen(weight, site, stats)
-    gram_II = gram_II + multiple(DAMPING, gram_II)
-    matrix_OI = weight.flatten(1).double()
-    basis = torch.eye(len(matrix_OI), dtype=torch.float64)
-    if len(matrix_OI) > len(gram_II):
-        basis, matrix_OI = torch.linalg.qr(matrix_OI)  # the same column space, from as few rows as there are columns
-    values, vectors = torch.linalg.eigh(matrix_OI @ gram_II @ matrix_OI.T)
-    return values.clamp_min(0).flip(0), basis @ vectors.flip(1)
-
-
-def seen(weight: Tensor, site: Site, stats: Stats) -> Tensor:
-    """The gram of the weight's inputs ``[I, I]``, in float64. Raises as ``spectrum`` does."""
-    if stats.gram_GII is None or stats.gram_GII.shape[1] != weight[0].numel():
-        raise NotApplicable("its inputs could not be matched to the columns of this weight")
-    if len(stats.gram_GII) > 1:
-        raise NotApplicable("it is a grouped convolution, whose rows have no inputs in common")
-    factors.refuse_unless_finite(weight, site)
-    return stats.gram_GII[0].double()
-
-
-def multiple(part: float, gram_II: Tensor) -> Tensor:
-    """The identity times ``part`` of the trace of ``gram_II``; a little of it where no input is ever seen."""
-    return max(part * float(gram_II.trace()), torch.finfo(torch.float32).tiny) * torch.eye(len(gram_II), dtype=torch.float64)

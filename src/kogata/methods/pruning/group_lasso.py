@@ -19,14 +19,14 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from kogata import surgery
 from kogata.errors import UsageError
 from kogata.forms import Role
-from kogata.method import About
-from kogata.methods.distillation.recover import Recover
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
 from kogata.methods.pruning.masks import kept
-from kogata.train import Regime
-from kogata.training_method import Target, TrainingMethod
+from kogata.methods.recover import Recover
+from kogata.network import surgery
+from kogata.training.wrapper import TrainingWrapper
 
 Groups = Literal["filters", "channels", "shapes", "depth"]
 
@@ -62,15 +62,15 @@ class GroupLasso(TrainingMethod):
         if not 0 < self.strength < math.inf:
             raise UsageError(f"group-lasso: strength is {self.strength}; expected more than 0, such as 0.1.")
 
-    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """The model itself, with the proximal step on its targets."""
         return _Shrinking(model, targets, self)
 
 
-class _Shrinking(Regime):
+class _Shrinking(TrainingWrapper):
     progress: Tensor
 
-    def __init__(self, model: nn.Module, targets: Sequence[Target], method: GroupLasso) -> None:
+    def __init__(self, model: nn.Module, targets: Sequence[TrainedLeaf], method: GroupLasso) -> None:
         super().__init__(model)
         self._targets, self._method = list(targets), method
         self.register_buffer("progress", torch.zeros(()))

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Masked
-from kogata.kernels.obs import largest
-from kogata.training_method import Target
+from kogata.methods.base.trained import TrainedLeaf
+from kogata.methods.kernels.obs import largest
 
 
-def counts(targets: Sequence[Target], sparsity: float) -> list[int]:
+def counts(targets: Sequence[TrainedLeaf], sparsity: float) -> list[int]:
     """How many entries of each target are kept, at least one; earlier pruning counts towards ``sparsity``.
 
     Raises NotApplicable when every target keeps all it has.

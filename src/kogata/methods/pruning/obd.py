@@ -14,13 +14,16 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from kogata import calibrate, surgery
+from kogata.calibration.gather import gather
+from kogata.calibration.stats import Gathered, Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
-from kogata.method import About, WeightMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.pruning import masks
-from kogata.stats import Gathered, Stat, Stats
+from kogata.network import surgery
+from kogata.network.sites import form_at, leaves_of, selected_sites
 
 
 @final
@@ -54,7 +57,7 @@ class OBD(WeightMethod):
         """Each layer by itself, or all under one threshold."""
         if self.scope == "layer":
             return super().apply(job)
-        gathered = list(calibrate.gather(job, surgery.selected(job), self.NEEDS, job.model))
+        gathered = list(gather(job, selected_sites(job), self.NEEDS, job.model))
         return self._threshold(job, gathered).encode_each(job, surgery.clone(job.model), gathered)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
@@ -66,8 +69,8 @@ class OBD(WeightMethod):
         """The one saliency from which on weights are kept, so that the selected layers together meet the sparsity."""
         scores, total = list[Tensor](), 0
         for site, found in gathered:
-            form = surgery.form_at(job.model, site)
-            for path, leaf, part in surgery.leaves(form, site):
+            form = form_at(job.model, site)
+            for path, leaf, part in leaves_of(form, site):
                 if leaf.role in self.ACCEPTS:
                     scores.append(saliency(leaf.values.detach().float().cpu(), found.of(form, path)))
                     total += torch.Size(part.shape).numel()

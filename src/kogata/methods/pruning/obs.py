@@ -20,13 +20,14 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Masked, Role
 from kogata.job import Job, Kind, Site
-from kogata.kernels import obq, obs
-from kogata.method import About, WeightMethod
-from kogata.methods.quantization.gptq import Layer, layer_of
-from kogata.stats import Stat, Stats
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import obq, obs
+from kogata.methods.kernels.compensated import RoundedLayer, layer_of
 
 ROUNDS = 16
 STEPS, LAST = 6, 40  # of conjugate gradients on the kept weights, in a round and after the last
@@ -100,7 +101,7 @@ class _Kronecker(WeightMethod):
         return pruned(layer, weight.shape, self.sparsity, obq.damped(stats.gradient_OO, self.damping))
 
 
-def pruned(layer: Layer, shape: torch.Size, sparsity: float, outer_OO: Tensor | None = None) -> Masked:
+def pruned(layer: RoundedLayer, shape: torch.Size, sparsity: float, outer_OO: Tensor | None = None) -> Masked:
     """The weights of highest saliency, compensated. Raises NotApplicable where that is all or none of them."""
     count = shape.numel()
     keep = round((1 - sparsity) * count)

@@ -16,13 +16,15 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Masked, Role
 from kogata.job import Job, Site
-from kogata.kernels import obs
-from kogata.method import About, WeightMethod, follow
-from kogata.methods.quantization.gptq import layer_of, rounded
-from kogata.stats import Stat, Stats
+from kogata.methods.base.method import About
+from kogata.methods.base.selection import follow
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import obs
+from kogata.methods.kernels.compensated import layer_of, rounded
 
 STEPS = 12  # of conjugate gradients on the kept weights
 

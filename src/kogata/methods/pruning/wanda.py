@@ -13,11 +13,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Masked, Role
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
-from kogata.stats import Stat, Stats
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 
 
 @final

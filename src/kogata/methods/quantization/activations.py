@@ -10,52 +10,25 @@ of Jacob et al. 2018 (1712.05877), equation 1:  q(x) = s (clamp(⌊x / s⌉ + z,
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from kogata import activations, calibrate, surgery
-from kogata.activations import MAX_BITS, Dynamic, Granularity, Quantizer, Static
-from kogata.batch import call
-from kogata.errors import DataError, NotApplicable, UsageError
-from kogata.job import Job, Kind, Row, Site
-from kogata.method import About, Method
+from kogata.calibration.batches import calibration_batches
+from kogata.errors import DataError, UsageError
+from kogata.job import Job, Kind, Site
+from kogata.methods.base.activation import ActivationMethod
+from kogata.methods.base.method import About
+from kogata.network.batch import call, evaluating
+from kogata.network.quantizers import MAX_BITS, Dynamic, Granularity, Quantizer, Static
 
 RATIOS = torch.linspace(0.1, 1.0, 91)  # how much of the range is kept
+
+
 SAMPLE = 1 << 14  # values of a batch that the error is measured on
-
-
-class ActivationMethod(Method):
-    """Puts a quantizer on the input of each selected linear or convolutional layer."""
-
-    @abstractmethod
-    def quantizers(self, job: Job, layers: Mapping[Site, nn.Module]) -> Mapping[Site, Quantizer | str]:
-        """One for each of ``layers`` (of ``job.model``), or the reason why there is none."""
-
-    def apply(self, job: Job) -> Job:
-        """Attach them; raises NotApplicable when no selected site is the weight of such a layer."""
-        model = surgery.clone(job.model)
-        chosen = surgery.selected(job)
-        layers = {site: layer for site in chosen if (layer := activations.layer_of(job.model, site)) is not None}
-        found = dict.fromkeys(chosen, "it is not the weight of a linear or convolutional layer") | dict(
-            self.quantizers(job, layers)
-        )
-        rows: list[Row] = []
-        for site, quantizer in found.items():
-            note = quantizer if isinstance(quantizer, str) else ""
-            if isinstance(quantizer, Quantizer):
-                weight = next(model.get_submodule(site.module).parameters())
-                activations.attach(model.get_submodule(site.module), quantizer.to(weight.device))
-            bits = surgery.form_at(model, site).stored_bits()
-            rows.append(Row(method=self.ABOUT.name, site=site.name, bits_before=bits, bits_after=bits, note=note))
-        if all(row.note for row in rows):
-            reasons = "; ".join(f"{row.site}: {row.note}" for row in rows)
-            raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")
-        return replace(job, model=model, ledger=(*job.ledger, *rows))
 
 
 @final
@@ -83,8 +56,8 @@ class StaticActivations(ActivationMethod):
         seen = {site: _Seen(site) for site in layers}
         handles = [layer.register_forward_pre_hook(seen[site], with_kwargs=True) for site, layer in layers.items()]
         try:
-            with calibrate.evaluating(job.model) as model:
-                for inputs, _ in calibrate.batches(job.model, job.task):
+            with evaluating(job.model) as model:
+                for inputs, _ in calibration_batches(job.model, job.task):
                     call(model, inputs)
         finally:
             for handle in handles:

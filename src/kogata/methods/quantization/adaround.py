@@ -19,13 +19,14 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Affine, Dense, Form, Latent, Role
 from kogata.forms.affine import as_rows, index_dtype
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
-from kogata.methods.quantization.rounding import RoundToNearest
-from kogata.stats import Stat, Stats
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.quantization.round_to_nearest import RoundToNearest
 
 RATE = 3e-2
 REGULARIZER = 3.0  # λ, times the weights of a row

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from kogata.forms import Binary, Dense, Form, Latent, Role
 from kogata.forms.latent import narrowed, straight_through
-from kogata.method import About
-from kogata.methods.distillation.recover import Recover
-from kogata.train import Regime
-from kogata.training_method import LatentRegime, Target, TrainingMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import LatentWrapper, TrainedLeaf, TrainingMethod
+from kogata.methods.recover import Recover
+from kogata.training.wrapper import TrainingWrapper
 
 
 @final
@@ -44,9 +44,9 @@ class BinaryConnect(TrainingMethod):
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.SCALE})
 
-    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values become the real weights behind signs."""
-        return LatentRegime(model, [(target, Signs(target.leaf, stochastic=self.stochastic)) for target in targets])
+        return LatentWrapper(model, [(target, Signs(target.leaf, stochastic=self.stochastic)) for target in targets])
 
 
 class Signs(Latent):

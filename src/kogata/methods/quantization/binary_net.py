@@ -18,12 +18,12 @@ from torch import nn
 
 from kogata.forms import Role
 from kogata.job import Kind, Site
-from kogata.method import About
-from kogata.methods.distillation.recover import Recover
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import LatentWrapper, TrainedLeaf, TrainingMethod
 from kogata.methods.quantization.binary_connect import Signs
 from kogata.methods.quantization.sign_activations import binarize, unreadable
-from kogata.train import Regime
-from kogata.training_method import LatentRegime, Target, TrainingMethod
+from kogata.methods.recover import Recover
+from kogata.training.wrapper import TrainingWrapper
 
 
 @final
@@ -51,7 +51,7 @@ class BinaryNet(TrainingMethod):
         """The sites before which there is no activation module."""
         return unreadable(model, sites)
 
-    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Signs in the place of the activations before the targets, and of the targets' weights."""
         binarize(model, targets)
-        return LatentRegime(model, [(target, Signs(target.leaf, stochastic=False)) for target in targets])
+        return LatentWrapper(model, [(target, Signs(target.leaf, stochastic=False)) for target in targets])

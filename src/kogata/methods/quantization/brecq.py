@@ -23,16 +23,19 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from kogata import calibrate, surgery
-from kogata.batch import call, output_error
+from kogata.calibration.batches import calibration_batches
+from kogata.calibration.sequential import in_turn
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Job, Kind, Row, Site, Task
-from kogata.lockstep import in_turn
-from kogata.method import About, Method, follow
+from kogata.methods.base.method import About, Method
+from kogata.methods.base.selection import follow
+from kogata.methods.base.trained import PreciseWrapper, TrainedLeaf
 from kogata.methods.quantization.adaround import Rounding
-from kogata.train import Training, fit
-from kogata.training_method import PreciseRegime, Target
+from kogata.network import surgery
+from kogata.network.batch import call, evaluating, output_error
+from kogata.network.sites import form_at, leaves_of, selected_sites
+from kogata.training.loop import Training, fit
 
 RATE = 3e-2
 
@@ -68,13 +71,13 @@ class BRECQ(Method):
         """Round one block after the other; raises UsageError when no module matches, or one match lies within another."""
         model = surgery.clone(job.model, share=False)
         names = self._blocks(model)
-        notes = {site: self._note(model, site, names) for site in surgery.selected(job)}
+        notes = {site: self._note(model, site, names) for site in selected_sites(job)}
         if all(notes.values()):
             raise NotApplicable("brecq: nothing to do. " + "; ".join(f"{site.name}: {notes[site]}" for site in notes) + ".")
         seen = {name: list[Any]() for name in names}
         layers = [(name, model.get_submodule(name), partial(_catch, seen[name])) for name in names]
-        with calibrate.evaluating(model):
-            forwards = [partial(call, model, inputs) for inputs, _ in calibrate.batches(model, job.task)]
+        with evaluating(model):
+            forwards = [partial(call, model, inputs) for inputs, _ in calibration_batches(model, job.task)]
             with closing(in_turn(forwards, layers)) as arrived:
                 for name in arrived:
                     chosen = [site for site, note in notes.items() if not note and _within(site, name)]
@@ -83,8 +86,8 @@ class BRECQ(Method):
                     seen[name].clear()
         rows = tuple(
             Row(
-                method=self.ABOUT.name, site=site.name, bits_before=surgery.form_at(job.model, site).stored_bits(),
-                bits_after=surgery.form_at(model, site).stored_bits(), note=note,
+                method=self.ABOUT.name, site=site.name, bits_before=form_at(job.model, site).stored_bits(),
+                bits_after=form_at(model, site).stored_bits(), note=note,
             )
             for site, note in notes.items()
         )  # fmt: skip
@@ -93,7 +96,7 @@ class BRECQ(Method):
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles; raises NotApplicable when no selected site has a matrix."""
         names = self._blocks(job.model)
-        outside = [site for site in surgery.selected(job) if not any(_within(site, name) for name in names)]
+        outside = [site for site in selected_sites(job) if not any(_within(site, name) for name in names)]
         return follow(self.ABOUT, frozenset({Role.MATRIX}), frozenset({Role.SCALE}), roles, job, outside)
 
     def _blocks(self, model: nn.Module) -> list[str]:
@@ -116,36 +119,36 @@ class BRECQ(Method):
             return "it is tied to another layer"
         if site.kind not in self.ABOUT.layers:
             return f"it is for {', '.join(self.ABOUT.layers)} layers, this is {site.kind}"
-        roles = {leaf.role for _, leaf in surgery.form_at(model, site).leaves()}
+        roles = {leaf.role for _, leaf in form_at(model, site).leaves()}
         return "" if Role.MATRIX in roles else f"it takes matrix, but the steps before left {' or '.join(sorted(roles))}"
 
     def _round(self, job: Job, block: nn.Module, name: str, pairs: _Pairs, sites: Sequence[Site]) -> None:
         """Learn the roundings of one block, in place."""
         local = [replace(site, module=site.module.removeprefix(name).removeprefix(".")) for site in sites]
         latents = [
-            (Target(site=part, path=path, leaf=leaf), Rounding(leaf, bits=self.bits, group=None))
+            (TrainedLeaf(site=part, path=path, leaf=leaf), Rounding(leaf, bits=self.bits, group=None))
             for site in local
-            for path, leaf, part in surgery.leaves(surgery.form_at(block, site), site) if leaf.role is Role.MATRIX
+            for path, leaf, part in leaves_of(form_at(block, site), site) if leaf.role is Role.MATRIX
         ]  # fmt: skip
         for target, latent in latents:
             surgery.replace(block, target.site, target.path, latent.nearest)
         base = pairs.error(block)
-        regime = _Block(block, latents)
+        wrapper = _Block(block, latents)
         with torch.enable_grad():
             training = Training(epochs=math.ceil(self.iterations / len(pairs)), learning_rate=RATE)
             objective = partial(_objective, base if base > 0 else 1.0)
             task = Task(calibration=(), train=pairs, name=job.task.name)
-            fit(regime, task, training, objective, seed=job.seed, what=f"brecq: {name}")
-        regime.finish()
+            fit(wrapper, task, training, objective, seed=job.seed, what=f"brecq: {name}")
+        wrapper.finish()
         if not pairs.error(block) < base:
             for target, latent in latents:
                 surgery.replace(block, target.site, target.path, latent.nearest)
 
 
-class _Block(PreciseRegime):
+class _Block(PreciseWrapper):
     """One block whose weights are being rounded; all else in it is fixed, and its normalizations are in evaluation mode."""
 
-    def __init__(self, block: nn.Module, latents: Sequence[tuple[Target, Rounding]]) -> None:
+    def __init__(self, block: nn.Module, latents: Sequence[tuple[TrainedLeaf, Rounding]]) -> None:
         super().__init__(block, latents)
         self._roundings, self._progress = [latent for _, latent in latents], 0.0
         trained = {id(rounding.values.values) for rounding in self._roundings}
@@ -213,8 +216,8 @@ def _outputs(job: Job, name: str) -> list[Any]:
 
     handle = job.model.get_submodule(name).register_forward_hook(keep)
     try:
-        with calibrate.evaluating(job.model) as model:
-            for inputs, _ in calibrate.batches(model, job.task):
+        with evaluating(job.model) as model:
+            for inputs, _ in calibration_batches(model, job.task):
                 call(model, inputs)
     finally:
         handle.remove()

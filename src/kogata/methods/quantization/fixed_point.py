@@ -23,16 +23,16 @@ from typing import Any, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
-from kogata import surgery
-from kogata.activations import LatentQuantizer, Static, layers_of
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Affine, Dense, Form, Latent, Role
 from kogata.forms.affine import MAX_BITS, as_rows
 from kogata.forms.latent import straight_through
-from kogata.method import About
-from kogata.methods.distillation.recover import Recover
-from kogata.train import Regime
-from kogata.training_method import PreciseRegime, Target, TrainingMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import PreciseWrapper, TrainedLeaf, TrainingMethod
+from kogata.methods.recover import Recover
+from kogata.network.quantizers import LatentQuantizer, Static, layers_of
+from kogata.network.sites import form_at, sites_of
+from kogata.training.wrapper import TrainingWrapper
 
 
 @final
@@ -70,7 +70,7 @@ class FixedPoint(TrainingMethod):
         if not 0 < self.loss_scale < math.inf:
             raise UsageError(f"fixed-point: loss_scale is {self.loss_scale}; expected more than 0, such as the batch size.")
 
-    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values, and the biases beside them, on the grid; rounding on what flows into their layers."""
         for target in targets:
             if target.leaf.values.dtype not in (torch.float32, torch.float64):
@@ -81,17 +81,17 @@ class FixedPoint(TrainingMethod):
         stochastic = self.rounding == "stochastic"
         grid = Grid(integer=self.integer, fraction=self.fraction, stochastic=stochastic, loss_scale=self.loss_scale)
         flows = [(layer, _Flow(grid)) for layer in layers_of(model, (target.site for target in targets))]
-        return PreciseRegime(model, [(t, _Fixed(t.leaf, grid)) for t in (*targets, *_biases(model, targets))], flows)
+        return PreciseWrapper(model, [(t, _Fixed(t.leaf, grid)) for t in (*targets, *_biases(model, targets))], flows)
 
 
-def _biases(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
+def _biases(model: nn.Module, targets: Sequence[TrainedLeaf]) -> list[TrainedLeaf]:
     """The plain biases of the targets' layers that are not targets themselves."""
-    chosen, found = {target.site for target in targets}, list[Target]()
+    chosen, found = {target.site for target in targets}, list[TrainedLeaf]()
     modules = {site.module for site in chosen}
-    for site in surgery.sites(model):
-        form = surgery.form_at(model, site)
+    for site in sites_of(model):
+        form = form_at(model, site)
         if site.module in modules and site.parameter == "bias" and site not in chosen and isinstance(form, Dense):
-            found.append(Target(site=site, path="", leaf=form))
+            found.append(TrainedLeaf(site=site, path="", leaf=form))
     return found
 
 

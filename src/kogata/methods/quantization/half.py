@@ -9,11 +9,12 @@ from typing import final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Role
 from kogata.job import Job, Site
-from kogata.method import About, WeightMethod
-from kogata.stats import Stats
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 
 
 @final

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from kogata.forms import Binary, Dense, Form, Latent, Role
 from kogata.forms.affine import as_rows
 from kogata.forms.latent import narrowed, straight_through
-from kogata.method import About
-from kogata.methods.distillation.recover import Recover
-from kogata.train import Regime
-from kogata.training_method import LatentRegime, Target, TrainingMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import LatentWrapper, TrainedLeaf, TrainingMethod
+from kogata.methods.recover import Recover
+from kogata.training.wrapper import TrainingWrapper
 
 DECAY, EPSILON = 0.999, 1e-8  # those of Adam
 
@@ -44,9 +44,9 @@ class LAB(TrainingMethod):
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.SCALE})
 
-    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values become real weights behind signs."""
-        return LatentRegime(model, [(target, LossAware(target.leaf)) for target in targets])
+        return LatentWrapper(model, [(target, LossAware(target.leaf)) for target in targets])
 
 
 class LossAware(Latent):

@@ -20,15 +20,15 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from kogata.activations import LatentQuantizer, Static, layers_of
 from kogata.errors import UsageError
 from kogata.forms import Affine, Dense, Form, Latent, Role
 from kogata.forms.affine import as_rows
 from kogata.forms.latent import narrowed, straight_through
-from kogata.method import About
-from kogata.methods.distillation.recover import Recover
-from kogata.train import Regime
-from kogata.training_method import LatentRegime, Target, TrainingMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import LatentWrapper, TrainedLeaf, TrainingMethod
+from kogata.methods.recover import Recover
+from kogata.network.quantizers import LatentQuantizer, Static, layers_of
+from kogata.training.wrapper import TrainingWrapper
 
 LEAST = 1e-2  # of where a step started: it must stay positive
 
@@ -60,12 +60,12 @@ class LSQ(TrainingMethod):
             if value is not None and not 2 <= value <= 8:
                 raise UsageError(f"lsq: {field} is {value}; expected 2 to 8.")
 
-    def regime(self, model: nn.Module, targets: Sequence[Target]) -> Regime:
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values become the real weights behind quantized ones; quantizers go on the layers' inputs."""
         flows: list[tuple[nn.Module, LatentQuantizer]] = []
         if self.activations is not None:
             flows = [(layer, Learnt(bits=self.activations)) for layer in layers_of(model, (t.site for t in targets))]
-        return LatentRegime(model, [(target, Stepped(target.leaf, self.bits)) for target in targets], flows)
+        return LatentWrapper(model, [(target, Stepped(target.leaf, self.bits)) for target in targets], flows)
 
 
 class Stepped(Latent):

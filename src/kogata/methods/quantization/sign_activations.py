@@ -7,10 +7,10 @@ from typing import cast
 
 from torch import fx, nn
 
-from kogata import activations, surgery
-from kogata.activations import Sign
 from kogata.job import Site
-from kogata.training_method import Target
+from kogata.methods.base.trained import TrainedLeaf
+from kogata.network import surgery
+from kogata.network.quantizers import Sign, attach_quantizer
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardtanh, nn.Tanh, nn.Hardswish)
@@ -25,7 +25,7 @@ _PASSED_CALLS = frozenset({
 })  # fmt: skip
 
 
-def binarize(model: nn.Module, targets: Sequence[Target]) -> None:
+def binarize(model: nn.Module, targets: Sequence[TrainedLeaf]) -> None:
     """Let signs stand in for the activations that the targets' layers read, in ``model`` itself.
 
     An activation module that is called in several places becomes a sign in all of them.
@@ -34,7 +34,7 @@ def binarize(model: nn.Module, targets: Sequence[Target]) -> None:
     for site in dict.fromkeys(target.site for target in targets):
         activation = _activation(model, reads, site)
         assert isinstance(activation, nn.Module), f"{site.name} is unfit"
-        activations.attach(activation, Sign())
+        attach_quantizer(activation, Sign())
 
 
 def unreadable(model: nn.Module, sites: Sequence[Site]) -> dict[Site, str]:

@@ -18,13 +18,14 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.forms.vectors import Vectors
 from kogata.job import Kind, Site
-from kogata.method import About, WeightMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.sharing import subvectors
-from kogata.stats import Stat, Stats
 
 SWEEPS = 10  # over all sub-spaces
 ENOUGH = 1e-3  # stop when a sweep takes off less than this part of the error

@@ -21,14 +21,17 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from kogata import calibrate, surgery
+from kogata.calibration.gather import gather
+from kogata.calibration.stats import Gathered, Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
-from kogata.method import About, WeightMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.sharing import scalar
 from kogata.methods.sharing.hessian_kmeans import HessianKMeans
-from kogata.stats import Gathered, Stat, Stats
+from kogata.network import surgery
+from kogata.network.sites import form_at, leaves_of, selected_sites
 
 SAMPLE = 16_381  # weights of a layer that λ and the first centroids are found on; prime, so that they fall in all columns
 ENOUGH = 1e-5  # of J: stop when a step gains less
@@ -67,7 +70,7 @@ class ECSQ(WeightMethod):
 
     def apply(self, job: Job) -> Job:
         """Find the one λ for all selected layers, then quantize each with it."""
-        gathered = list(calibrate.gather(job, surgery.selected(job), self.NEEDS, job.model))
+        gathered = list(gather(job, selected_sites(job), self.NEEDS, job.model))
         method = AtPenalty(penalty=self._penalty(job, gathered), clusters=self.clusters)
         return method.encode_each(job, surgery.clone(job.model), gathered)
 
@@ -80,8 +83,8 @@ class ECSQ(WeightMethod):
         """The λ for all leaves of all selected layers."""
         parts = list[Part]()
         for site, found in gathered:
-            root = surgery.form_at(job.model, site)
-            for path, leaf, _ in surgery.leaves(root, site):
+            root = form_at(job.model, site)
+            for path, leaf, _ in leaves_of(root, site):
                 if leaf.role in self.ACCEPTS:
                     weight = leaf.values.detach().float().cpu()
                     try:

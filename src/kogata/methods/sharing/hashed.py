@@ -15,12 +15,13 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.forms.tied import Hash, Tied
 from kogata.job import Site
-from kogata.method import About, WeightMethod
-from kogata.stats import Stats
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 
 
 @final

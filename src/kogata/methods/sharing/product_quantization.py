@@ -14,13 +14,14 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.forms.vectors import Vectors
 from kogata.job import Site
-from kogata.method import About, WeightMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.sharing import subvectors
-from kogata.stats import Stats
 
 
 @final

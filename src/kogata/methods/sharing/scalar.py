@@ -52,7 +52,7 @@ def nearest(values: Tensor, centroids: Tensor) -> Tensor:
 
 def optimal(ordered: Tensor, weights: Tensor, clusters: int) -> Tensor:
     """The best ascending centroids of ascending float64 values, exact for up to ``BINS`` values."""
-    from kogata.kernels import intervals  # numba takes half a second to import
+    from kogata.methods.kernels import intervals  # numba takes half a second to import
 
     points, group = ordered.unique_consecutive(return_inverse=True)
     if len(points) > BINS:

@@ -14,14 +14,15 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.forms.structured_maps import Diagonal
 from kogata.forms.tied import Tied
 from kogata.job import Site
-from kogata.method import About, WeightMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.structured import projection
-from kogata.stats import Stats
 
 
 @final

@@ -15,15 +15,16 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import UsageError
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import butterfly
 from kogata.job import Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank.tensor_train import parted
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels.svd import parted
 from kogata.methods.structured import projection
 from kogata.methods.structured.monarch import leading
-from kogata.stats import Stats
 
 MOST = 26  # factors that an equation has letters for
 

@@ -15,14 +15,16 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import KRONECKER
 from kogata.job import Site
-from kogata.method import About, WeightMethod
-from kogata.methods.lowrank import factors
+from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_fewer
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import svd
 from kogata.methods.structured import projection
-from kogata.stats import Stats
 
 
 @final
@@ -49,7 +51,7 @@ class Kronecker(WeightMethod):
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.01, 0.02, 0.05, 0.1, 0.2)}
 
     def __post_init__(self) -> None:
-        factors.check("kronecker", self.rank)
+        check_rank("kronecker", self.rank)
         projection.check_residual("kronecker", self.residual)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
@@ -62,11 +64,11 @@ class Kronecker(WeightMethod):
         tensor = rows_OI.unflatten(1, (wide, -1)).unflatten(0, (high, -1)).transpose(1, 2)  # [a, c, b, d]
         rearranged = tensor.flatten(2).flatten(0, 1)
         full = min(rearranged.shape)
-        rank = factors.resolved(self.rank, full)
+        rank = rank_of(self.rank, full)
         if rank > full:
             raise NotApplicable(f"rank {rank} is above the full rank {full} of {tuple(rows_OI.shape)} rearranged")
-        factors.refuse_unless_fewer(rank * sum(rearranged.shape), weight, f"a sum of {rank} Kronecker products")
-        u, s_R, v = factors.truncated(rearranged, rank)
+        refuse_unless_fewer(rank * sum(rearranged.shape), weight, f"a sum of {rank} Kronecker products")
+        u, s_R, v = svd.truncated(rearranged, rank)
         root_R = s_R.sqrt()
         left_ARC = (u * root_R).unflatten(0, (high, wide)).transpose(1, 2)
         right_RBD = (root_R[:, None] * v).unflatten(1, tuple(tensor.shape[2:]))

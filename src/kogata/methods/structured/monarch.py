@@ -17,13 +17,14 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import MONARCH
 from kogata.job import Site
-from kogata.method import About, WeightMethod
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.structured import projection
-from kogata.stats import Stats
 
 
 @final

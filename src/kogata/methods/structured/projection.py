@@ -10,7 +10,8 @@ from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Sum
 from kogata.forms.tied import MAX_ENTRIES
 from kogata.job import Kind, Site
-from kogata.methods.lowrank import factors
+from kogata.methods.base.guards import refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.kernels import svd
 
 FAMILY = "structured"
 LAYERS = (Kind.LINEAR, Kind.CONV, Kind.EMBEDDING)
@@ -34,7 +35,7 @@ def matrix(weight: Tensor, site: Site) -> Tensor:
         raise NotApplicable(f"each of its filters reads one channel, so {site.shape} is no matrix between channels")
     if min(rows_OI.shape) == 1:
         raise NotApplicable(f"{tuple(rows_OI.shape)} is a vector, which has no structure of a matrix")
-    factors.refuse_unless_finite(weight, site)
+    refuse_unless_finite(weight, site)
     return rows_OI
 
 
@@ -47,11 +48,11 @@ def finished(form: Form, weight: Tensor, residual: int, what: str) -> Form:
     if residual > full:
         raise NotApplicable(f"a residual of rank {residual} is above the full rank {full} of {tuple(weight.shape)}")
     held = form.kept() + residual * sum(weight.flatten(1).shape)
-    factors.refuse_unless_fewer(held, weight, f"{what} with a residual of rank {residual}" if residual else what)
+    refuse_unless_fewer(held, weight, f"{what} with a residual of rank {residual}" if residual else what)
     if residual == 0:
         return form
     left = (weight - form.dense().detach()).flatten(1)
-    return Sum([form, factors.pair(left, residual, weight.shape)])
+    return Sum([form, svd.pair(left, residual, weight.shape)])
 
 
 def divisor(size: int, wanted: int) -> int:

@@ -1,0 +1,61 @@
+"""The calibration batches of a task, from an iterable or from the user's own loop."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from kogata.errors import DataError
+from kogata.job import Task
+from kogata.network.batch import evaluating, move, split
+
+
+def first_batch(model: nn.Module, task: Task) -> tuple[Any, Any]:
+    """``(inputs, targets)`` of the first calibration batch. Raises DataError when there is none."""
+    found = next(_calls(model, task, 1) if callable(task.calibration) else calibration_batches(model, task), None)
+    if found is None:
+        what = "calibration function never calls the model" if callable(task.calibration) else "calibration data is empty"
+        raise DataError(f"task {task.name!r}: its {what}; give at least one batch.")
+    return found
+
+
+def calibration_batches(model: nn.Module, task: Task) -> Iterator[tuple[Any, Any]]:
+    """``(inputs, targets)`` of every calibration batch, on the model's device.
+
+    A ``calibration`` that feeds the model itself is run once, to see what it feeds; it has no targets.
+    """
+    if callable(task.calibration):
+        return _calls(model, task, None)
+    return (move(split(batch), _device(model)) for batch in task.calibration)
+
+
+def _calls(model: nn.Module, task: Task, most: int | None) -> Iterator[tuple[Any, None]]:
+    """What the user's own loop passes to the model, in at most so many calls."""
+    caught: list[Any] = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if kwargs else args)
+        if len(caught) == most:
+            raise _Stop
+
+    handle = model.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        with evaluating(model):
+            cast("Any", task.calibration)(model)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return iter([(inputs, None) for inputs in caught])
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: it ends the user's loop early
+    """Raised inside the user's calibration function."""
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,93 @@
+"""Second-order statistics of the loss from gradients of single samples.
+
+The Fisher information of a weight is the mean over samples of its squared gradient; at a minimum of a log-likelihood it is
+the expected Hessian (LeCun, Denker, Solla 1990; Martens 2014, 1412.1193). The Hessian of a layer is about A ⊗ G, with A the
+second moment of its inputs and G that of the gradients of its outputs (Martens and Grosse 2015, 1503.05671, equation 1).
+A task without loss, or a batch without targets, has the loss ‖output − original's‖² / 2, whose expected Hessian at the
+original is that of v · output with random signs v.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kogata.calibration.stats import Gradients, Stat
+from kogata.errors import DataError
+from kogata.job import Job, Site, Task
+from kogata.network import surgery
+from kogata.network.batch import call, length, row, tensors
+from kogata.network.sites import form_at
+
+
+def gradient_statistics(
+    job: Job, batches: Iterable[tuple[Any, Any]], sites: Sequence[Site], needs: frozenset[Stat]
+) -> dict[str, Gradients]:
+    """The statistics at ``job.model`` of each site by name, over ``batches`` of ``(inputs, targets)``.
+
+    Raises DataError when one is not finite.
+    """
+    model = surgery.clone(job.model, share=False).eval().requires_grad_(False)
+    leaves = {(s.name, path): leaf.values for s in sites for path, leaf in form_at(model, s).leaves()}
+    squares = {key: torch.zeros_like(leaf.detach()) for key, leaf in leaves.items() if Stat.FISHER in needs}
+    outer: dict[str, Tensor] = {}
+    for site in sites if Stat.GRADIENT in needs else ():
+        module = model.get_submodule(site.module)
+        if site.parameter == "weight" and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            module.register_forward_hook(_watch(site.name, outer, channels=1 if site.kind == "conv" else -1))
+    samples = 0
+    for gradients in of_samples(model, job, batches, list(leaves.values())):
+        samples += 1
+        for square, gradient in zip(squares.values(), gradients, strict=False):  # there are none unless they are needed
+            if gradient is not None:
+                square.addcmul_(gradient, gradient)
+    fisher: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for (name, path), square in squares.items():
+        if not torch.isfinite(square).all():
+            raise DataError(f"calibration: the gradients of {name} are NaN or infinite; check the data and the loss.")
+        fisher[name][path] = square.div_(samples).cpu().float()
+    return {
+        site.name: Gradients(
+            fisher=fisher.get(site.name, {}),
+            gradient_OO=outer[site.name].div_(samples).cpu() if site.name in outer else None,
+        )
+        for site in sites
+    }  # fmt: skip
+
+
+def of_samples(
+    model: nn.Module, job: Job, batches: Iterable[tuple[Any, Any]], parameters: Sequence[Tensor]
+) -> Iterator[Sequence[Tensor | None]]:
+    """The gradients of each single sample's loss with respect to ``parameters`` of ``model``; None where it has none."""
+    signs = torch.Generator().manual_seed(job.seed)
+    for parameter in parameters:
+        parameter.requires_grad_()
+    for inputs, targets in batches:
+        for n in range(length(inputs)):
+            loss = _loss(job.task, call(model, row(inputs, n)), row(targets, n), signs)
+            yield cast("Sequence[Tensor | None]", torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+def _watch(name: str, outer: dict[str, Tensor], channels: int) -> Callable[[nn.Module, Any, Tensor], None]:
+    """A forward hook that sums gᵀg of the gradients of a layer's outputs, whose channels are at an axis."""
+
+    def add(gradient: Tensor) -> None:
+        g_NO = gradient.detach().movedim(channels, -1).flatten(0, -2).float()
+        outer[name] = outer[name].addmm_(g_NO.T, g_NO) if name in outer else g_NO.T @ g_NO
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+        output.register_hook(add)
+
+    return hook
+
+
+def _loss(task: Task, output: Any, targets: Any, signs: torch.Generator) -> Tensor:
+    """The task's loss of one sample; without one, the sum of the outputs under random signs."""
+    if task.loss is not None and targets is not None:
+        return task.loss(output, targets)
+    parts = [(part * (2 * torch.randint(2, part.shape, generator=signs) - 1).to(part)).sum() for part in tensors(output)]
+    return torch.stack(parts).sum()

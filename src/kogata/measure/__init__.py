@@ -1,0 +1,1 @@
+"""Measurement: bytes, latency and scores; it measures and never judges."""

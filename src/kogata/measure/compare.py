@@ -1,0 +1,152 @@
+"""Measurement: bytes of the file, score and latency of what was read back from it, beside the dense original."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from kogata.calibration.batches import first_batch
+from kogata.calibration.costs import macs
+from kogata.engines import Engine, Session
+from kogata.engines.lowering.checked import lowered
+from kogata.errors import DataError, EngineError
+from kogata.forms import Role
+from kogata.job import Job, Step, Task
+from kogata.measure.latency import interleaved
+from kogata.measure.sizes import dense_bytes
+from kogata.measure.times import layer_times
+from kogata.network import surgery
+from kogata.network.batch import call, evaluating, take
+from kogata.network.sites import form_at, sites_of
+from kogata.recipes.recipe import Recipe
+from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
+from kogata.storage.folder import Folder
+from kogata.storage.layout import Artifact, EngineGraph, PackedFile
+from kogata.storage.read import read_file
+from kogata.system.environment import environment
+
+log = logging.getLogger("kogata")
+
+
+def graph(job: Job, engine: Engine | None) -> tuple[EngineGraph | None, list[str]]:
+    """The engine graph to put into the file, if the engine has graphs; None, with a note, where it cannot be had."""
+    if engine is None:
+        return None, []
+    try:
+        return engine.graph(job.model, first_batch(job.reference, job.task)[0]), []
+    except EngineError as error:
+        log.warning("%s", error)
+        return None, [f"{error} The file loads with the model's class only."]
+
+
+def sessions(path: Artifact, loaded: nn.Module, dense: nn.Module, inputs: Any, engine: Engine) -> tuple[Session, Session]:
+    """The dense model and the file, both in the engine. Raises EngineError when one cannot run there."""
+    return engine.open_model(dense, inputs), engine.open_file(path, loaded, inputs)
+
+
+def latencies(ours: Session, dense: Session, inputs: Any) -> tuple[Latency, Latency]:
+    """Of one sample, for the file and the dense model, interleaved in one run."""
+    sample = take(inputs, 1)
+    first, second = interleaved([lambda: call(dense, sample), lambda: call(ours, sample)])
+    return second, first
+
+
+def score(task: Task, model: nn.Module) -> float | None:
+    """What the task's evaluate says of a model, in evaluation mode. Raises DataError when it is no finite number."""
+    if task.evaluate is None:
+        return None
+    with evaluating(model):
+        value = float(task.evaluate(model))
+    if value != value or value in (float("inf"), float("-inf")):
+        raise DataError(f"task {task.name!r}: evaluate() returned {value}; expected a finite score, higher is better.")
+    return value
+
+
+def report(
+    job: Job, original: nn.Module, recipe: Recipe, steps: Sequence[Step], packed: PackedFile, folder: Folder,
+    engine: Engine | None, notes: list[str], command: str,
+) -> Report:  # fmt: skip
+    """Measure everything; ``job.model`` is the model as loaded back from the file, ``original`` as it was given.
+
+    The file is compared with ``job.reference``, its layers with those of ``original``.
+    """
+    inputs = first_batch(job.reference, job.task)[0]
+    dense, ours = job.reference, job.model
+    latency: tuple[Latency | None, Latency | None] = None, None
+    if engine is not None and not notes:  # a note says that the engine cannot run this model
+        stored = read_file(folder.model)
+        try:
+            dense, ours = sessions(stored, job.model, job.reference, inputs, engine)
+            engine.export(stored, folder.engine)
+            latency = latencies(ours, dense, inputs)
+        except EngineError as error:  # the file is written and good: what is known of it is reported
+            notes = [*notes, str(error)]
+    built = Report(
+        title=f"{job.task.name} · {recipe.name}", task=job.task.name, engine=engine.name if engine else None, command=command,
+        seed=job.seed, recipe=recipe.resolved(), environment=environment(),
+        dense=Side(
+            bytes=dense_bytes(job.reference), score=score(job.task, dense),
+            parameters=sum(p.numel() for p in job.reference.parameters()), latency_ms=latency[1],
+        ),
+        compressed=Side(
+            bytes=folder.model.stat().st_size, score=score(job.task, ours),
+            parameters=sum(form_at(job.model, site).kept() for site in sites_of(job.model)),
+            latency_ms=latency[0],
+        ),
+        layers=layers(job, original, packed, inputs, timed=engine is not None), rest_bytes=rest(packed, job.model),
+        steps=tuple(steps), notes=(*notes, *_left(job)), targets={target.goal: target.text for target in recipe.targets},
+    )  # fmt: skip
+    return dataclasses.replace(built, missed=tuple(m for t in recipe.targets if (m := t.miss(built))))
+
+
+def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, *, timed: bool) -> tuple[Layer, ...]:
+    """One line for each matrix of the model loaded back."""
+    sites = [site for site in sites_of(job.model) if site.role is Role.MATRIX]
+    costs = macs(original, inputs)
+    spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
+    if timed:
+        pair = {"dense": surgery.plain(original), "ours": lowered(job.model, inputs)}
+        spent = layer_times(pair, {site.module for site in sites}, inputs)
+    found: list[Layer] = []
+    for site in sites:
+        form = form_at(job.model, site)
+        planes = tuple(
+            PlaneLine(
+                name=plane.plane, elements=plane.elements, coder=plane.coder, bytes=plane.bytes,
+                packed_bytes=plane.packed_bytes, entropy_bytes=plane.entropy_bits / 8,
+            )
+            for plane in packed.planes
+            if plane.site == site.name
+        )  # fmt: skip
+        losses = [row.loss for row in job.ledger if row.site == site.name and row.loss is not None]
+        dense = cast("Tensor", getattr(original.get_submodule(site.module), site.parameter))
+        found.append(Layer(
+            site=site.name, kind=site.kind, shape=site.shape, form=form.describe(), parameters=form.kept(),
+            macs=costs.get(site.name), dense_bytes=dense.numel() * dense.itemsize,
+            bytes=sum(plane.bytes for plane in planes), dense_ms=spent["dense"].get(site.module),
+            ms=spent["ours"].get(site.module), loss=sum(losses) if losses else None, planes=planes,
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def rest(packed: PackedFile, loaded: nn.Module) -> dict[str, int]:
+    """What of the file is no layer's: with the layers' bytes it sums to the file."""
+    matrices = {site.name for site in sites_of(loaded) if site.role is Role.MATRIX}
+    others = sum(plane.bytes for plane in packed.planes if plane.site not in matrices)
+    return {
+        "header": packed.header_bytes, "manifest": packed.manifest_bytes, "graph": packed.graph_bytes,
+        "biases and buffers": others,
+    }  # fmt: skip
+
+
+def _left(job: Job) -> list[str]:
+    """What the ledger says was not done, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for row in job.ledger:
+        if row.note:
+            reasons.setdefault(f"{row.method} left {{}} as it was: {row.note}.", []).append(row.site)
+    return [text.format(", ".join(dict.fromkeys(sites))) for text, sites in reasons.items()]

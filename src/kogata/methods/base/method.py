@@ -1,0 +1,55 @@
+"""Methods: what may be done to a job. Composing methods gives a method."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from kogata.forms import Role
+from kogata.job import Job, Kind, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """One line of the survey's table of methods.
+
+    The statistics that a weight method needs are read off its code; ``data`` says that another one looks at calibration data.
+    """
+
+    name: str
+    family: str
+    summary: str
+    paper: str
+    layers: tuple[Kind, ...] = tuple(Kind)
+    data: bool = False
+    labels: bool = False
+    training: bool = False
+
+
+class Method(ABC):
+    """Turns a job into another one. Concrete methods are frozen, keyword-only dataclasses of their settings, and final."""
+
+    ABOUT: ClassVar[About]
+
+    @abstractmethod
+    def apply(self, job: Job) -> Job:
+        """The job after this method; the given job stays as it is. Raises NotApplicable when nothing can be done."""
+
+    def steps(self) -> tuple[Method, ...]:
+        """The method as a sequence of steps, each of which a run can checkpoint and report."""
+        return (self,)
+
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
+        """The roles of each site's leaves after this method, without running it; raises NotApplicable on an illegal order."""
+        return roles
+
+    def title(self) -> str:
+        """What the method is called in tables and messages."""
+        return self.ABOUT.name
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as JSON values: what a recipe would have to say."""
+        return {"method": self.ABOUT.name} | dataclasses.asdict(cast("Any", self))

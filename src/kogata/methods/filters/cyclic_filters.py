@@ -1,0 +1,60 @@
+"""Cyclic filters: four filters are one filter, turned by quarters.
+
+Dieleman, De Fauw, Kavukcuoglu, "Exploiting Cyclic Symmetry in Convolutional Neural Networks", ICML 2016 (1602.02660), 3:
+running one filter over an image in its four orientations (slice), and bringing the maps back together (roll, pool), equals
+running the filter in four orientations over the image:
+    (R^t b) ∗ x = R^t (b ∗ R^−t x),   t = 0 … 3.
+Of four trained filters the nearest is b = ¼ Σ_t R^−t W_t. Every input plane stays the plane it is; ``group-filters`` also turns
+from plane to plane. The layers for training from scratch are in ``kogata.nn.filters``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from kogata.calibration.stats import Stat, Stats
+from kogata.forms import Form, Role
+from kogata.forms.filter_maps import Orbit
+from kogata.job import Kind, Site
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.filters import transfer
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CyclicFilters(WeightMethod):
+    """Let four filters of a convolution, the nearest to turns of each other, be one filter in four orientations.
+
+    ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares everywhere.
+    ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+    """
+
+    tolerance: float | None = None
+    residual: float = 0
+
+    ABOUT = About(
+        name="cyclic-filters",
+        family="filters",
+        summary="four filters are one, turned by quarters",
+        paper="Dieleman et al. 2016, arXiv 1602.02660",
+        layers=(Kind.CONV,),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+
+    def __post_init__(self) -> None:
+        transfer.check("cyclic-filters", self.tolerance, self.residual)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The groups that lose least; refused for kernels that are not square, and above the tolerance."""
+        transfer.refuse_unless_shareable(weight, site, stats, 4)
+        transfer.refuse_unless_square(weight, "turning a filter")
+        map = Orbit(mirrored=False, stacked=False)
+        order = transfer.grouped(transfer.distances(transfer.transforms(map, weight, 4), weight))
+        form = transfer.tied(map, weight, (len(weight) // 4, *weight.shape[1:]), order)
+        return transfer.within(form, weight, site, stats, self.tolerance, self.residual)

@@ -1,0 +1,70 @@
+"""Group convolution: filters are shared over quarter turns (p4), or also mirror images (p4m).
+
+Cohen, Welling, "Group Equivariant Convolutional Networks", ICML 2016 (1602.07576), section 6:
+    [f ∗ ψ](g) = Σ_{y, k} f_k(y) ψ_k(g⁻¹ y)                        of images (the lifting layer),
+    [f ∗ ψ](g) = Σ_{h, k} f_k(h) ψ_k(g⁻¹ h)                        of maps that are indexed by the group themselves,
+so turning the image turns the maps and permutes them: the layer is equivariant. Both are a convolution whose filter (o, g) is
+filter o moved by g, planes permuted along with it in the second. Of a trained layer the nearest such filters are the means of
+what is moved back. The layers for training from scratch are in ``kogata.nn.filters``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.calibration.stats import Stat, Stats
+from kogata.forms import Form, Role
+from kogata.forms.base import squared_distance
+from kogata.forms.filter_maps import Orbit
+from kogata.job import Kind, Site
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.filters import transfer
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GroupFilters(WeightMethod):
+    """Let filters of a convolution that are nearest to moves of each other be one filter, in 4 or, ``mirrored``, 8 positions.
+
+    Whether the inputs are images or maps indexed by the group, all positions of one after another, is decided by what loses
+    less. ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares
+    everywhere. ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+    """
+
+    mirrored: bool = False
+    tolerance: float | None = None
+    residual: float = 0
+
+    ABOUT = About(
+        name="group-filters",
+        family="filters",
+        summary="filters are shared over turns and mirror images",
+        paper="Cohen and Welling 2016, arXiv 1602.07576",
+        layers=(Kind.CONV,),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[bool, ...]]] = {"mirrored": (False, True)}
+
+    def __post_init__(self) -> None:
+        transfer.check("group-filters", self.tolerance, self.residual)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The groups that lose least; refused for kernels that are not square, and above the tolerance."""
+        images, maps = (Orbit(self.mirrored, stacked) for stacked in (False, True))
+        transfer.refuse_unless_shareable(weight, site, stats, images.order)
+        transfer.refuse_unless_square(weight, "turning a filter")
+        candidates = (images,) if weight.shape[1] % maps.order else (images, maps)
+        forms = [self._projected(weight, map) for map in candidates]
+        form = min(forms, key=lambda form: squared_distance(form.dense().detach(), weight))
+        return transfer.within(form, weight, site, stats, self.tolerance, self.residual)
+
+    def _projected(self, weight: Tensor, map: Orbit) -> Form:
+        order = transfer.grouped(transfer.distances(transfer.transforms(map, weight, map.order), weight))
+        return transfer.tied(map, weight, (len(weight) // map.order, *weight.shape[1:]), order)

@@ -1,0 +1,63 @@
+"""Multi-bias activation: one filter, several biases.
+
+Li, Ouyang, Wang, "Multi-Bias Non-linear Activation in Deep Neural Networks", ICML 2016 (1604.00676), section 3:
+    y_k = ReLU(b ∗ x + β_k),  k = 1 … K,
+so the maps of one filter are cut at several levels. Of K trained filters the nearest is their mean; each keeps its own bias, or
+that of the normalization after it. As plain layers the convolution has 1/K of the filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.calibration.stats import Stat, Stats
+from kogata.errors import UsageError
+from kogata.forms import Form, Role
+from kogata.forms.filter_maps import Repeat
+from kogata.job import Kind, Site
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.filters import transfer
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MultiBiasFilters(WeightMethod):
+    """Let groups of ``biases`` (from 2) filters of a convolution, the nearest to each other, be one filter.
+
+    ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares everywhere.
+    ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+    """
+
+    biases: int = 2
+    tolerance: float | None = None
+    residual: float = 0
+
+    ABOUT = About(
+        name="multi-bias-filters",
+        family="filters",
+        summary="several filters become one with several biases",
+        paper="Li et al. 2016, arXiv 1604.00676",
+        layers=(Kind.CONV,),
+    )
+    NEEDS = frozenset({Stat.GRAM})
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"biases": (2, 4)}
+
+    def __post_init__(self) -> None:
+        if self.biases < 2:
+            raise UsageError(f"multi-bias-filters: biases is {self.biases}; expected a whole number from 2.")
+        transfer.check("multi-bias-filters", self.tolerance, self.residual)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The groups that lose least; refused where the filters come in no whole groups, and above the tolerance."""
+        transfer.refuse_unless_shareable(weight, site, stats, self.biases)
+        map = Repeat(self.biases)
+        order = transfer.grouped(transfer.distances(transfer.transforms(map, weight, self.biases), weight))
+        form = transfer.tied(map, weight, (len(weight) // self.biases, *weight.shape[1:]), order)
+        return transfer.within(form, weight, site, stats, self.tolerance, self.residual)

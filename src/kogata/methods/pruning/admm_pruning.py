@@ -1,0 +1,122 @@
+"""ADMM pruning: training is drawn towards the nearest sparse weights until it meets them.
+
+Zhang, Ye, Zhang, Tang, Wen, Fardad, Wang, "A Systematic DNN Weight Pruning Framework using Alternating Direction Method of
+Multipliers", ECCV 2018 (1804.03294), equations 5 to 9:
+    min error(W)  subject to  W = Z,  Z at most k entries that are not zero,
+by alternating
+    W ← argmin error(W) + ρ/2 ‖W − Z + U‖²   (some epochs of training),
+    Z ← the k largest entries of W + U, the others zero   (the projection),
+    U ← U + W − Z,
+and in the end W is projected itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from kogata.errors import UsageError
+from kogata.forms import Role
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
+from kogata.methods.kernels.obs import largest
+from kogata.methods.pruning.masks import counts, kept
+from kogata.methods.recover import Recover
+from kogata.network import surgery
+from kogata.training.wrapper import TrainingWrapper
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ADMMPruning(TrainingMethod):
+    """Train towards sparse weights; what is not among the largest in the end becomes zero.
+
+    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included. ``rho`` is
+    ρ, and ``updates`` is how often Z and U are renewed during the training.
+    """
+
+    sparsity: float
+    recover: Recover
+    rho: float = 0.1
+    updates: int = 20
+
+    ABOUT = About(
+        name="admm",
+        family="pruning",
+        summary="training is drawn towards the nearest sparse weights until it meets them",
+        paper="Zhang et al. 2018, arXiv 1804.03294",
+        training=True,
+    )
+    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
+    LEAVES = frozenset({Role.VALUES})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UsageError(f"admm: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.9.")
+        if not 0 < self.rho < math.inf:
+            raise UsageError(f"admm: rho is {self.rho}; expected more than 0, such as 0.1.")
+        if self.updates < 1:
+            raise UsageError(f"admm: updates is {self.updates}; expected 1 or more.")
+
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
+        """Each target beside its sparse twin."""
+        twins = [_Twin(target, keep) for target, keep in zip(targets, counts(targets, self.sparsity), strict=True)]
+        return _Alternating(model, twins, self)
+
+
+class _Twin(nn.Module):
+    """Z and U of one target."""
+
+    sparse: Tensor
+    dual: Tensor
+
+    def __init__(self, target: TrainedLeaf, keep: int) -> None:
+        super().__init__()
+        self.target, self.keep = target, keep
+        weight = target.leaf.values.detach()
+        self.register_buffer("sparse", weight * largest(weight.abs(), keep))
+        self.register_buffer("dual", torch.zeros_like(weight))
+
+    def distance(self) -> Tensor:
+        """‖W − Z + U‖²."""
+        return (self.target.leaf.values - self.sparse + self.dual).square().sum()
+
+    def update(self) -> None:
+        """Renew Z, then U."""
+        weight = self.target.leaf.values.detach()
+        aim = weight + self.dual
+        self.sparse.copy_(aim * largest(aim.abs(), self.keep))
+        self.dual.copy_(aim - self.sparse)
+
+
+class _Alternating(TrainingWrapper):
+    done: Tensor
+
+    def __init__(self, model: nn.Module, twins: Sequence[_Twin], method: ADMMPruning) -> None:
+        super().__init__(model)
+        self.twins, self._method = nn.ModuleList(twins), method
+        self._twins = list(twins)
+        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+
+    def penalty(self) -> Tensor:
+        """ρ/2 Σ ‖W − Z + U‖²."""
+        return self._method.rho / 2 * torch.stack([twin.distance() for twin in self._twins]).sum()
+
+    def step(self, progress: float) -> None:
+        """Renew Z and U, if it is time."""
+        if int(progress * self._method.updates) > int(self.done):
+            self.done.fill_(int(progress * self._method.updates))
+            for twin in self._twins:
+                twin.update()
+
+    def finish(self) -> nn.Module:
+        """The model, projected."""
+        for twin in self._twins:
+            target, weight = twin.target, twin.target.leaf.values.detach()
+            surgery.replace(self.model, target.site, target.path, kept(target.leaf, largest(weight.abs(), twin.keep)))
+        return self.model

@@ -1,0 +1,71 @@
+"""Biased weight decay: train with a penalty that pulls small weights to zero and leaves large ones alone.
+
+Hanson and Pratt, "Comparing Biases for Minimal Network Construction with Back-Propagation", NeurIPS 1988 (hyperbolic bias):
+    L = error + λ Σ |w| / (1 + |w|),   ∂/∂w = λ sign w / (1 + |w|)².
+It prunes nothing itself: the weights stay dense, and a later step finds more of them near zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from kogata.errors import UsageError
+from kogata.forms import Role
+from kogata.job import Job, Site
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
+from kogata.methods.recover import Recover
+from kogata.training.wrapper import TrainingWrapper
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BiasedWeightDecay(TrainingMethod):
+    """Train with the penalty; ``strength`` is λ."""
+
+    strength: float
+    recover: Recover
+
+    ABOUT = About(
+        name="biased-decay",
+        family="pruning",
+        summary="a penalty that pulls small weights to zero, before another step prunes",
+        paper="Hanson and Pratt 1988",
+        training=True,
+    )
+    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
+    LEAVES = ACCEPTS
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength < math.inf:
+            raise UsageError(f"biased-decay: strength is {self.strength}; expected more than 0, such as 1e-5.")
+
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
+        """Nothing changes what it is."""
+        super().check(roles, job)
+        return roles
+
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
+        """The model itself, with the penalty on its targets."""
+        return _Decaying(model, [target.leaf.values for target in targets], self.strength)
+
+
+class _Decaying(TrainingWrapper):
+    def __init__(self, model: nn.Module, weights: Sequence[Tensor], strength: float) -> None:
+        super().__init__(model)
+        self._weights, self._strength = list(weights), strength
+
+    def penalty(self) -> Tensor:
+        """λ Σ |w| / (1 + |w|)."""
+        sizes = [weight.abs() for weight in self._weights]
+        return self._strength * torch.stack([(size / (1 + size)).sum() for size in sizes]).sum()
+
+    def finish(self) -> nn.Module:
+        """The model, dense as before."""
+        return self.model

@@ -1,0 +1,162 @@
+"""Channel pruning: remove whole channels everywhere they appear, and repair the layers that read them.
+
+Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017 (1608.08710): by the norm of the
+weights that a channel couples, as Fang et al., "DepGraph", CVPR 2023 (2301.12900), eq. 5:
+    I_c = (Σ_{w coupled to c} w²)^½.
+Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019 (1906.10771), eq. 8, and Theis et al.,
+"Faster gaze prediction with dense networks and Fisher pruning" (1801.05787), eq. 6: let z_c scale channel c; then
+    taylor: I_c = Σ_n |∂L_n/∂z_c|,   fisher: I_c = Σ_n (∂L_n/∂z_c)²,   ∂L_n/∂z_c = Σ_{w reads c} w · ∂L_n/∂w.
+He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (1707.06168), eq. 3, the repair:
+    W' = argmin ‖X Wᵀ − X_K W'ᵀ‖² + λ ‖W' − W_K‖² = W_K + W_D G_DK (G_KK + λ)⁻¹,   G = XᵀX,
+of the columns K that stay and D that go, with the inputs X of the layer before anything was removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from kogata.calibration.batches import calibration_batches, first_batch
+from kogata.calibration.gather import gather
+from kogata.calibration.gradients import of_samples
+from kogata.calibration.stats import Stat
+from kogata.errors import DataError, UsageError
+from kogata.job import Job, Kind
+from kogata.methods.base.channel import ChannelMethod, Removal
+from kogata.methods.base.method import About
+from kogata.network import surgery
+from kogata.network.channels.groups import Cut, Group, Slice
+from kogata.network.sites import sites_of
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ChannelPruning(ChannelMethod):
+    """Remove the least important channels; a smaller plain model is left.
+
+    ``sparsity`` is the fraction of channels that go, in [0, 1): of each group of coupled channels (``scope`` "layer"), or of
+    all together ("global"), where norms are compared relative to the group's mean. ``score`` says what is important; "taylor"
+    and "fisher" need a loss and targets. With ``repair`` the layers that read the channels are fitted to what they gave
+    before; ``ridge`` is λ relative to the mean square of the inputs that stay.
+    """
+
+    sparsity: float
+    score: Literal["norm", "taylor", "fisher"] = "norm"
+    scope: Literal["layer", "global"] = "layer"
+    repair: bool = True
+    ridge: float = 1e-3
+
+    ABOUT = About(
+        name="channels",
+        family="pruning",
+        summary="remove whole channels everywhere they appear",
+        paper="Li et al. 2017, arXiv 1608.08710; He et al. 2017, arXiv 1707.06168; Fang et al. 2023, arXiv 2301.12900",
+        layers=(Kind.LINEAR, Kind.CONV, Kind.EMBEDDING),
+        data=True,
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UsageError(f"channels: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
+        if not self.ridge > 0:
+            raise UsageError(f"channels: ridge is {self.ridge}; expected more than 0, such as 1e-3.")
+
+    def plan(self, job: Job, groups: Sequence[Group]) -> Removal:
+        """The least important channels, and the repair of the weights that read them."""
+        scores = [_norm(job.model, group) for group in groups] if self.score == "norm" else self._sensitivities(job, groups)
+        if self.scope == "global" and self.score == "norm":
+            scores = [score / score.mean().clamp_min(torch.finfo(score.dtype).tiny) for score in scores]
+        dropped = _lowest(scores, self.sparsity) if self.scope == "global" else [_lowest([s], self.sparsity)[0] for s in scores]
+        cuts = list(zip(groups, dropped, strict=True))
+        grams = _grams(job, [cut for cut in cuts if len(cut[1])]) if self.repair else {}
+
+        def weights(some: Sequence[Cut]) -> Mapping[str, Tensor]:
+            gone = _columns(some)
+            return {
+                name: repaired(job.model.get_parameter(name).detach(), gram_II, gone[name], self.ridge)
+                for name, gram_II in grams.items() if name in gone
+            }  # fmt: skip
+
+        return Removal(cuts, weights)
+
+    def _sensitivities(self, job: Job, groups: Sequence[Group]) -> list[Tensor]:
+        """Σ_n |∂L_n/∂z| or Σ_n (∂L_n/∂z)² of each group's channels, over single samples n of the calibration data."""
+        model = surgery.clone(job.model, share=False).eval().requires_grad_(False)
+        names = sorted({part.name for group in groups for part in group.slices if part.reads})
+        if job.task.loss is None or first_batch(model, job.task)[1] is None:
+            raise DataError(
+                f"channels: score {self.score!r} needs the loss of task {job.task.name!r} and calibration batches with "
+                "targets; give both, or use the score 'norm'."
+            )
+        readers = {name: model.get_parameter(name) for name in names}
+        totals = [torch.zeros(group.channels, dtype=torch.float64) for group in groups]
+        samples = of_samples(model, job, calibration_batches(model, job.task), list(readers.values())) if groups else ()
+        for found in samples:
+            slopes = {name: w.detach() * (0 if g is None else g) for (name, w), g in zip(readers.items(), found, strict=True)}
+            for total, group in zip(totals, groups, strict=True):
+                parts = [_entries(slopes[part.name], part).sum(1) for part in group.slices if part.reads]
+                slope = torch.stack(parts).sum(0)
+                total += slope.abs() if self.score == "taylor" else slope.square()
+        if not all(torch.isfinite(total).all() for total in totals):
+            raise DataError("channels: the gradients of the loss are NaN or infinite; check the calibration data and the loss.")
+        return totals
+
+
+def _entries(tensor: Tensor, part: Slice) -> Tensor:
+    """The entries of a tensor that belong to each channel, ``[channels, entries]``, float64."""
+    return tensor.double().cpu().movedim(part.axis, 0)[part.index_CK].flatten(1)
+
+
+def _norm(model: nn.Module, group: Group) -> Tensor:
+    """I_c of each channel, over the matrices that make, scale or read it."""
+    tensors = [(model.state_dict(keep_vars=True)[part.name].detach(), part) for part in group.slices]
+    return torch.stack([_entries(t, part).square().sum(1) for t, part in tensors if t.ndim >= 2]).sum(0).sqrt()
+
+
+def _lowest(scores: Sequence[Tensor], fraction: float) -> list[Tensor]:
+    """The channels of each group that are among the lowest ``fraction`` of all; the best of each group always stays."""
+    guarded = [score.index_fill(0, score.argmax(), float("inf")) for score in scores]
+    together = torch.cat(guarded) if guarded else torch.empty(0)
+    count = min(round(fraction * len(together)), len(together) - len(guarded))
+    gone = torch.zeros(len(together), dtype=torch.bool).index_fill(0, together.argsort(stable=True)[:count], True)
+    return [part.nonzero().flatten() for part in gone.split([len(score) for score in scores])]
+
+
+def _columns(cuts: Sequence[Cut]) -> dict[str, Tensor]:
+    """The input channels that each weight loses."""
+    found: dict[str, Tensor] = {}
+    for group, channels in cuts:
+        for part in group.slices:
+            if part.reads and part.axis == 1:
+                entries = part.index_CK[channels].flatten()
+                found[part.name] = torch.cat([found[part.name], entries]) if part.name in found else entries
+    return found
+
+
+def _grams(job: Job, cuts: Sequence[Cut]) -> dict[str, Tensor]:
+    """XᵀX / rows of each layer that loses columns, where its inputs can be seen."""
+    wanted = _columns(cuts)
+    sites = [site for site in sites_of(job.model) if site.name in wanted]
+    with closing(gather(job, sites, frozenset({Stat.GRAM}), job.model)) as gathered:
+        return {site.name: stats.gram_GII[0] for site, stats in gathered if stats.gram_GII is not None}
+
+
+def repaired(weight: Tensor, gram_II: Tensor, gone: Tensor, ridge: float) -> Tensor:
+    """``weight`` ``[outputs, channels, ...]`` with the columns that stay fitted to what all of them gave.
+
+    ``gone`` are the input channels that are removed; ``gram_II`` is XᵀX of the inputs that the flattened weight multiplies.
+    """
+    weight_OI, gram_II = weight.flatten(1).double().cpu(), gram_II.double()
+    stays = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, gone, False)
+    stays = stays.repeat_interleave(weight_OI.shape[1] // weight.shape[1])  # the places of a kernel
+    gram_KK, gram_KD = gram_II[stays][:, stays], gram_II[stays][:, ~stays]
+    damping = (ridge * gram_KK.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
+    solved_KO = torch.linalg.solve(gram_KK + damping * torch.eye(len(gram_KK)), gram_KD @ weight_OI[:, ~stays].T)
+    fitted_OI = weight_OI.clone()
+    fitted_OI[:, stays] += solved_KO.T
+    return fitted_OI.reshape(weight.shape)

@@ -1,0 +1,113 @@
+"""Data-free neuron merging: delete the neuron most like another, and let the other do its work.
+
+Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015 (1507.06149), sections 3 and 3.1: in
+    z = Σ_i a_i relu(W_i · x)
+a neuron j is replaced by a neuron i at the saliency
+    s_ij = ‖W_i − W_j‖² · mean(a_j²),   after which a_i becomes a_i + a_j,
+biases being part of W and the mean taken over the outputs z. The pair of lowest saliency is merged first, and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from kogata.errors import UsageError
+from kogata.job import Job, Kind
+from kogata.methods.base.channel import ChannelMethod, Removal
+from kogata.methods.base.method import About
+from kogata.network.channels.groups import Cut, Group, Slice
+
+# What may lie between the two layers beside the rectifier: values stay as they are.
+_SAME_VALUES = frozenset({"clone", "contiguous", "dropout", "flatten", "permute", "reshape", "transpose", "view"})
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NeuronMerging(ChannelMethod):
+    """Merge neurons of fully connected layers with a rectifier behind them; a smaller plain model is left. Needs no data.
+
+    ``sparsity`` is the fraction of each layer's neurons that go, in [0, 1).
+    """
+
+    sparsity: float
+
+    ABOUT = About(
+        name="neuron-merging",
+        family="pruning",
+        summary="delete the neuron most like another, add its outgoing weights",
+        paper="Srinivas, Babu 2015, arXiv 1507.06149",
+        layers=(Kind.LINEAR,),
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UsageError(
+                f"neuron-merging: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.8."
+            )
+
+    def plan(self, job: Job, groups: Sequence[Group]) -> Removal:
+        """The neurons that go, and the columns of the others with theirs added."""
+        cuts: list[Cut] = []
+        outgoing: dict[str, tuple[Slice, Tensor]] = {}  # by the group's name: of what reads it
+        kept: dict[str, str] = {}
+        for group in groups:
+            if (reader := _reader(job.model, group)) is None:
+                kept[group.name] = "its channels are no rectified neurons between two linear layers"
+                continue
+            incoming = torch.cat([_rows(job.model, part) for part in group.slices if part is not reader], 1)
+            gone, columns_NO = merged(incoming, _rows(job.model, reader), round(self.sparsity * group.channels))
+            cuts.append((group, gone))
+            outgoing[group.name] = reader, columns_NO
+
+        def weights(some: Sequence[Cut]) -> Mapping[str, Tensor]:
+            found: dict[str, Tensor] = {}
+            for group, _ in some:
+                reader, columns_NO = outgoing[group.name]
+                weight_OI = found.get(reader.name, job.model.get_parameter(reader.name).detach().double().cpu())
+                found[reader.name] = weight_OI.index_copy(1, reader.index_CK[:, 0], columns_NO.T)
+            return found
+
+        return Removal(cuts, weights, kept)
+
+
+def _reader(model: nn.Module, group: Group) -> Slice | None:
+    """What reads the neurons of a group: None where they are not those of one linear layer, rectified, and read by another."""
+    owners = {part.name.rpartition(".")[0] for part in group.slices if not part.reads}
+    readers = [part for part in group.slices if part.reads]
+    linear = all(isinstance(model.get_submodule(part.name.rpartition(".")[0]), nn.Linear) for part in group.slices)
+    single = len(owners) == len(readers) == 1 and readers[0].index_CK.shape[1] == 1 and not readers[0].makes
+    return readers[0] if linear and single and group.operations - _SAME_VALUES == frozenset({"relu"}) else None
+
+
+def _rows(model: nn.Module, part: Slice) -> Tensor:
+    """What a tensor holds for each neuron, ``[neurons, entries]``, float64."""
+    tensor = model.get_parameter(part.name).detach().double().cpu()
+    return tensor.movedim(part.axis, 0)[part.index_CK[:, 0]].reshape(len(part.index_CK), -1)
+
+
+def merged(incoming_NI: Tensor, outgoing_NO: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Merge ``count`` of N neurons: those that went, in ascending order, and the outgoing weights of all, theirs added.
+
+    The nearest neighbour of each neuron is kept up to date, so that a merge costs O(N) and not O(N²).
+    """
+    outgoing_NO = outgoing_NO.clone()
+    distance_NN = torch.cdist(incoming_NI, incoming_NI, compute_mode="donot_use_mm_for_euclid_dist").square()
+    distance_NN.fill_diagonal_(float("inf"))  # no neuron is merged into itself
+    distance_N, nearest_N = distance_NN.min(dim=0)
+    strength_N = outgoing_NO.square().mean(1)
+    gone = torch.zeros(len(incoming_NI), dtype=torch.bool)
+    for _ in range(min(count, len(gone) - 1)):
+        j = int((distance_N * strength_N).masked_fill(gone, float("inf")).argmin())
+        i = int(nearest_N[j])
+        outgoing_NO[i] += outgoing_NO[j]
+        strength_N[i] = outgoing_NO[i].square().mean()
+        gone[j] = True
+        distance_NN[j] = float("inf")
+        orphans = (nearest_N == j).logical_and(~gone).nonzero().flatten()
+        distance_N[orphans], nearest_N[orphans] = distance_NN[:, orphans].min(dim=0)
+    return gone.nonzero().flatten(), outgoing_NO

@@ -1,0 +1,133 @@
+"""Recovery: retrain what a step left trainable, with the original model, or another one, as the teacher.
+
+Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015 (1503.02531), section 2:
+    L = (1 − α) · loss(output, target) + α T² KL(softmax(teacher / T) ‖ softmax(output / T)).
+Where the output is not class logits, the second term is ‖output − teacher‖² / ‖teacher‖², so any output can be recovered.
+Without labels α is 1. A ``term`` takes the place of all this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kogata.errors import UsageError
+from kogata.job import Epoch, Job, Task
+from kogata.methods.base.method import About, Method
+from kogata.network import surgery
+from kogata.network.batch import tensors
+from kogata.training.loop import Objective, Training, fit, task_loss, training_data
+from kogata.training.teachers.cache import Cached, Precision, make
+from kogata.training.teachers.observe import Live, Observer, paths
+from kogata.training.teaching import Teacher, begin_teaching, compared, match
+from kogata.training.terms.base import Term
+from kogata.training.wrapper import TrainingWrapper
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Recover(Method):
+    """Train the kept weights, centroids, scales and factors; masks, codes and indices stay as they are.
+
+    ``distill`` is α, the weight of the teacher in [0, 1]; ``temperature`` is T. A ``term`` of
+    ``kogata.training.terms`` replaces both: it may look at layers too. ``cache`` is a folder that keeps what the
+    teacher says, in ``cache_precision``: it is made at first use and read from then on, by data without random augmentation
+    alone. The other settings are those of :class:`kogata.training.loop.Training`.
+    """
+
+    epochs: int
+    learning_rate: float = 1e-3
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    patience: int | None = None
+    distill: float = 0.5
+    temperature: float = 4.0
+    term: Term | None = None
+    cache: str | None = None
+    cache_precision: Precision = "float16"
+
+    ABOUT = About(
+        name="recover",
+        family="distillation",
+        summary="retrain after a step, with the original model as teacher",
+        paper="Hinton et al. 2015, arXiv 1503.02531",
+        training=True,
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.distill <= 1:
+            raise UsageError(f"recover: distill is {self.distill}; expected 0 (labels only) to 1 (teacher only).")
+        if not self.temperature > 0:
+            raise UsageError(f"recover: temperature is {self.temperature}; expected more than 0.")
+        self.training  # noqa: B018 - checks the other settings
+
+    @property
+    def training(self) -> Training:
+        """The settings of the training loop."""
+        return Training(
+            epochs=self.epochs, learning_rate=self.learning_rate, floor=self.floor, weight_decay=self.weight_decay,
+            patience=self.patience,
+        )  # fmt: skip
+
+    def apply(self, job: Job) -> Job:
+        """Train a copy of the model; raises DataError without training data."""
+        model = surgery.clone(job.model, share=False)
+        return replace(job, model=model, epochs=self.train(model, job, self.ABOUT.name))
+
+    def train(self, model: nn.Module, job: Job, what: str) -> tuple[Epoch, ...]:
+        """Train ``model``, or a wrapper around it, in place, as the step ``what`` of a job.
+
+        Raises UsageError or DataError before the first step when the term cannot compare the model with its teacher.
+        """
+        checkpoint = None if job.folder is None else job.folder / "training.pt"
+        if self.term is None:
+            objective = self._mixed(job.task, self._teacher(job, (), what) if self._alpha(job.task) > 0 else None)
+            return fit(model, job.task, self.training, objective, seed=job.seed, what=what, checkpoint=checkpoint)
+        bare = model.model if isinstance(model, TrainingWrapper) else model
+        ours, theirs = self.term.watch(paths(bare), paths(job.reference))
+        teacher, observer = self._teacher(job, theirs, what), Observer(bare, ours)
+        try:
+            taught = begin_teaching(self.term, model, observer, teacher, job, what)
+            objective = compared(self.term.weight, taught.loss, observer, teacher)
+            return fit(taught, job.task, self.training, objective, seed=job.seed, what=what, checkpoint=checkpoint)
+        finally:
+            observer.close()
+
+    def objective(self, task: Task, teacher: nn.Module) -> Objective:
+        """What to minimize without a term, of (output, inputs, targets); usable in a loop of one's own."""
+        return self._mixed(task, Live(teacher))
+
+    def _mixed(self, task: Task, teacher: Teacher | None) -> Objective:
+        alpha = self._alpha(task)
+        labels = None if task.loss is None else task_loss(task)
+
+        def loss(output: Any, inputs: Any, targets: Any) -> Tensor:
+            parts = list[Tensor]()
+            if labels is not None and alpha < 1:
+                parts.append((1 - alpha) * labels(output, inputs, targets))
+            if teacher is not None and alpha > 0:
+                wanted = teacher(inputs, next(tensors(output)).device).output
+                parts.append(alpha * match(output, wanted, targets, self.temperature))
+            return torch.stack(parts).sum()
+
+        return loss
+
+    def _alpha(self, task: Task) -> float:
+        return 1.0 if task.loss is None else self.distill
+
+    def _teacher(self, job: Job, layers: tuple[str, ...] | list[str], what: str) -> Teacher:
+        """The original model, or what the cache holds of it."""
+        if self.cache is None:
+            return Live(job.reference, layers)
+        folder, batches = Path(self.cache), training_data(job.task, what)
+        new = not (folder / "header.json").exists()
+        if new:
+            make(folder, job.reference, batches, layers, precision=self.cache_precision, seed=job.seed)
+        cached = Cached(folder, job.reference, layers, self.cache_precision)
+        if not new:  # what has just been made has just been compared with the data
+            cached.check(batches, job.seed)
+        return cached

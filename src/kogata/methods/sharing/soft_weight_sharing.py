@@ -1,0 +1,197 @@
+"""Soft weight sharing: a mixture of Gaussians is learnt together with the weights, which gather around its means.
+
+Nowlan and Hinton, "Simplifying Neural Networks by Soft Weight-Sharing", Neural Computation 4, 1992;
+Ullrich, Meeds, Welling, "Soft Weight-Sharing for Neural Network Compression", ICLR 2017 (1702.04008), equation 9:
+    L = error − (τ / N) [Σ_i log Σ_k π_k N(w_i | μ_k, 1/γ_k) + log p(γ) + log p(π_0)],  μ_0 = 0,
+    p(γ_k) = Gamma(a, b),  p(π_0) = Beta.
+Afterwards components that say the same are merged, each weight goes to the component most responsible for it, and the
+weights of component 0 are pruned. As in the paper one mixture stands for the whole net; each layer then stores a table of
+its own, which starts at the means of the layer's weights in each component: no further from the weights than μ_k is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from kogata.errors import UsageError
+from kogata.forms import Form, Masked, Role
+from kogata.methods.base.method import About
+from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
+from kogata.methods.recover import Recover
+from kogata.methods.sharing import scalar
+from kogata.network import surgery
+from kogata.training.wrapper import TrainingWrapper
+
+ZERO_COUNT, COUNT = 5000.0, 250.0  # how many weights the Gamma hyper-priors of γ_0 and of the others are worth (paper)
+MERGED = 1.0  # components merge below this symmetric divergence: for equal widths, when their means are one width apart
+PIECE = 1 << 20  # weights assigned at a time
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SoftWeightSharing(TrainingMethod):
+    """Train the weights into at most ``components`` shared values and zero.
+
+    ``strength`` is τ / N, with N training examples: the price of a nat of complexity in units of the loss; at 1 / N the cost
+    of describing the weights counts in full. ``zero`` is the fraction of zeros that is expected beforehand (the Beta
+    hyper-prior, worth as much as the weights together), and ``width`` the standard deviation of a component (Gamma).
+    """
+
+    recover: Recover
+    components: int = 16
+    strength: float = 1e-7
+    zero: float = 0.99
+    width: float = 0.02
+
+    ABOUT = About(
+        name="soft-sharing",
+        family="sharing",
+        summary="weights gather around the means of a mixture that is learnt with them",
+        paper="Ullrich et al. 2017, arXiv 1702.04008",
+        training=True,
+    )
+    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
+    LEAVES = frozenset({Role.TABLE})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.components < 2**15:
+            raise UsageError(f"soft-sharing: components is {self.components}; expected 1 to 32,767.")
+        if not 0 < self.strength < math.inf:
+            raise UsageError(f"soft-sharing: strength is {self.strength}; expected more than 0, such as 1e-7.")
+        if not 0 < self.zero < 1:
+            raise UsageError(f"soft-sharing: zero is {self.zero}; expected a fraction between 0 and 1, such as 0.99.")
+        if not 0 < self.width < math.inf:
+            raise UsageError(f"soft-sharing: width is {self.width}; expected more than 0, such as 0.02.")
+
+    def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
+        """The weights of all targets under one mixture."""
+        return _Mixing(model, targets, self)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Components ``[K]`` in float64, the first of which has mean 0."""
+
+    means: Tensor
+    log_precisions: Tensor
+    log_shares: Tensor
+
+    def merged(self) -> Mixture:
+        """The closest two components become one of the same mass, mean and variance, until none are close."""
+        share, mean, variance = self.log_shares.exp(), self.means.clone(), (-self.log_precisions).exp()
+        while len(mean) > 1:
+            ratio = variance[:, None] / variance
+            gap = (mean[:, None] - mean).square() * (1 / variance[:, None] + 1 / variance)
+            divergence = ((ratio + 1 / ratio + gap) / 2 - 1).fill_diagonal_(math.inf)
+            i, j = sorted(divmod(int(divergence.argmin()), len(mean)))
+            if divergence[i, j] >= MERGED:
+                break
+            pair = torch.tensor([i, j])
+            part = share[pair] / share[pair].sum()
+            centre = (part * mean[pair]).sum() if i else mean.new_zeros(())  # component 0 stays at 0
+            variance[i] = (part * (variance[pair] + (mean[pair] - centre).square())).sum()
+            share[i], mean[i] = share[pair].sum(), centre
+            rest = torch.arange(len(mean)) != j
+            share, mean, variance = share[rest], mean[rest], variance[rest]
+        return Mixture(mean, -variance.log(), share.log())
+
+    def responsible(self, values: Tensor) -> Tensor:
+        """Index of the component that is most responsible for each of ``values`` (flat)."""
+        height = self.log_shares + self.log_precisions / 2
+        return torch.cat([
+            (height - self.log_precisions.exp() * (piece.double()[:, None] - self.means).square() / 2).argmax(1)
+            for piece in values.split(PIECE)
+        ])  # fmt: skip
+
+    def encode(self, weight: Tensor) -> Form:
+        """Kept values of ``weight`` in a codebook, under a mask; of a layer that is all zeros the largest is kept."""
+        values = weight.flatten()
+        component = self.responsible(values)
+        if not component.any():
+            component[values.abs().argmax()] = 1
+        kept = component > 0
+        held = torch.bincount(component[kept]).clamp_min(1)
+        table = torch.zeros(len(held), dtype=torch.float64).index_add_(0, component[kept], values[kept].double()) / held
+        if kept.all():
+            return scalar.codebook(weight, component, table.to(weight.dtype))
+        form = Masked.of(weight, kept.reshape(weight.shape))
+        form.values = scalar.codebook(values[kept], component[kept], table.to(weight.dtype))
+        return form
+
+
+def negative_log_likelihood(weights: Sequence[Tensor], mixture: Mixture) -> Tensor:
+    """−Σ log p(w) over all entries of ``weights``: a scalar, differentiable in them and in the mixture."""
+    flat = torch.cat([weight.flatten().float() for weight in weights])
+    return _NegativeLog.apply(flat, mixture.means, mixture.log_precisions, mixture.log_shares)
+
+
+class _NegativeLog(torch.autograd.Function):
+    """The kernel computes value and gradients in one pass, where autograd would hold several [N, K] tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        from kogata.methods.kernels import mixture  # numba takes half a second to import
+
+        numbers, means, log_precisions, log_shares = (tensor.detach().cpu().contiguous() for tensor in tensors)
+        slope = torch.empty_like(numbers)
+        slopes = torch.zeros(3, len(means), dtype=torch.float64)
+        value = mixture.negative_log(
+            numbers.numpy(), means.double().numpy(), log_precisions.double().numpy(), log_shares.double().numpy(),
+            slope.numpy(), slopes.numpy(),
+        )  # fmt: skip
+        ctx.slopes = [found.to(like) for found, like in zip((slope, *slopes), tensors, strict=True)]
+        return tensors[0].new_tensor(value)
+
+    @staticmethod
+    @once_differentiable  # whose stub hides the names of the arguments
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tuple(outputs[0] * slope for slope in ctx.slopes)
+
+
+class _Mixing(TrainingWrapper):
+    """Weights under a mixture, whose means, log precisions and logits of the shares are trained with them."""
+
+    def __init__(self, model: nn.Module, targets: Sequence[TrainedLeaf], method: SoftWeightSharing) -> None:
+        super().__init__(model)
+        self._targets, self._method = list(targets), method
+        values = torch.cat([target.leaf.values.detach().float().flatten() for target in targets])
+        self._count = len(values)
+        means = scalar.clustered(values.cpu(), torch.ones_like(values.cpu()), method.components)
+        self.means = nn.Parameter(means.to(values))
+        self.log_precisions = nn.Parameter(values.new_full((len(means) + 1,), -2 * math.log(method.width)))
+        shares = values.new_tensor([method.zero, *[(1 - method.zero) / len(means)] * len(means)])
+        self.logits = nn.Parameter(shares.log())
+
+    def mixture(self) -> Mixture:
+        """The mixture as it is now, with component 0."""
+        means = functional.pad(self.means.double(), (1, 0))
+        return Mixture(means, self.log_precisions.double(), self.logits.double().log_softmax(0))
+
+    def penalty(self) -> Tensor:
+        """The cost of describing the weights, hyper-priors included."""
+        mixture, zero = self.mixture(), self._method.zero
+        likelihood = negative_log_likelihood([target.leaf.values for target in self._targets], mixture)
+        count = mixture.means.new_tensor([ZERO_COUNT, *[COUNT] * len(self.means)])
+        # Gamma with its mode at 1 / width²: a log γ − b γ
+        gamma = (count * (mixture.log_precisions - mixture.log_precisions.exp() * self._method.width**2)).sum()
+        others = mixture.log_shares[1:].logsumexp(0)
+        beta = self._count * (zero * mixture.log_shares[0] + (1 - zero) * others)
+        return self._method.strength * (likelihood - gamma - beta).float()
+
+    def finish(self) -> nn.Module:
+        """The model, each target's weights in a codebook under a mask."""
+        with torch.no_grad():
+            mixture = self.mixture()
+        found = Mixture(*(tensor.cpu() for tensor in (mixture.means, mixture.log_precisions, mixture.log_shares))).merged()
+        for target in self._targets:
+            weight = target.leaf.values.detach().float().cpu()
+            surgery.replace(self.model, target.site, target.path, found.encode(weight))
+        return self.model

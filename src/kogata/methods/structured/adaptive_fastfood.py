@@ -1,0 +1,103 @@
+"""Adaptive Fastfood: diagonals that are learnt, around Hadamard transforms and a permutation that are not.
+
+Yang, Moczulski, Denil, de Freitas, Smola, Song, Wang, ICCV 2015 (1412.7149), equation 2; Le, Sarlós, Smola, ICML 2013:
+    W ≈ S H G Π H B,   S, G, B diagonal, H Hadamard, Π a permutation,
+one for each stretch of as many outputs as a power of two from the number of inputs on. There is no closed form for a trained
+weight, but there is one for each diagonal while the others stay, as W̃ is linear in each:
+    s_o = ⟨W_o, A_o⟩ / ‖A_o‖²  (A = H G Π H B),   b_i alike by columns,   (UᵀU ∘ V Vᵀ) g = diag(Uᵀ W Vᵀ)  (U = S H, V = Π H B).
+Rounds of these never make ‖W − W̃‖ larger. They keep little of a weight that was not of this kind: train afterwards.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kogata.calibration.stats import Stats
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Role
+from kogata.forms.fastfood import Fastfood, permutations, sizes
+from kogata.forms.hadamard import hadamard
+from kogata.forms.tied import MAX_ENTRIES
+from kogata.job import Site
+from kogata.methods.base.guards import refuse_unless_fewer
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.structured import projection
+
+RIDGE = 1e-9  # of the mean diagonal, for frequencies that the weight does not use
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveFastfood(WeightMethod):
+    """Three diagonals for each stretch of outputs, fitted by ``rounds`` rounds of least squares.
+
+    Inputs are padded to a power of two, outputs past the end are cropped. Permutations are seeded by the weight's name.
+    ``residual`` is the rank of a matrix added to them, 0 for none.
+    """
+
+    rounds: int = 5
+    residual: int = 0
+
+    ABOUT = About(
+        name="fastfood",
+        family=projection.FAMILY,
+        summary="learnt diagonals around Hadamard transforms",
+        paper="Yang et al. 2015, arXiv 1412.7149",
+        layers=projection.LAYERS,
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"residual": (0, 1, 2, 4, 8)}
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UsageError(f"fastfood: rounds is {self.rounds}; expected 1 or more.")
+        projection.check_residual("fastfood", self.residual)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The diagonals of each stretch, and the residual; refused where they are no fewer than the weights."""
+        rows_OI = projection.matrix(weight, site)
+        (stretches, size), *_ = wanted = sizes(rows_OI.shape)
+        if size**2 > MAX_ENTRIES:
+            raise NotApplicable(f"a Hadamard matrix for {rows_OI.shape[1]} inputs has more than {MAX_ENTRIES} entries")
+        held = sum(count * length for count, length in wanted)
+        refuse_unless_fewer(held, weight, f"{stretches} stretches of {size} outputs")
+        seed = zlib.crc32(site.name.encode())
+        drawn = np.random.PCG64(seed).random_raw(held) & np.uint64(1)
+        signs = torch.from_numpy(1 - 2 * drawn.astype(np.float32)).split([count * length for count, length in wanted])
+        parts = [sign.reshape(shape) for sign, shape in zip(signs, wanted, strict=True)]
+        orders = permutations(stretches, size, seed)
+        for stretch, rows in enumerate(rows_OI.split(size)):
+            fit([part[stretch] for part in parts], rows, orders[stretch], self.rounds)
+        form = Fastfood.of(parts, seed, weight.shape)
+        return projection.finished(form, weight, self.residual, f"{stretches} stretches of {size} outputs")
+
+
+def fit(diagonals: list[Tensor], rows_OI: Tensor, order_N: Tensor, rounds: int) -> None:
+    """Alternate over s ``[N]``, g ``[N]`` and b ``[I]``, in place; O may be less than N."""
+    s_N, g_N, b_I = diagonals
+    outputs, inputs = rows_OI.shape
+    h_NN = hadamard(len(order_N), rows_OI.dtype)
+    left_ON, right_NI = h_NN[:outputs], h_NN[order_N, :inputs]
+    for _ in range(rounds):
+        product_OI = left_ON @ (g_N[:, None] * right_NI)
+        s_N[:outputs] = _ratio(rows_OI, product_OI * b_I, 1)
+        b_I[:] = _ratio(rows_OI, s_N[:outputs, None] * product_OI, 0)
+        u_ON, v_NI = s_N[:outputs, None] * left_ON, right_NI * b_I
+        gram_NN = ((u_ON.T @ u_ON) * (v_NI @ v_NI.T)).double()
+        gram_NN.diagonal().add_(RIDGE * gram_NN.diagonal().mean() + 1e-30)
+        target_N = ((u_ON.T @ rows_OI) * v_NI).sum(1).double()
+        g_N[:] = torch.linalg.solve(gram_NN, target_N).to(g_N.dtype)
+
+
+def _ratio(rows_OI: Tensor, basis_OI: Tensor, axis: int) -> Tensor:
+    """The factor of each row (axis 1) or column (axis 0) of the basis that is nearest to the rows; 0 where it is 0."""
+    return (rows_OI * basis_OI).sum(axis) / basis_OI.square().sum(axis).clamp_min(1e-30)

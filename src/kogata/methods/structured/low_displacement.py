@@ -1,0 +1,73 @@
+"""Toeplitz-like matrices of low displacement rank: a few products of a circulant and a skew-circulant matrix.
+
+Sindhwani, Sainath, Kumar, NeurIPS 2015 (1510.01722), equations 2 to 5; the inversion by Pan, "Structured Matrices and
+Polynomials", 2001:
+    ∇(M) = Z₁ M − M Z₋₁ = Σ_{r≤R} g_r k_rᵀ   ⇔   M = Σ_{r≤R} Z₁(g_r) Z₋₁(h_r),   h_r = ½ J k_r,
+J the reversal. ∇ loses nothing, so its truncated SVD gives generators of rank R, exact where a weight has that displacement
+rank (a Toeplitz matrix has 2). For others it is the best in the displacement, not in the weight, and far too large: all of M
+is then scaled by ⟨W, M⟩ / ‖M‖², the least squares in the weight. It keeps little of most weights: train afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from kogata.calibration.stats import Stats
+from kogata.errors import NotApplicable, UsageError
+from kogata.forms import Form, Role
+from kogata.forms.displacement import Displacement, displacement, padded
+from kogata.job import Site
+from kogata.methods.base.guards import refuse_unless_fewer
+from kogata.methods.base.method import About
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import svd
+from kogata.methods.structured import projection
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LowDisplacement(WeightMethod):
+    """``rank`` products of a circulant and a skew-circulant matrix of the longer side, cropped to the weight.
+
+    ``residual`` is the rank of a matrix added to them, 0 for none.
+    """
+
+    rank: int
+    residual: int = 0
+
+    ABOUT = About(
+        name="low-displacement",
+        family=projection.FAMILY,
+        summary="a Toeplitz-like matrix: few products of a circulant and a skew-circulant one",
+        paper="Sindhwani et al. 2015, arXiv 1510.01722",
+        layers=projection.LAYERS,
+    )
+    ACCEPTS = frozenset({Role.MATRIX})
+    LEAVES = frozenset({Role.MATRIX})
+    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"rank": (1, 2, 4, 8)}
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError(f"low-displacement: rank is {self.rank}; expected 1 or more.")
+        projection.check_residual("low-displacement", self.residual)
+
+    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The truncated SVD of the displacement, inverted, and the residual; refused where nothing is gained."""
+        rows_OI = projection.matrix(weight, site)
+        size = max(rows_OI.shape)
+        if self.rank > size:
+            raise NotApplicable(f"rank {self.rank} is above the full displacement rank {size}")
+        refuse_unless_fewer(2 * self.rank * size, weight, f"displacement rank {self.rank}")
+        u_NR, s_R, v_RN = svd.truncated(displacement(padded(rows_OI)), self.rank)
+        root_R = (s_R / 2).sqrt()
+        g_RN, h_RN = (u_NR * root_R).T, (root_R[:, None] * v_RN).flip(1)
+        found = Displacement.of(g_RN, h_RN, weight.shape).dense().detach()
+        scale = float((found * weight).sum() / found.square().sum().clamp_min(1e-30))
+        even = abs(scale) ** 0.5  # generators of one size: a step of training changes the product alike through either
+        form = Displacement.of(g_RN * math.copysign(even, scale), h_RN * even, weight.shape)
+        return projection.finished(form, weight, self.residual, f"displacement rank {self.rank}")

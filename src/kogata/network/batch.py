@@ -1,0 +1,111 @@
+"""What a batch is, how a model is called on it, and how two outputs are compared: for any nesting of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from kogata.errors import DataError
+
+
+def split(batch: Any) -> tuple[Any, Any]:
+    """``(inputs, targets)`` of a batch; targets are None when the batch is inputs alone."""
+    if isinstance(batch, tuple | list) and len(cast("Sequence[Any]", batch)) == 2:
+        inputs, targets = cast("Sequence[Any]", batch)
+        return inputs, targets
+    return batch, None
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output: a mapping is passed as keywords, a tuple or list as positions, anything else as one argument."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*cast("Sequence[Any]", inputs))
+    return model(inputs)
+
+
+def take(value: Any, rows: int) -> Any:
+    """The first ``rows`` of every tensor in a nesting of mappings and sequences."""
+    if isinstance(value, Tensor):
+        return value[:rows] if value.ndim else value
+    if isinstance(value, Mapping):
+        return {key: take(part, rows) for key, part in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, tuple | list):
+        return tuple(take(part, rows) for part in cast("Sequence[Any]", value))
+    return value
+
+
+def row(value: Any, n: int) -> Any:
+    """Row ``n`` of every tensor in a nesting, as a batch of one."""
+    if isinstance(value, Tensor):
+        return value[n : n + 1] if value.ndim else value
+    if isinstance(value, Mapping):
+        return {key: row(part, n) for key, part in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, tuple | list):
+        return tuple(row(part, n) for part in cast("Sequence[Any]", value))
+    return value
+
+
+def length(value: Any) -> int:
+    """The rows of the first tensor with rows in a nesting; 1 when there is none."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    if isinstance(value, Tensor) and value.ndim:
+        return len(value)
+    return next((rows for part in cast("Iterable[Any]", parts) if (rows := length(part)) > 1), 1)
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """The same nesting with every tensor on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: move(part, device) for key, part in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, tuple | list):
+        return tuple(move(part, device) for part in cast("Sequence[Any]", value))
+    return value
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every float tensor of a nested output, in order. Mappings include the output classes of transformers."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for part in cast("Mapping[Any, Any]", value).values():
+            yield from tensors(part)
+    elif isinstance(value, tuple | list):
+        for part in cast("Sequence[Any]", value):
+            yield from tensors(part)
+
+
+def output_error(output: Any, reference: Any) -> Tensor:
+    """‖output − reference‖² / ‖reference‖² over all float tensors of two outputs of the same structure.
+
+    Raises DataError when they differ in structure or shape.
+    """
+    found, wanted = list(tensors(output)), list(tensors(reference))
+    if [t.shape for t in found] != [t.shape for t in wanted] or not found:
+        raise DataError(
+            f"distillation: the outputs differ: shapes {[tuple(t.shape) for t in found]} against "
+            f"{[tuple(t.shape) for t in wanted]} of the original model."
+        )
+    error = torch.stack([(a - b).float().square().sum() for a, b in zip(found, wanted, strict=True)]).sum()
+    return error / torch.stack([b.float().square().sum() for b in wanted]).sum().clamp_min(1e-30)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[nn.Module, None, None]:
+    """The model in evaluation mode and without gradients; modes are as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

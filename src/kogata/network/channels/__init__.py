@@ -1,0 +1,1 @@
+"""Which channels of a model are coupled, and how they are removed."""

@@ -1,0 +1,142 @@
+"""Find the weights of a model that forms can hold, and the forms that hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kogata.errors import DataError, UsageError
+from kogata.forms import Dense, Form, Masked, Role
+from kogata.job import Job, Kind, Site
+
+
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """Everything persistent that is not a site: running means, integer tables, the weights of recurrent layers."""
+    sites = {name for site in sites_of(model) for name in (site.name, *site.aliases)}
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if "parametrizations" in path.split("."):
+            continue
+        hidden = module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage] - PyTorch has no public way
+        own = {name: tensor for name, tensor in module.named_buffers(recurse=False) if name not in hidden}
+        for name, tensor in (own | dict(module.named_parameters(recurse=False))).items():
+            if (full := f"{path}.{name}" if path else name) not in sites:
+                found[full] = tensor
+    return found
+
+
+_KINDS: tuple[tuple[type[nn.Module], Kind], ...] = (
+    (nn.Linear, Kind.LINEAR),
+    (nn.modules.conv._ConvNd, Kind.CONV),  # pyright: ignore[reportPrivateUsage] - the only common base, subclasses included
+    (nn.Embedding, Kind.EMBEDDING),
+    (nn.EmbeddingBag, Kind.EMBEDDING),
+)
+
+
+# These keep their own lists of weights and would go on reading the old ones.
+_UNREACHABLE = (nn.RNNBase, nn.ParameterList, nn.ParameterDict)
+
+
+def sites_of(model: nn.Module) -> tuple[Site, ...]:
+    """Every parameter a form can take over (or has taken over), in the order of the model's modules."""
+    names: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for path, module in modules_of(model):
+        if isinstance(module, _UNREACHABLE):
+            continue
+        for name, key in weights_of(module):
+            names.setdefault(id(key), []).append((path, module, name))
+    found: list[Site] = []
+    for owners in names.values():
+        (path, module, name), others = owners[0], owners[1:]
+        held = form_of(module, name)
+        shape = held.shape if held is not None else cast("Tensor", getattr(module, name)).shape
+        matrix = len(shape) >= 2
+        kind = next((kind for base, kind in _KINDS if isinstance(module, base)), Kind.OTHER) if matrix else Kind.OTHER
+        aliases = tuple(f"{p}.{n}" if p else n for p, _, n in others)
+        found.append(Site(path, name, tuple(shape), kind, Role.MATRIX if matrix else Role.VECTOR, aliases))
+    return tuple(found)
+
+
+def selected_sites(job: Job) -> tuple[Site, ...]:
+    """The sites that all restrictions of the job allow; matrices, unless a restriction asks for vectors.
+
+    Raises UsageError when a glob matches no site of the model.
+    """
+    chosen = sites_of(job.model)
+    for where in job.where:
+        hits = [site for site in chosen if site.kind in where.kinds and any(where.wants(*names) for names in _names(site))]
+        wanted = [site for site in hits if (site.role is Role.VECTOR) == where.vectors]
+        if not wanted:
+            asked = "biases and normalization vectors" if where.vectors else "weights"
+            known = ", ".join(site.name for site in chosen if (site.role is Role.VECTOR) == where.vectors) or "none"
+            raise UsageError(
+                f"where: layers {list(where.layers)} without {list(where.ignore)}, kinds {[str(k) for k in where.kinds]} "
+                f"match none of the {asked} of this model. It has: {known}."
+            )
+        chosen = tuple(wanted)
+    return chosen if job.where else tuple(site for site in chosen if site.role is Role.MATRIX)
+
+
+def _names(site: Site) -> Iterator[tuple[str, str]]:
+    """The qualified name and the module's path of each owner of the parameter."""
+    for name in (site.name, *site.aliases):
+        yield name, name.rpartition(".")[0]
+
+
+def form_of(module: nn.Module, name: str) -> Form | None:
+    """The form that holds ``module.name``, or None when it is a plain parameter."""
+    if not parametrize.is_parametrized(module, name):
+        return None
+    lists = cast("nn.ModuleDict", module.parametrizations)
+    form = cast("nn.ModuleList", lists[name])[0]
+    if not isinstance(form, Form):
+        raise DataError(
+            f"surgery: {name!r} of {type(module).__name__} already has a parametrization of another library "
+            f"({type(form).__name__}). Remove it first with torch.nn.utils.parametrize.remove_parametrizations."
+        )
+    return form
+
+
+def form_at(model: nn.Module, site: Site) -> Form:
+    """The form of a site; a plain parameter counts as one dense leaf."""
+    module = model.get_submodule(site.module)
+    return form_of(module, site.parameter) or Dense(cast("nn.Parameter", getattr(module, site.parameter)), site.role)
+
+
+def leaves_of(root: Form, site: Site) -> Iterator[tuple[str, Dense, Site]]:
+    """Every leaf with its path, and the site with the shape of the tensor that the leaf stands for.
+
+    The kept values of a mask stand for the masked tensor; every other leaf stands for itself.
+    """
+    for path, leaf in root.leaves():
+        parent = root.get_submodule(path.rpartition(".")[0]) if path else leaf
+        shape = parent.shape if isinstance(parent, Masked) else leaf.shape
+        yield path, leaf, dataclasses.replace(site, shape=tuple(shape))
+
+
+def model_bits(model: nn.Module) -> float:
+    """Estimated bits to store all parameters, by the entropy of their planes."""
+    return sum(form_at(model, site).stored_bits() for site in sites_of(model))
+
+
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module under every path it is reached by, save those inside forms."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if "parametrizations" not in path.split("."):
+            yield path, module
+
+
+def weights_of(module: nn.Module) -> Iterator[tuple[str, object]]:
+    """Names of the module's own float parameters, each with the object that tells tied ones: the form or the parameter.
+
+    In the order of the names, so that it does not depend on which parameter got a form first.
+    """
+    found: dict[str, object] = {n: p for n, p in module.named_parameters(recurse=False) if p.is_floating_point()}
+    if parametrize.is_parametrized(module):
+        names = cast("nn.ModuleDict", module.parametrizations)
+        found |= {name: form for name in names if (form := form_of(module, name)) is not None}
+    yield from sorted(found.items(), key=lambda item: item[0])

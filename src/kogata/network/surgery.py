@@ -1,0 +1,91 @@
+"""The only file that attaches, finds and removes forms in a model.
+
+A form takes over a parameter through PyTorch's own ``torch.nn.utils.parametrize``, so any module that reads ``self.weight``
+keeps working, and so do ``deepcopy``, ``torch.export`` and ONNX export.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from kogata.forms import Dense, Form
+from kogata.job import Site
+from kogata.network.sites import form_at, form_of, modules_of, weights_of
+
+
+def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
+    """Put ``form`` in the place of the leaf, or other part, at ``path`` of the site's tree, in ``model`` itself."""
+    root = form_at(model, site)
+    _, leaf = next(cast("Form", root.get_submodule(path)).leaves())
+    form = form.to(device=leaf.values.device, dtype=leaf.values.dtype)
+    if isinstance(form, Dense):
+        form.role = leaf.role  # other numbers, but what they are is the same
+    attach(model, site, _with(root, path, form))
+
+
+def _with(root: Form, path: str, form: Form) -> Form:
+    """The tree with ``form`` at ``path``, each node above it simplified."""
+    if not path:
+        return form
+    parent, _, name = path.rpartition(".")
+    owner = root.get_submodule(parent)
+    setattr(owner, name, form)
+    return _with(root, parent, owner.simplified()) if isinstance(owner, Form) else root
+
+
+def attach(model: nn.Module, site: Site, form: Form) -> None:
+    """Let ``form`` hold the parameter of ``site`` and of everything tied to it; another form there gives way.
+
+    A form that is one dense leaf needs no program: its values become a plain parameter.
+    """
+    for name in (site.name, *site.aliases):
+        path, _, parameter = name.rpartition(".")
+        module = model.get_submodule(path)
+        if parametrize.is_parametrized(module, parameter):
+            parametrize.remove_parametrizations(module, parameter, leave_parametrized=False)
+        if isinstance(form, Dense):
+            setattr(module, parameter, form.values)
+            continue
+        # Parametrizing empties the parameter it takes over, in place; other copies of the model share that one. So it
+        # gets an empty parameter of its own, which only remembers dtype and device.
+        weight = cast("Tensor", getattr(module, parameter))
+        setattr(module, parameter, nn.Parameter(weight.new_empty(0), requires_grad=False))
+        parametrize.register_parametrization(module, parameter, form, unsafe=True)
+
+
+def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
+    """A copy of the module tree, with the same tensors (``share``) or with tensors of its own.
+
+    Parametrizing changes the class of a module, and ``deepcopy`` hands that class on: each copy gets a class of its own, so
+    that a later change of one leaves the other as it is.
+    """
+    memo: dict[int, Any] = {}
+    if share:
+        tensors = [*model.parameters(), *model.buffers()]
+        memo = {id(tensor): tensor for tensor in tensors}
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        if parametrize.is_parametrized(module):
+            kind = type(module)
+            own = {k: v for k, v in kind.__dict__.items() if k not in ("__dict__", "__weakref__")}
+            module.__class__ = cast("type[nn.Module]", type(kind.__name__, kind.__bases__, own))
+    return twin
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A copy with every form computed once into a plain dense parameter: no trace of Kogata is left."""
+    twin = clone(model)
+    computed: dict[int, nn.Parameter] = {}  # by form, so that tied weights stay tied
+    for _, module in modules_of(twin):
+        for name, _ in list(weights_of(module)):
+            if (form := form_of(module, name)) is not None:
+                if id(form) not in computed:
+                    value = cast("Tensor", getattr(module, name)).detach()
+                    computed[id(form)] = nn.Parameter(value, requires_grad=False)
+                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+                setattr(module, name, computed[id(form)])
+    return twin

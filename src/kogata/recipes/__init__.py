@@ -1,0 +1,1 @@
+"""Recipes: YAML to methods and budgets; the built-in recipes lie beside the code."""

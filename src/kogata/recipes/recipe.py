@@ -1,0 +1,169 @@
+"""Recipes: a chain of methods as validated YAML. A resolved recipe has every default written out and reads back the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from kogata.errors import UsageError
+from kogata.job import Where
+from kogata.methods import METHODS, Recover
+from kogata.methods.base.compose import chain, only
+from kogata.methods.base.method import Method
+from kogata.recipes import targets
+from kogata.recipes.targets import Target
+from kogata.training.terms import TERMS, SumOfTerms, Term
+
+_KEYS = ("name", "about", "targets", "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to do, and what is asked of the result."""
+
+    name: str
+    method: Method
+    targets: tuple[Target, ...] = ()
+    about: str = ""
+
+    def resolved(self) -> dict[str, Any]:
+        """As plain values, every default written out."""
+        steps = self.method.settings()
+        wanted = {target.goal: target.text for target in self.targets}
+        return {"name": self.name, "about": self.about, "targets": wanted, "steps": steps.get("steps", [steps])}
+
+
+def built_in() -> tuple[str, ...]:
+    """Names of the recipes that come with Kogata."""
+    folder = files("kogata") / "recipes"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def open_recipe(reference: str) -> Recipe:
+    """A built-in recipe by name, or a YAML file by path. Raises UsageError when there is neither, or it is not valid."""
+    path = Path(reference)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return parse(path.read_text(encoding="utf-8"), str(path))
+        except OSError as error:
+            raise UsageError(f"recipe {path}: cannot be read: {error.strerror}.") from None
+    if reference not in built_in():
+        raise UsageError(f"recipe {reference!r} {_choose(reference, built_in())}, nor the path of a .yaml file.")
+    return parse((files("kogata") / "recipes" / f"{reference}.yaml").read_text(encoding="utf-8"), reference)
+
+
+def parse(text: str, source: str) -> Recipe:
+    """A recipe from YAML text. Raises UsageError naming the source, the key, and what is allowed."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {source}: is not YAML: {str(error).replace(chr(10), ' ')}.") from None
+    if not isinstance(data, Mapping):
+        raise UsageError(f"recipe {source}: expected a mapping with the keys {', '.join(_KEYS)}.")
+    values = cast("Mapping[str, Any]", data)
+    _known(values, _KEYS, f"recipe {source}")
+    steps = values.get("steps")
+    if not isinstance(steps, list) or not steps:
+        raise UsageError(f"recipe {source}: steps must be a list of at least one step, such as '- method: k-means'.")
+    wanted = values.get("targets") or {}
+    if not isinstance(wanted, Mapping):
+        raise UsageError(f"recipe {source}: targets is {wanted!r}; expected a mapping, such as '{{size: 1/20, drop: 0.5pt}}'.")
+    methods = [_step(step, f"recipe {source}: step {i}") for i, step in enumerate(cast("list[Any]", steps), 1)]
+    return Recipe(
+        name=str(values.get("name", Path(source).stem)), about=str(values.get("about", "")), method=chain(*methods),
+        targets=targets.parse(cast("Mapping[str, object]", wanted)),
+    )  # fmt: skip
+
+
+def _step(step: Any, where: str) -> Method:
+    if not isinstance(step, Mapping) or "method" not in step:
+        raise UsageError(f"{where}: expected a mapping with the key 'method', found {step!r}.")
+    values = {str(key): value for key, value in cast("Mapping[Any, Any]", step).items()}
+    title, restriction = values.pop("method"), values.pop("where", None)
+    kinds = {method.ABOUT.name: method for method in METHODS}
+    if title not in kinds:
+        raise UsageError(f"{where}: method {title!r} {_choose(str(title), kinds)}.")
+    method = cast("Method", _build(kinds[title], values, f"{where} ({title})"))
+    return method if restriction is None else only(method, _where(restriction, f"{where} ({title}): where"))
+
+
+def _where(value: Any, where: str) -> Where:
+    values = {"layers": value} if isinstance(value, str | list) else value
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where}: expected a glob, a list of globs, or a mapping; found {value!r}.")
+    listed = {k: [v] if isinstance(v, str) else v for k, v in cast("Mapping[str, Any]", values).items()}
+    return cast("Where", _build(Where, listed, where))
+
+
+def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from plain values, nested dataclasses included, each key and type checked."""
+    hints = get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    _known(values, fields, where)
+    missing = [n for n, f in fields.items() if n not in values and f.default is f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise UsageError(f"{where}: {', '.join(missing)} must be given.")
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if (kind, key) in ((Recover, "term"), (SumOfTerms, "terms")):
+            given[key] = (_term if kind is Recover else _terms)(value, f"{where}: {key}")
+            continue
+        nested = next((t for t in (hints[key], *get_args(hints[key])) if dataclasses.is_dataclass(t)), None)
+        if nested is not None and isinstance(value, Mapping):
+            inner = {k: v for k, v in cast("Mapping[str, Any]", value).items() if (k, v) != ("method", "recover")}
+            given[key] = _build(cast("type[Any]", nested), inner, f"{where}: {key}")
+            continue
+        try:
+            given[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            reasons = "; or ".join(dict.fromkeys(str(line["msg"]) for line in error.errors()))
+            raise UsageError(f"{where}: {key} is {value!r}: {reasons}.") from None
+    return kind(**given)
+
+
+def _term(value: Any, where: str) -> Term | None:
+    """A term of a distillation loss: its name, a mapping with its name and settings, or a list of them, whose sum it is."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return SumOfTerms(terms=_terms(value, where))
+    values = {"term": value} if isinstance(value, str) else value
+    if not isinstance(values, Mapping) or "term" not in values:
+        raise UsageError(
+            f"{where}: expected a term such as 'labels', a mapping with the key 'term', or a list; found {value!r}."
+        )
+    settings = {str(key): part for key, part in cast("Mapping[Any, Any]", values).items() if key != "term"}
+    title, kinds = values["term"], {str(kind.term): kind for kind in TERMS}
+    if title not in kinds:
+        raise UsageError(f"{where}: term {title!r} {_choose(str(title), kinds)}.")
+    listed = {k: [v] if k in ("student", "teacher") and isinstance(v, str) else v for k, v in settings.items()}
+    return cast("Term", _build(kinds[title], listed, f"{where} ({title})"))
+
+
+def _terms(value: Any, where: str) -> tuple[Term, ...]:
+    if not isinstance(value, list):
+        raise UsageError(f"{where} is {value!r}; expected a list of terms, such as '[{{weight: 0.9, term: soft-targets}}]'.")
+    found = [_term(part, f"{where} {i}") for i, part in enumerate(cast("list[Any]", value), 1)]
+    if not all(found):
+        raise UsageError(f"{where}: a term in the list is empty.")
+    return tuple(term for term in found if term is not None)
+
+
+def _known(values: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    for key in values:
+        if key not in allowed:
+            raise UsageError(f"{where}: the key {key!r} {_choose(str(key), allowed)}.")
+
+
+def _choose(found: str, allowed: Iterable[str]) -> str:
+    names = list(allowed)
+    close = difflib.get_close_matches(found, names, 1)
+    return f"is none of {', '.join(names)}" + (f" (did you mean {close[0]!r}?)" if close else "")

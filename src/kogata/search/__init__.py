@@ -1,0 +1,1 @@
+"""Which structure fits which layer, and what each would cost."""

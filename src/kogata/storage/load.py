@@ -1,0 +1,96 @@
+"""Give a model of the user's class what a file holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from kogata.errors import FileFormatError
+from kogata.forms import Dense
+from kogata.network import depth, shrink, surgery
+from kogata.network.quantizers import attach_quantizer
+from kogata.network.sites import buffers_of, form_at, sites_of
+from kogata.storage.layout import Artifact
+from kogata.storage.read import read_file
+
+log = logging.getLogger("kogata")
+
+
+def load(path: Path | str, into: nn.Module) -> nn.Module:
+    """Give ``into``, a model of the right class, the weights of a file, and return it.
+
+    Its parameters become the file's forms, trainable and differentiable as before. A layer that lost channels becomes as small
+    as the file says: linear and convolutional layers, batch normalization and embeddings, where all tensors of the layer
+    agree; a list of layers becomes as short. Raises FileFormatError when the file is damaged or of another model; ``into`` is
+    then as it was.
+    """
+    artifact = read_file(Path(path))
+    trial = surgery.clone(into)  # what does not fit is found on it, before ``into`` is changed
+    _shorten(path, trial, artifact)
+    _quantize(path, trial, artifact)
+    found, buffers = {site.name: site for site in sites_of(trial)}, buffers_of(trial)
+    held = [names[0] for names in artifact.forms]
+    wrong = [*(name for name in held if name not in found), *(name for name in artifact.buffers if name not in buffers)]
+    missing = [*(name for name in found if name not in held), *(name for name in buffers if name not in artifact.buffers)]
+    if wrong or missing:
+        raise FileFormatError(f"{path}: is of another model: it lacks {missing}, and the model has no {wrong}.")
+    fitting = [(found[names[0]], form) for names, form in artifact.forms.items()]
+    shapes = {name: tuple(form.shape) for site, form in fitting for name in (site.name, *site.aliases)}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in artifact.buffers.items()}
+    smaller = _shrunk(path, trial, shapes)
+    _shorten(path, into, artifact)
+    _quantize(path, into, artifact)
+    for module, sizes in smaller.items():
+        for attribute, size in sizes.items():
+            setattr(into.get_submodule(module), attribute, size)
+    for site, form in fitting:
+        before = form_at(into, site)
+        if isinstance(form, Dense) and isinstance(before, Dense):
+            form.values.requires_grad_(before.values.requires_grad)  # a frozen weight stays frozen
+        device = next((leaf.values.device for _, leaf in before.leaves()), None)
+        surgery.attach(into, site, form.to(device))
+    for name, tensor in artifact.buffers.items():
+        owner, _, key = name.rpartition(".")
+        before, tensor = buffers[name], tensor.to(buffers[name].device)
+        kept = nn.Parameter(tensor, requires_grad=before.requires_grad) if isinstance(before, nn.Parameter) else tensor
+        setattr(into.get_submodule(owner), key, kept)
+    return into
+
+
+def _shorten(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
+    """Let the model's lists keep only the layers that the file says. Raises FileFormatError where there is no such list."""
+    for owner, places in artifact.kept.items():
+        try:
+            depth.keep(model, owner, places)
+        except ValueError as error:
+            raise FileFormatError(f"{path}: is of another model: {error}.") from None
+
+
+def _quantize(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
+    """Put the file's activation quantizers on their modules. Raises FileFormatError where there is no such module."""
+    device = next((parameter.device for parameter in model.parameters()), None)
+    for owner, quantizer in artifact.quantizers.items():
+        try:
+            attach_quantizer(model.get_submodule(owner), quantizer.to(device))
+        except AttributeError:
+            raise FileFormatError(f"{path}: is of another model: it quantizes what flows into {owner!r}.") from None
+
+
+def _shrunk(path: Path | str, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
+    """The integers of each layer that is smaller in the file. Raises FileFormatError where the tensors do not fit the layer."""
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        owner, _, key = name.rpartition(".")
+        layers.setdefault(owner, {})[key] = shape
+    found: dict[str, dict[str, int]] = {}
+    for owner, tensors in layers.items():
+        try:
+            found[owner] = shrink.integers(model.get_submodule(owner), tensors)
+        except ValueError as error:
+            raise FileFormatError(f"{path}: is of another model: {f'{owner}.' if owner else ''}{error}.") from None
+    if smaller := [owner or "the model itself" for owner, sizes in found.items() if sizes]:
+        log.info("%s: these layers are smaller than the model's: %s", path, ", ".join(smaller))
+    return found

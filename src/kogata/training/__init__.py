@@ -1,0 +1,1 @@
+"""The training loop, what a training-time method wraps around a model, distillation terms and teachers."""

@@ -1,0 +1,247 @@
+"""The only training loop: it runs under Hugging Face ``accelerate``, so ``accelerate launch`` gives several devices.
+
+Every epoch starts from a seed of its own and ends with a checkpoint, so a run killed at any moment goes on from its last
+epoch and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from kogata.errors import DataError, UsageError
+from kogata.job import Epoch, Task
+from kogata.network.batch import call, evaluating, move, split
+from kogata.system import progress
+from kogata.system.atomic import writing
+from kogata.system.environment import environment
+from kogata.training.wrapper import TrainingWrapper
+
+log = logging.getLogger("kogata")
+
+
+Objective = Callable[[Any, Any, Any], Tensor]
+"""What a step minimizes, of (output, inputs, targets)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """AdamW with a cosine schedule from ``learning_rate`` down to ``floor`` times it.
+
+    ``patience`` stops after so many epochs without a better ``task.validate`` and keeps the best epoch; None trains on.
+    """
+
+    epochs: int
+    learning_rate: float = 1e-3
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for field, low in (("epochs", 1), ("learning_rate", 0.0), ("floor", 0.0), ("weight_decay", 0.0)):
+            value = getattr(self, field)
+            if not (low <= value < math.inf):
+                raise UsageError(f"training: {field} is {value}; expected {low} or more.")
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"training: patience is {self.patience}; expected 1 or more epochs, or null to train them all.")
+
+    def rate(self, progress: float) -> float:
+        """The learning rate when a fraction ``progress`` of all steps is done."""
+        return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def task_loss(task: Task) -> Objective:
+    """The task's own loss. Raises DataError when it has none."""
+    loss = task.loss
+    if loss is None:
+        raise DataError(f"task {task.name!r}: training on labels needs a loss; give it one, or distil from the original.")
+    return lambda output, _, targets: loss(output, targets)
+
+
+def training_data(task: Task, what: str) -> Iterable[Any]:
+    """The task's training batches. Raises DataError when it has none."""
+    if task.train is None:
+        raise DataError(f"{what}: task {task.name!r} has no training data; give it train(), or leave out the training steps.")
+    return task.train
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """The model itself, its images and their weights laid out so that CPUs and GPUs convolve them twice as fast."""
+    images = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return model.to(**_layout(torch.channels_last)) if images else model
+
+
+def _layout(memory_format: torch.memory_format) -> dict[str, Any]:
+    return {"memory_format": memory_format}  # an argument of Module.to that its stubs forget
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """What training computes in: bfloat16 where the processor is fast at it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16())
+
+
+def _fast_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool({"avx512_bf16", "amx_bf16"} & set(environment()["cpu_flags"]))
+
+
+def fit(
+    model: nn.Module, task: Task, settings: Training, objective: Objective, *, seed: int, what: str,
+    checkpoint: Path | None = None,
+) -> tuple[Epoch, ...]:  # fmt: skip
+    """Train ``model`` in place on ``task.train`` and return its epochs; a TrainingWrapper adds its penalty and its step.
+
+    A ``checkpoint`` is written after every epoch and read first if it is there. Raises DataError when there is no training
+    data, when it is empty, or when the loss is not finite.
+    """
+    training_data(task, what)
+    if settings.patience is not None and task.validate is None:
+        raise UsageError(f"{what}: patience needs task.validate, a score on held-out data; the test score must not choose.")
+    return _Fit(model, task, settings, objective, seed, what, checkpoint).run()
+
+
+class _Fit:
+    """The state of one call of :func:`fit`."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, settings: Training, objective: Objective, seed: int, what: str,
+        checkpoint: Path | None,
+    ) -> None:  # fmt: skip
+        self.task, self.settings, self.objective = task, settings, objective
+        self.seed, self.what, self.checkpoint = seed, what, checkpoint
+        self.bare, self.home = model, next(model.parameters()).device
+        self.wrapper = model if isinstance(model, TrainingWrapper) else None
+        self.accelerator = Accelerator(mixed_precision="bf16" if _fast_bfloat16() else "no")
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trainable:
+            raise DataError(f"{what}: no parameter of the model is trainable; set requires_grad on those that should be.")
+        if any(parameter.dtype == torch.float16 for parameter in trainable):
+            raise DataError(
+                f"{what}: float16 weights cannot be trained, for squared gradients vanish in it. Convert the model and its "
+                "inputs with .bfloat16() or .float() first."
+            )
+        optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(channels_last(model), optimizer)
+        self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] | None = None
+
+    def run(self) -> tuple[Epoch, ...]:
+        self._resume()
+        modes = {module: module.training for module in self.bare.modules()}
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        for number in range(len(self.history) + 1, self.settings.epochs + 1):
+            if self._stopped():
+                break
+            set_seed(self.seed * 100_003 + number)
+            self.history.append(self._epoch(number))
+            self._save()
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if self.best is not None:
+            self.bare.load_state_dict(self.best)
+        for module, mode in modes.items():
+            module.training = mode
+        # accelerate casts through a forward of its own, and passes over a model that carries its mark: both must go, or the
+        # next training of this model would differ from that of the same model read from a checkpoint.
+        for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            self.bare.__dict__.pop(mark, None)
+        self.bare.to(self.home, **_layout(torch.contiguous_format))
+        return tuple(self.history)
+
+    def _epoch(self, number: int) -> Epoch:
+        self.model.train()
+        batches = cast("Iterable[Any]", self.task.train)
+        count = len(batches) if isinstance(batches, Sized) else None
+        total, steps, rate = torch.zeros((), device=self.accelerator.device), 0, self.settings.learning_rate
+        shard = islice(batches, self.accelerator.process_index, None, self.accelerator.num_processes)
+        share = None if count is None else math.ceil(count / self.accelerator.num_processes)
+        with progress.bar(f"{self.what} {number}/{self.settings.epochs}", share) as line:
+            for batch in shard:
+                rate = self.settings.rate(self._progress(number, steps, share))
+                loss = self._step(batch, rate)
+                total, steps = total + loss, steps + 1
+                if self.wrapper is not None:
+                    self.wrapper.step(self._progress(number, steps, share))
+                if steps == 1 or steps % 20 == 0:
+                    self._finite(total, number)
+                    line.advance(f"loss {float(total) / steps:.4f}")
+                else:
+                    line.advance()
+        if not steps:
+            raise DataError(f"{self.what}: the training data of task {self.task.name!r} is empty; give at least one batch.")
+        self._finite(total, number)
+        score = self._validate()
+        epoch = Epoch(epoch=number, loss=float(total) / steps, learning_rate=rate, score=score)
+        log.info("%s: epoch %d of %d, loss %.4f", self.what, number, self.settings.epochs, epoch.loss)
+        return epoch
+
+    def _step(self, batch: Any, rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        inputs, targets = move(split(batch), self.accelerator.device)
+        with self.accelerator.autocast():  # the model has its own; this is for the teacher in the objective
+            loss = self.objective(call(self.model, inputs), inputs, targets)
+        if self.wrapper is not None:
+            loss = loss + self.wrapper.penalty()
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _progress(self, number: int, steps: int, share: int | None) -> float:
+        """The fraction of all steps that are done; of data without a length, of all epochs."""
+        return (number - 1 + (steps / share if share else 0)) / self.settings.epochs
+
+    def _finite(self, total: Tensor, number: int) -> None:
+        if not torch.isfinite(total):
+            raise DataError(
+                f"{self.what}: the loss became {float(total)} in epoch {number}. Check the data and the loss for NaN, or lower "
+                f"the learning rate ({self.settings.learning_rate})."
+            )
+
+    def _validate(self) -> float | None:
+        if self.task.validate is None:
+            return None
+        with evaluating(self.bare) as model:
+            score = float(self.task.validate(model))
+        if self.settings.patience is not None and all(e.score is None or score > e.score for e in self.history):
+            self.best = {name: tensor.clone() for name, tensor in self.bare.state_dict().items()}
+        return score
+
+    def _stopped(self) -> bool:
+        scores = [epoch.score for epoch in self.history if epoch.score is not None]
+        patience = self.settings.patience
+        return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+
+    def _save(self) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        state = {
+            "model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
+            "history": [asdict(epoch) for epoch in self.history],
+        }  # fmt: skip
+        with writing(self.checkpoint) as file:
+            torch.save(state, file)
+
+    def _resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.bare.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.history = state["best"], [Epoch(**epoch) for epoch in state["history"]]
+        log.info("%s: resumed after epoch %d", self.what, len(self.history))

@@ -1,0 +1,70 @@
+"""Relations: Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019 (1904.05068), equations 5 to 10.
+
+distance:  ψ(i, j) = ‖x_i − x_j‖ / μ,   μ the mean over pairs of the batch;
+angle:     ψ(i, j, k) = cos ∠ x_i x_j x_k;
+    L = λ_D mean h(ψ_student − ψ_teacher) over pairs + λ_A mean h(…) over triples,   h Huber's loss with δ = 1.
+Only relations between examples are compared, so widths may differ. Rotating, moving or scaling all examples changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kogata.job import Task
+from kogata.training.teachers.observe import Seen
+from kogata.training.terms.base import Compared, Formula, LayerTerm, Loss, rows
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Relational(LayerTerm):
+    """Distances and angles between the examples of a batch: λ_D and λ_A. A batch of n needs n³ floats for the angles."""
+
+    term: str = field(default="relational", init=False)
+    distance: float = 25.0
+    angle: float = 50.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("distance", "angle"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise self._refuse(name, getattr(self, name), "0 or more")
+
+    def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
+        """Any layers or outputs will do."""
+        return Formula(partial(self._loss, self.compared(student, teacher)))
+
+    def _loss(self, compared: Compared, student: Seen, teacher: Seen, targets: Any) -> Tensor:
+        losses = list[Tensor]()
+        for ours, theirs in compared(student, teacher):
+            (first_NN, first_NNN), (second_NN, second_NNN) = (_relations(rows(each)) for each in (ours, theirs))
+            count = len(ours)
+            pairs, triples = max(1, count * (count - 1)), max(1, count * (count - 1) * (count - 2))
+            # Relations of an example with itself are 0 on both sides, or 1 on both.
+            losses.append(self.distance * functional.huber_loss(first_NN, second_NN, reduction="sum") / pairs)
+            losses.append(self.angle * functional.huber_loss(first_NNN, second_NNN, reduction="sum") / triples)
+        return torch.stack(losses).sum()
+
+
+def _relations(x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances over their mean, and the cosine of the angle at j of i and k as ``[j, i, k]``; from inner products alone."""
+    x_ND = x_ND - x_ND.mean(0)  # distances stay, and do not vanish in rounding beside a large mean
+    gram_NN = x_ND @ x_ND.T
+    square_N = gram_NN.diagonal()
+    tiny = torch.finfo(x_ND.dtype).eps * float(square_N.detach().max().clamp_min(torch.finfo(x_ND.dtype).tiny))
+    squared_NN = square_N[:, None] + square_N[None, :] - 2 * gram_NN
+    apart_NN = squared_NN > tiny
+    distance_NN = torch.where(apart_NN, squared_NN, 1.0).sqrt() * apart_NN
+    inverse_NN = torch.where(apart_NN, 1 / torch.where(apart_NN, distance_NN, 1.0), 0.0)
+    count = len(x_ND)
+    mean = distance_NN.sum() / max(1, count * (count - 1))
+    product_NNN = gram_NN[None, :, :] - gram_NN[:, :, None] - gram_NN[:, None, :] + square_N[:, None, None]
+    cosine_NNN = product_NNN * inverse_NN[:, :, None] * inverse_NN[:, None, :]
+    return distance_NN / mean.clamp_min(tiny**0.5), cosine_NNN

@@ -1,0 +1,56 @@
+"""Soft targets: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015 (1503.02531), section 2:
+
+    L = T² KL(softmax(teacher / T) ‖ softmax(student / T)),   the mean over examples.
+The gradient of the softmax at T falls as 1 / T², hence the factor. As T grows, it becomes that of regressing centred logits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kogata.errors import UsageError
+from kogata.job import Task
+from kogata.training.teachers.observe import Seen
+from kogata.training.terms.base import Formula, Loss, Term, alike, paired
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SoftTargets(Term):
+    """Distributions over the classes along ``axis`` of each output: 1 for images and maps of them, -1 for sequences."""
+
+    term: str = field(default="soft-targets", init=False)
+    temperature: float = 4.0
+    axis: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < math.inf:
+            raise self._refuse("temperature", self.temperature, "more than 0")
+
+    def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
+        """Raises an error when an output lacks the axis or differs in shape from the teacher's."""
+        pairs = paired(student.output, teacher.output)
+        alike(pairs, self.term)
+        if any(not self.axis % ours.ndim > 0 or not -ours.ndim <= self.axis < ours.ndim for ours, _ in pairs):
+            shapes = ", ".join(str(tuple(ours.shape)) for ours, _ in pairs)
+            raise UsageError(f"term {self.term}: axis {self.axis} is no axis of classes in shapes {shapes}.")
+        return Formula(self._loss)
+
+    def _loss(self, student: Seen, teacher: Seen, targets: Any) -> Tensor:
+        pairs = paired(student.output, teacher.output)
+        return torch.stack([soft(ours, theirs, self.temperature, self.axis) for ours, theirs in pairs]).sum()
+
+
+def soft(output: Tensor, wanted: Tensor, temperature: float, axis: int) -> Tensor:
+    """T² KL, the mean over all axes but that of the classes."""
+    ours = functional.log_softmax(output / temperature, dim=axis)
+    theirs = functional.log_softmax(wanted / temperature, dim=axis)
+    examples = output.numel() // output.shape[axis]
+    return temperature**2 * functional.kl_div(ours, theirs, log_target=True, reduction="sum") / examples

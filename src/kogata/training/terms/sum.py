@@ -1,0 +1,48 @@
+"""A sum of terms is a term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kogata.job import Task
+from kogata.training.teachers.observe import Seen
+from kogata.training.terms.base import Loss, Term
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SumOfTerms(Term):
+    """Each term times its ``weight``."""
+
+    term: str = field(default="sum", init=False)
+    terms: tuple[Term, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.terms:
+            raise self._refuse("terms", "empty", "at least one term")
+
+    def watch(self, student: Sequence[str], teacher: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The layers of all terms."""
+        watched = [term.watch(student, teacher) for term in self.terms]
+        return [name for ours, _ in watched for name in ours], [name for _, theirs in watched for name in theirs]
+
+    def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
+        """Each of them begun."""
+        return _Sum([(term.weight, term.begin(student, teacher, task)) for term in self.terms])
+
+
+class _Sum(Loss):
+    def __init__(self, parts: Sequence[tuple[float, Loss]]) -> None:
+        super().__init__()
+        self._weights = [weight for weight, _ in parts]
+        self.parts = nn.ModuleList([loss for _, loss in parts])
+
+    def forward(self, student: Seen, teacher: Seen, targets: Any) -> Tensor:
+        pairs = zip(self._weights, self.parts, strict=True)
+        return torch.stack([weight * part(student, teacher, targets) for weight, part in pairs]).sum()
