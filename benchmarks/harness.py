@@ -16,6 +16,7 @@ from rich.table import Table
 from kogata.system.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
+NO_BENCHMARKS = {"__init__", "__main__", "harness", "results_page"}  # modules of this folder that measure nothing
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def benchmarks(folder: Path) -> list[Benchmark]:
 
     :raises ValueError: a module lacks its docstring or ``MINUTES``.
     """
-    return [_describe(path) for path in sorted(folder.glob("*.py")) if path.stem not in {"__init__", "__main__", "harness"}]
+    return [_describe(path) for path in sorted(folder.glob("*.py")) if path.stem not in NO_BENCHMARKS]
 
 
 def _describe(path: Path) -> Benchmark:

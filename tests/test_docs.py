@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import doctest
+import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from benchmarks.__main__ import results
 from benchmarks.harness import RESULTS
+from benchmarks.results_page import DOCS, HERE, SUMMARY, page, read_results
+from kogata.artifact import MAX_MANIFEST, MAX_PLANE
+from kogata.cli import app
+from kogata.cli.methods import WHEN
+from kogata.engines.onnx_graph import MAX_GRAPH
 from kogata.methods import METHODS
 from kogata.recipes.recipe import open_recipe
 from kogata.report.data import Report
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+DOCUMENTS = [*FRONT, ROOT / "data" / "networks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = {".ci", "benchmarks", "data", "docs", "examples", "src", "tests"}  # of the repository, as documents name them
 
 
 class Net(nn.Module):
@@ -65,6 +75,78 @@ def test_links_and_paths_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    anchors = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in re.findall(r"^#+ (.*)", text, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+
+
+def code(document: Path) -> list[str]:
+    """What stands in backticks in a document, and every line of its blocks of commands."""
+    text = document.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return [*(" ".join(span.split()) for span in spans), *lines]
+
+
+@pytest.mark.parametrize("document", FRONT, ids=lambda path: path.name)
+def test_paths_commands_and_names_in_the_text_exist(document: Path) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    commands = [command.name for command in app.registered_commands]
+    found = code(document)
+    assert len(found) > 5
+    for text in found:
+        if text.partition("/")[0] in FOLDERS and re.fullmatch(r"[\w./-]+", text) and "NAME" not in text:
+            assert (ROOT / text).exists(), text
+        elif text.startswith("make "):
+            assert text.split()[1] in targets, text
+        elif text.startswith("kogata "):
+            assert text.split()[1] in commands, text
+        elif re.fullmatch(r"kogata(\.\w+)+", text):
+            pkgutil.resolve_name(text)
+
+
+def test_the_example_of_good_style_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, object] = {"__name__": "contributing"}
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    (test,) = doctest.DocTestFinder().find(names["row_scales"], "row_scales", module=False, globs=names)
+    assert test.examples
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_limits_that_security_names_are_those_of_the_code() -> None:
+    (limits,) = re.findall(
+        r"take (\d+) MiB .*?array (\d+) GiB, the engine graph (\d+) MiB", (ROOT / "SECURITY.md").read_text("utf-8"), re.DOTALL
+    )
+    assert [int(limit) for limit in limits] == [MAX_MANIFEST >> 20, MAX_PLANE >> 30, MAX_GRAPH >> 20]
+
+
+def test_the_table_of_families_is_that_of_the_command() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, table = text.partition("| family | when | for example |\n")
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.partition("\n\n")[0].splitlines()[1:]]
+    assert {family: when for family, when, _ in rows} == WHEN
+    families = {method.ABOUT.name: method.ABOUT.family for method in METHODS}
+    for family, _, examples in rows:
+        named = re.findall(r"`([^`]+)`", examples)
+        assert named
+        assert {families[name] for name in named} == {family}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
+
+
+def test_hooks_fetch_nothing_and_run_what_the_project_has() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tools = {re.split(r"[<>=]", requirement)[0] for requirement in project["optional-dependencies"]["dev"]}
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    hooks = config["repos"][0]["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    programs = {hook["entry"].split()[0] for hook in hooks}
+    assert programs <= {f".venv/bin/{tool}" for tool in (*tools, "python")}
+    assert {".venv/bin/ruff", ".venv/bin/pyright"} <= programs
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "benchmarks" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
@@ -72,9 +154,16 @@ def test_the_recipes_of_the_benchmarks_are_valid(recipe: Path) -> None:
     assert len(open_recipe(str(recipe)).method.steps()) > 5
 
 
-def test_the_results_of_the_readme_are_the_committed_ones() -> None:
-    """``python -m benchmarks --results`` prints the table."""
-    assert results(RESULTS) in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_results_is_made_from_the_committed_ones() -> None:
+    """``python -m benchmarks --write-results`` makes it."""
+    made = page(read_results(RESULTS, HERE), SUMMARY.read_text(encoding="utf-8"))
+    assert made == (DOCS / "results.md").read_text(encoding="utf-8"), "run: python -m benchmarks --write-results"
+
+
+def test_the_summary_of_results_types_no_figure() -> None:
+    """Whatever looks like a measured figure is a placeholder."""
+    text = re.sub(r"\{[^}]*\}", "", SUMMARY.read_text(encoding="utf-8"))
+    assert not re.findall(r"\d[\d.,]* ?(?:%|×(?! \d)|points|bytes|times|ms)", text)
 
 
 def test_every_method_is_in_the_docs_with_its_paper() -> None:

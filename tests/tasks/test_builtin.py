@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from kogata.calibration.batches import first_batch
@@ -13,6 +14,7 @@ from kogata.tasks import builtin
 from kogata.tasks.batches import Batches
 from kogata.tasks.builtin import BUILTIN_TASKS, BuiltinTask, accuracy
 from kogata.tasks.images import Pictures
+from kogata.tasks.kept import keep
 
 from .conftest import small_files, write_files
 
@@ -105,6 +107,73 @@ def test_the_dense_model_is_trained_once(places: dict[str, Path], monkeypatch: p
     assert trained == [0, 1, 0], "another seed and other settings have files of their own"
     assert not same(first, other)
     assert not same(first, longer)
+
+
+NETWORKS = sorted((builtin.CHECKOUT / "data" / "networks").glob("*.safetensors"))
+
+
+def test_the_checkout_holds_the_networks_that_its_readers_are_promised():
+    assert [path.name.partition("-seed0-")[0] for path in NETWORKS] == [
+        "cifar-resnet20",
+        "cifar-resnet20-small",
+        "cifar-vgg-small",
+        "fashion-lenet300",
+        "fashion-lenet5",
+        "mnist-lenet300",
+        "mnist-lenet5",
+    ]
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_a_network_of_the_checkout_is_of_the_task_as_it_is_now(path: Path, places: dict[str, Path]):
+    task = named(path.name.partition("-seed0-")[0])
+    model = task.network()
+    empty = torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
+    opened, _ = replace(task, split=lambda _: builtin.Split(train=empty, test=empty)).open(0, None)
+    model.load_state_dict(load_file(path))  # strict: every tensor is there, with its shape
+    assert same(model, opened)
+    assert not (places["cache"] / "kogata").exists(), "nothing was trained"
+
+
+@pytest.mark.parametrize("nearest", ["checkout", "option", "environment", "cache"])
+def test_the_nearest_copy_of_a_dense_model_is_read(
+    nearest: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(builtin, "CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setenv("KOGATA_DATA", str(tmp_path / "environment"))
+    trained, _ = digits(1).open(0, None)
+    (cached,) = (places["cache"] / "kogata/dense").iterdir()
+    folders = {
+        "checkout": tmp_path / "checkout/data/networks",
+        "option": tmp_path / "option/networks",
+        "environment": tmp_path / "environment/networks",
+        "cache": cached.parent,
+    }
+    order = list(folders)
+    for place in order[order.index(nearest) :]:
+        folders[place].mkdir(parents=True, exist_ok=True)
+        value = float(order.index(place))  # tells the copies apart
+        tensors = {name: torch.full_like(tensor, value) for name, tensor in trained.state_dict().items()}
+        keep(folders[place] / cached.name, tensors, "")
+    monkeypatch.setattr(builtin, "fit", lambda *_, **__: pytest.fail("a copy is there"))
+    found, _ = digits(1).open(0, tmp_path / "option" if nearest in ("checkout", "option") else None)
+    assert all(bool((tensor == order.index(nearest)).all()) for tensor in found.state_dict().values())
+
+
+def test_a_damaged_copy_gives_way_to_the_next(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    first, _ = digits(1).open(0, None)
+    (cached,) = (places["cache"] / "kogata/dense").iterdir()
+    damaged = tmp_path / "environment" / "networks" / cached.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(cached.read_bytes()[:-100])
+    monkeypatch.setenv("KOGATA_DATA", str(tmp_path / "environment"))
+    monkeypatch.setattr(builtin, "fit", lambda *_, **__: pytest.fail("the cache has it"))
+    with caplog.at_level(logging.WARNING):
+        again, _ = digits(1).open(0, None)
+    assert f"{damaged} is damaged" in caplog.text
+    assert same(first, again)
 
 
 def test_opening_leaves_the_random_generator_alone(places: dict[str, Path]):

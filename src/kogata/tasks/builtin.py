@@ -17,12 +17,12 @@ from kogata.job import Task
 from kogata.network.batch import evaluating
 from kogata.tasks import networks
 from kogata.tasks.batches import Batches, Normalization
-from kogata.tasks.data import Name, cache_folder, load
+from kogata.tasks.data import Name, cache_folder, load, named_folder
 from kogata.tasks.images import CIFAR10, load_pictures
 from kogata.tasks.kept import keep, read_kept
 from kogata.training.loop import Training, fit, task_loss
 
-SHIPPED = Path(__file__).parent / "weights"
+CHECKOUT = Path(__file__).parents[3]  # the repository's root; holds no data/networks/ where Kogata is installed from a wheel
 CALIBRATION = 1024  # examples
 EVALUATION_BATCH = 250  # examples; what layers hold of so many nearly stays in the caches
 
@@ -56,11 +56,12 @@ class BuiltinTask:
     def open(self, seed: int, data: Path | None) -> tuple[nn.Module, Task]:
         """Return the trained dense model and the task.
 
-        The LeNets, ResNet-20 and the small CIFAR networks of seed 0 come with Kogata, as this code trained them. Others are
-        trained on first use, which takes minutes, or hours for the large ones without a GPU, then read from the cache folder.
+        The dense model is read from the first of `network_folders` that has it. A checkout has those of the LeNets, ResNet-20
+        and the small CIFAR networks for seed 0. Any other is trained on first use, which takes minutes, or hours for the large
+        ones without a GPU, and is then read from the cache folder.
 
-        :param data: folder with ``mnist/``, ``fashion-mnist/`` and ``cifar10/``; None to look where `find` and
-            `load_pictures` look.
+        :param data: folder with ``mnist/``, ``fashion-mnist/``, ``cifar10/`` and ``networks/``; None to look where `find`,
+            `load_pictures` and `network_folders` look.
         :raises DataError: the data is missing or damaged.
         """
         split = self.split(data)
@@ -77,22 +78,36 @@ class BuiltinTask:
             torch.manual_seed(seed)
             model = self.network()
             name = self._weights_name(seed)
-            weights = cache_folder() / "dense" / name
-            again = "training the dense model again"
-            state = read_kept(SHIPPED / name, again) or read_kept(weights, again)
+            again = "training the dense model again, unless there is another copy"
+            copies = (read_kept(folder / name, again) for folder in network_folders(data))
+            state = next((copy for copy in copies if copy is not None), None)
             if state is not None:
                 model.load_state_dict(state)
             else:
                 what = f"Training the dense model of {self.name}"
                 fit(model, task, self.training, task_loss(task), seed=seed, what=what)
                 state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-                keep(weights, state, "The dense model is not kept: it will be trained again next time.")
+                keep(_kept_networks() / name, state, "The dense model is not kept: it will be trained again next time.")
         return model.eval(), task
 
     def _weights_name(self, seed: int) -> str:
         settings = [str(self.network()), self.batch_size, self.shift, asdict(self.training)]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.name}-seed{seed}-{digest}.safetensors"
+
+
+def network_folders(data: Path | None) -> list[Path]:
+    """Return where trained dense models are looked for, in this order.
+
+    These are ``data/networks/`` of the checkout, ``networks/`` of ``data`` or else of ``$KOGATA_DATA``, and the cache folder,
+    where models that had to be trained are kept.
+    """
+    named = named_folder(data)
+    return [CHECKOUT / "data" / "networks", *([named / "networks"] if named else []), _kept_networks()]
+
+
+def _kept_networks() -> Path:
+    return cache_folder() / "dense"
 
 
 def accuracy(batches: Batches, model: nn.Module) -> float:

@@ -1,0 +1,181 @@
+"""The page ``docs/results.md``, made from the committed results alone: no figure on it is typed by hand.
+
+Its opening is ``results_summary.md``, sentences in which ``{benchmark | case | metric}`` stands for a figure. Then come the
+bars that are missed, every figure of every benchmark in tables, and every bar. What a benchmark does, its docstring says.
+"""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Row
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+SUMMARY = HERE / "results_summary.md"
+SIGNS = {"<=": "≤", ">=": "≥"}
+MISSED = " †"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What one benchmark left behind: its figures, where they were measured, and its docstring."""
+
+    name: str
+    rows: tuple[Row, ...]
+    environment: dict[str, Any]
+    about: str
+
+
+def read_results(folder: Path, sources: Path) -> list[Results]:
+    """Read each ``NAME.json`` of ``folder`` beside the docstring of ``NAME.py`` in ``sources``, by name.
+
+    :raises FileNotFoundError: results are left of a benchmark that is gone.
+    """
+    found: list[Results] = []
+    for path in sorted(folder.glob("*.json")):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        about = ast.get_docstring(ast.parse((sources / f"{path.stem}.py").read_text(encoding="utf-8"))) or ""
+        found.append(Results(name=path.stem, rows=tuple(map(_row, kept["rows"])), environment=kept["environment"], about=about))
+    return found
+
+
+def page(results: Sequence[Results], summary: str) -> str:
+    """Return the whole page as Markdown.
+
+    :param summary: the opening, whose placeholders ``{benchmark | case | metric}`` become figures.
+    :raises ValueError: a placeholder names no figure, or more than one.
+    """
+    barred = [(each.name, row) for each in results for row in each.rows if row.bar is not None]
+    missed = [(name, row) for name, row in barred if not row.holds]
+    held = f"{len(barred) - len(missed)} of {len(barred)} bars hold."
+    return "\n\n".join([
+        "<!-- Made by `python -m benchmarks --write-results`; do not edit. -->",
+        fill(summary, results).strip(),
+        "## Bars that are missed",
+        f"{held} Missed are:\n\n{bars(missed)}" if missed else held,
+        "## Benchmarks",
+        "\n".join(f"- [{each.name}](#{each.name}): {_code(each.about.partition(chr(10))[0])}" for each in results),
+        *(section(each) for each in results),
+        "## Every figure with a bar",
+        bars(barred),
+    ]) + "\n"  # fmt: skip
+
+
+def fill(summary: str, results: Sequence[Results]) -> str:
+    """Return the text with a figure and its unit in the place of each ``{benchmark | case | metric}``, an item on one line.
+
+    :raises ValueError: a placeholder names no figure, or more than one.
+    """
+
+    def figure(match: re.Match[str]) -> str:
+        key = tuple(part.strip() for part in match[1].split("|"))
+        found = [row for each in results for row in each.rows if (each.name, row.case, row.metric) == key]
+        if len(found) != 1:
+            raise ValueError(f"{match[0]} names {len(found)} figures of the results; expected one: benchmark | case | metric")
+        return f"{_number(found[0].value)}×" if found[0].unit.startswith("x") else _measured(found[0])
+
+    return re.sub(r"\{([^{}]+)\}", figure, summary.replace("\n  ", " "))
+
+
+def section(results: Results) -> str:
+    """Return one benchmark's command, place and date, method, picture, figures and notes."""
+    first, _, rest = results.about.partition("\n")
+    where = results.environment
+    versions = ", ".join(f"{name} {where['versions'][name]}" for name in ("torch", "onnxruntime"))
+    place = (
+        f"{where['cpu']}; threads: {where['threads']}; {versions}; {where['date'][:10]}; "
+        f"seeds: {', '.join(map(str, where['seeds']))}"
+    )
+    picture = f"{results.name}.svg"
+    parts = [
+        f"### {results.name}",
+        _code(first),
+        f"`python -m benchmarks.{results.name}` ({place})",
+        _folded("How it is measured", _code(rest.strip())) if rest.strip() else "",
+        f"![{_code(first)}]({picture})" if (DOCS / picture).exists() else "",
+        *map(_figures, _groups(results.rows)),
+        _notes(results.rows),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def bars(rows: Sequence[tuple[str, Row]]) -> str:
+    """Return figures with a bar as a table."""
+    return _table(
+        ["benchmark", "case", "figure", "value", "bar", "what the bar is"],
+        [
+            [
+                f"[{name}](#{name})", row.case, row.metric, _measured(row) + ("" if row.holds else MISSED),
+                f"{SIGNS[str(row.direction)]} {row.bar:,.6g}", row.note,
+            ]
+            for name, row in rows
+        ],
+    )  # fmt: skip
+
+
+def _row(kept: dict[str, Any]) -> Row:
+    value = math.nan if kept["value"] is None else kept["value"]
+    return Row(**{key: kept[key] for key in ("case", "metric", "unit", "bar", "direction", "note")}, value=value)
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Share the rows out over tables: cases that have a figure in common stand in one, so that they can be compared."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        related = [
+            group for group in groups if any(row.case == other.case or _metric(row) == _metric(other) for other in group)
+        ]
+        groups = [group for group in groups if group not in related]
+        groups.append([*(other for group in related for other in group), row])
+    order = {id(row): place for place, row in enumerate(rows)}
+    ordered = [sorted(group, key=lambda row: order[id(row)]) for group in groups]
+    return sorted(ordered, key=lambda group: order[id(group[0])])
+
+
+def _figures(rows: Sequence[Row]) -> str:
+    """Return a table with a line for each case, or for each figure where those are more than twice as many."""
+    cases, metrics = list(dict.fromkeys(row.case for row in rows)), list(dict.fromkeys(map(_metric, rows)))
+    cells = {(row.case, _metric(row)): _number(row.value) + (MISSED if row.holds is False else "") for row in rows}
+    if len(metrics) > 2 * len(cases):
+        return _table(["figure", *cases], [[metric, *(cells.get((case, metric), "") for case in cases)] for metric in metrics])
+    return _table(["case", *metrics], [[case, *(cells.get((case, metric), "") for metric in metrics)] for case in cases])
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row.note:
+            notes.setdefault(row.note, []).append(f"{row.case}: {row.metric}")
+    lines = [f"- {note} ({'; '.join(places)})" for note, places in notes.items()]
+    return _folded("Notes", "\n".join(lines)) if lines else ""
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _metric(row: Row) -> str:
+    return f"{row.metric} ({row.unit})" if row.unit else row.metric
+
+
+def _measured(row: Row) -> str:
+    return f"{_number(row.value)} {row.unit}".strip()
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _code(docstring: str) -> str:
+    return docstring.replace("``", "`")
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
