@@ -17,13 +17,13 @@ from torch import nn
 
 from benchmarks.harness import RESULTS
 from benchmarks.results_page import DOCS, HERE, SUMMARY, page, read_results
-from kogata.artifact import MAX_MANIFEST, MAX_PLANE
 from kogata.cli import app
 from kogata.cli.methods import WHEN
 from kogata.engines.onnx_graph import MAX_GRAPH
 from kogata.methods import METHODS
 from kogata.recipes.recipe import open_recipe
 from kogata.report.data import Report
+from kogata.storage.layout import MAX_MANIFEST, MAX_PLANE
 
 ROOT = Path(__file__).parent.parent
 FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]

@@ -17,7 +17,7 @@ from kogata.methods.lowrank.rank_allocation import RankAllocation
 from kogata.methods.lowrank.separable import Separable
 from kogata.methods.lowrank.svd import SVD
 from kogata.methods.lowrank.tensor_train import TensorTrain
-from kogata.methods.lowrank.tucker import Tucker2
+from kogata.methods.lowrank.tucker2 import Tucker2
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
 from kogata.methods.pruning.admm_pruning import ADMMPruning
 from kogata.methods.pruning.biased_weight_decay import BiasedWeightDecay

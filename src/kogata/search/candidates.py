@@ -23,7 +23,7 @@ from kogata.methods.lowrank.cp import CP
 from kogata.methods.lowrank.separable import Separable
 from kogata.methods.lowrank.svd import SVD
 from kogata.methods.lowrank.tensor_train import TensorTrain, links
-from kogata.methods.lowrank.tucker import Tucker2
+from kogata.methods.lowrank.tucker2 import Tucker2
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
 from kogata.methods.pruning.magnitude_pruning import MagnitudePruning
 from kogata.methods.sharing.kmeans import KMeans

@@ -28,7 +28,7 @@ from kogata.job import Kind, Site
 from kogata.methods.base.guards import check_rank, kernel_of, rank_of, refuse_unless_fewer, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.lowrank.tucker import bases
+from kogata.methods.lowrank.tucker2 import bases
 
 TRIAL = 10  # sweeps of each start
 SWEEPS = 150  # of the better one, at most

@@ -11,8 +11,8 @@ from kogata.calibration.stats import Stats
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.job import Kind, Site
-from kogata.methods.lowrank import tucker
-from kogata.methods.lowrank.tucker import Tucker2
+from kogata.methods.lowrank import tucker2
+from kogata.methods.lowrank.tucker2 import Tucker2
 from tests.contract.checks import assert_near
 
 SITE = Site("layer", "weight", (16, 6, 3, 3), Kind.CONV, Role.MATRIX)
@@ -60,7 +60,7 @@ def test_the_error_is_the_norm_that_the_core_lacks() -> None:
 def test_iterations_gain_on_the_first_bases(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, errors = torch.randn(16, 12, 3, 3), list[float]()
     for steps in (0, 1, 3, 10):
-        monkeypatch.setattr(tucker, "STEPS", steps)
+        monkeypatch.setattr(tucker2, "STEPS", steps)
         errors.append(float((encoded(weight, 4).dense().detach() - weight).norm()))
     assert errors[0] > errors[1] > errors[2] > errors[3]
 
