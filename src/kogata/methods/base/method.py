@@ -6,10 +6,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
+from kogata.errors import UsageError
 from kogata.forms import Role
 from kogata.job import Job, Kind, Site
+from kogata.settings import reference, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,28 @@ class About:
 
 
 class Method(ABC):
-    """Turns a job into another one. Concrete methods are frozen, keyword-only dataclasses of their settings, and final."""
+    """Turns a job into another one. Concrete methods are frozen, keyword-only dataclasses of their settings, and final.
+
+    The range of a setting is declared with its field, ``bits: Annotated[int, Range(ge=1, le=8)]``, and checked here.
+    """
 
     ABOUT: ClassVar[About]
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where a setting is outside its type or range; subclasses add conditions between settings."""
+        if reason := refusal(self):
+            raise UsageError(f"{self.title()}: {reason}")
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The method with the settings that spend ``fraction``, in (0, 1), of the bytes of a float32 weight.
+
+        The form is to hold no more than that, but for what its indices cost, and may hold less; it is None where no settings
+        do, and for methods that do not change the size of single weights. Refusals of ``encode`` need not be foreseen.
+
+        :param shape: that of the weight, ``[outputs, inputs, *kernel]``.
+        """
+        return None
 
     @abstractmethod
     def apply(self, job: Job) -> Job:
@@ -52,4 +73,4 @@ class Method(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values: what a recipe would have to say."""
-        return {"method": self.ABOUT.name} | dataclasses.asdict(cast("Any", self))
+        return {"method": reference(type(self), self.ABOUT.name)} | dataclasses.asdict(cast("Any", self))

@@ -18,6 +18,7 @@ from kogata.calibration.stats import Stat, Stats
 from kogata.forms import Form, Role
 from kogata.forms.filter_maps import Opposite
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
@@ -32,8 +33,8 @@ class CReLUFilters(WeightMethod):
     a fraction of the full rank, adds a product that mends what the pairs miss.
     """
 
-    tolerance: float | None = None
-    residual: float = 0
+    tolerance: Tolerance = None
+    residual: ResidualRank = 0
 
     ABOUT = About(
         name="crelu-filters",
@@ -45,9 +46,6 @@ class CReLUFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-
-    def __post_init__(self) -> None:
-        transfer.check("crelu-filters", self.tolerance, self.residual)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The pairs that lose least; refused for an odd number of filters, and above the tolerance."""

@@ -19,6 +19,7 @@ from kogata.calibration.stats import Stat, Stats
 from kogata.forms import Form, Role
 from kogata.forms.filter_maps import Orbit
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
@@ -33,8 +34,8 @@ class CyclicFilters(WeightMethod):
     ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
     """
 
-    tolerance: float | None = None
-    residual: float = 0
+    tolerance: Tolerance = None
+    residual: ResidualRank = 0
 
     ABOUT = About(
         name="cyclic-filters",
@@ -46,9 +47,6 @@ class CyclicFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-
-    def __post_init__(self) -> None:
-        transfer.check("cyclic-filters", self.tolerance, self.residual)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least; refused for kernels that are not square, and above the tolerance."""

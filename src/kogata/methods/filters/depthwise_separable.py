@@ -10,19 +10,17 @@ so the channels take turns, and the error never rises. Last, P as a whole is lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import DEPTHWISE
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import kernel_of, refuse_unless_fewer
+from kogata.methods.base.guards import Count, kernel_of, refuse_unless_fewer
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
@@ -36,7 +34,7 @@ SWEEPS = 3  # over the channels
 class DepthwiseSeparable(WeightMethod):
     """``multiplier`` filters on each input channel, then a 1×1 layer."""
 
-    multiplier: int = 1
+    multiplier: Count = 1
 
     ABOUT = About(
         name="depthwise-separable",
@@ -48,11 +46,6 @@ class DepthwiseSeparable(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"multiplier": (1, 2, 3, 4)}
-
-    def __post_init__(self) -> None:
-        if self.multiplier < 1:
-            raise UsageError(f"depthwise-separable: multiplier is {self.multiplier}; expected a whole number from 1.")
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Both layers; refused for kernels of one place, grouped convolutions, and where nothing is gained."""

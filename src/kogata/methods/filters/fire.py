@@ -9,21 +9,20 @@ mean gram; then E, with the exact choice of its small filters, and S take turns,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.base import Dense
 from kogata.forms.product import SQUEEZED
 from kogata.forms.stacked import Stacked
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_fewer
+from kogata.methods.base.guards import Fraction, Rank, refuse_unless_fewer
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
@@ -42,8 +41,8 @@ class Fire(WeightMethod):
     filters, in (0, 1), keep their kernel.
     """
 
-    squeeze: int | float
-    share: float = 0.5
+    squeeze: Rank
+    share: Fraction = 0.5
 
     ABOUT = About(
         name="fire",
@@ -55,18 +54,12 @@ class Fire(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"squeeze": (0.25, 0.5, 0.75), "share": (0.25, 0.5, 0.75)}
-
-    def __post_init__(self) -> None:
-        check_rank("fire (squeeze)", self.squeeze)
-        if not 0 < self.share < 1:
-            raise UsageError(f"fire: share is {self.share}; expected a fraction between 0 and 1, such as 0.5.")
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Squeeze and filters; refused for even kernels, kernels of one place, grouped layers, and where nothing is gained."""
         centre = compact.centre_of(weight, "fire")
         outputs, inputs, *kernel = weight.shape
-        width, count = rank_of(self.squeeze, inputs), compact.large_filters(self.share, outputs)
+        width, count = svd.rank_of(self.squeeze, inputs), compact.large_filters(self.share, outputs)
         if width > inputs:
             raise NotApplicable(f"a squeeze of {inputs} channels to {width} is none")
         places = weight[0, 0].numel()

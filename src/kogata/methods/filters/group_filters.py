@@ -10,9 +10,8 @@ what is moved back. The layers for training from scratch are in ``kogata.nn.filt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from kogata.forms import Form, Role
 from kogata.forms.base import squared_distance
 from kogata.forms.filter_maps import Orbit
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
@@ -37,8 +37,8 @@ class GroupFilters(WeightMethod):
     """
 
     mirrored: bool = False
-    tolerance: float | None = None
-    residual: float = 0
+    tolerance: Tolerance = None
+    residual: ResidualRank = 0
 
     ABOUT = About(
         name="group-filters",
@@ -50,10 +50,6 @@ class GroupFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[bool, ...]]] = {"mirrored": (False, True)}
-
-    def __post_init__(self) -> None:
-        transfer.check("group-filters", self.tolerance, self.residual)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least; refused for kernels that are not square, and above the tolerance."""

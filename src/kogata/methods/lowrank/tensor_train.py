@@ -10,22 +10,23 @@ discards; it is no more than d − 1 times the least possible.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_letters
-from typing import ClassVar, final
+from typing import Annotated, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.base.guards import Rank, refuse_unless_fewer, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import svd
 from kogata.methods.kernels.svd import parted
+from kogata.settings import Range
 
 MOST = len(ascii_letters) // 3  # cores that the letters of an equation are enough for
 
@@ -40,8 +41,8 @@ class TensorTrain(WeightMethod):
     saves bytes; engines multiply by the dense matrix.
     """
 
-    rank: int | float
-    cores: int = 3
+    rank: Rank
+    cores: Annotated[int, Range(ge=2, le=MOST)] = 3
 
     ABOUT = About(
         name="tensor-train",
@@ -52,12 +53,6 @@ class TensorTrain(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.2, 0.3, 0.5), "cores": (2, 3, 4)}
-
-    def __post_init__(self) -> None:
-        check_rank("tensor-train", self.rank)
-        if not 2 <= self.cores <= MOST:
-            raise UsageError(f"tensor-train: cores is {self.cores}; expected 2 to {MOST}.")
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The cores by successive SVDs; refused for what is no matrix, and where nothing is gained."""
@@ -94,7 +89,7 @@ def links(sizes: Sequence[int], rank: float) -> list[int]:
     found, before = list[int](), 1
     for k in range(1, len(sizes)):
         full = min(before * sizes[k - 1], math.prod(sizes[k:]))
-        before = min(rank_of(rank, full), full)
+        before = min(svd.rank_of(rank, full), full)
         found.append(before)
     return found
 

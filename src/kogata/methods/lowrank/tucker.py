@@ -10,9 +10,8 @@ a step of orthogonal iteration on W projected on the other (HOOI), which never m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from kogata.calibration.stats import Stats
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import TUCKER
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import check_rank, kernel_of, rank_of, refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.base.guards import Rank, kernel_of, refuse_unless_fewer, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import svd
@@ -37,7 +36,7 @@ class Tucker2(WeightMethod):
     ``rank`` is a count for both sides, cut to the channels that there are, or a fraction of the channels of each side.
     """
 
-    rank: int | float
+    rank: Rank
 
     ABOUT = About(
         name="tucker-2",
@@ -48,16 +47,12 @@ class Tucker2(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}
-
-    def __post_init__(self) -> None:
-        check_rank("tucker-2", self.rank)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Two bases and a core; refused for kernels of one place, for depthwise layers, and where nothing is gained."""
         kernel_of(weight, "tucker-2")
         weight_OIK = weight.flatten(2)
-        ranks = [min(rank_of(self.rank, channels), channels) for channels in weight.shape[:2]]
+        ranks = [min(svd.rank_of(self.rank, channels), channels) for channels in weight.shape[:2]]
         held = ranks[0] * weight.shape[0] + ranks[1] * weight.shape[1] + ranks[0] * ranks[1] * weight_OIK.shape[2]
         refuse_unless_fewer(held, weight, f"tucker-2 of ranks {ranks}")
         refuse_unless_finite(weight, site)

@@ -10,17 +10,17 @@ Over several layers weights compete by |w|, or by the layer-adaptive score of Le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
+from kogata.methods.base.guards import Count, Sparsity
 from kogata.methods.base.method import About, Method
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.pruning import masks
@@ -39,9 +39,9 @@ class MagnitudePruning(WeightMethod):
     With ``rounds`` > 1 the sparsity rises in as many steps, each but the last followed by ``recover``.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     scope: Literal["layer", "global", "lamp"] = "layer"
-    rounds: int = 1
+    rounds: Count = 1
     recover: Recover | None = None
 
     ABOUT = About(
@@ -52,13 +52,6 @@ class MagnitudePruning(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.VALUES})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"sparsity": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)}
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"magnitude: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.9.")
-        if self.rounds < 1:
-            raise UsageError(f"magnitude: rounds is {self.rounds}; expected 1 or more.")
 
     def steps(self) -> tuple[Method, ...]:
         """Prune and recover in turn, up the cubic schedule."""

@@ -6,17 +6,17 @@ Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Langu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Masked, Role
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 
@@ -29,7 +29,7 @@ class Wanda(WeightMethod):
     ``sparsity`` is the fraction of each row that becomes zero, in [0, 1).
     """
 
-    sparsity: float
+    sparsity: Sparsity
 
     ABOUT = About(
         name="wanda",
@@ -41,11 +41,6 @@ class Wanda(WeightMethod):
     NEEDS = frozenset({Stat.SQUARE})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"sparsity": (0.4, 0.5, 0.6, 0.7)}
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"wanda: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""

@@ -11,18 +11,17 @@ is then scaled by ⟨W, M⟩ / ‖M‖², the least squares in the weight. It ke
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.forms.displacement import Displacement, displacement, padded
 from kogata.job import Site
-from kogata.methods.base.guards import refuse_unless_fewer
+from kogata.methods.base.guards import Count, ResidualCount, refuse_unless_fewer
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import svd
@@ -37,8 +36,8 @@ class LowDisplacement(WeightMethod):
     ``residual`` is the rank of a matrix added to them, 0 for none.
     """
 
-    rank: int
-    residual: int = 0
+    rank: Count
+    residual: ResidualCount = 0
 
     ABOUT = About(
         name="low-displacement",
@@ -49,12 +48,6 @@ class LowDisplacement(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"rank": (1, 2, 4, 8)}
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError(f"low-displacement: rank is {self.rank}; expected 1 or more.")
-        projection.check_residual("low-displacement", self.residual)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The truncated SVD of the displacement, inverted, and the residual; refused where nothing is gained."""
