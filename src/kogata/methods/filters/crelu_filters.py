@@ -10,7 +10,7 @@ layers the convolution has half the filters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -46,6 +47,11 @@ class CReLUFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It holds half of the numbers."""
+        return cls() if sizes.tied(shape, fraction, 1 / 2) else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The pairs that lose least; refused for an odd number of filters, and above the tolerance."""

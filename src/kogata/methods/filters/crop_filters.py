@@ -10,7 +10,7 @@ holds, at each place, the mean of all filters that lie over it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from kogata.methods.base.guards import Count, ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -50,6 +51,14 @@ class CropFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The smallest margin; None for other than two-dimensional kernels."""
+        kernel = shape[-1] if len(shape) == 4 else 1
+        shares = {m: ((kernel + m) / ((m + 1) * kernel)) ** 2 for m in range(1, kernel)}
+        margin = next((m for m, share in shares.items() if sizes.tied(shape, fraction, share)), None)
+        return None if margin is None else cls(margin=margin)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least where they overlap; refused for kernels of one place, and above the tolerance."""

@@ -11,7 +11,7 @@ from plane to plane. The layers for training from scratch are in ``kogata.nn.fil
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -47,6 +48,11 @@ class CyclicFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It holds a quarter of the numbers."""
+        return cls() if sizes.tied(shape, fraction, 1 / 4) else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least; refused for kernels that are not square, and above the tolerance."""

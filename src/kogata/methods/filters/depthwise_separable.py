@@ -10,8 +10,10 @@ so the channels take turns, and the error never rises. Last, P as a whole is lea
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -47,17 +49,27 @@ class DepthwiseSeparable(WeightMethod):
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
 
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most filters on each channel; None for matrices."""
+        multiplier = int(fraction * math.prod(shape) / held(shape, 1))
+        return cls(multiplier=multiplier) if multiplier and len(shape) > 2 else None
+
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Both layers; refused for kernels of one place, grouped convolutions, and where nothing is gained."""
         kernel_of(weight, "depthwise-separable")
         weight_OIK = weight.flatten(2)
         outputs, inputs, places = weight_OIK.shape
-        held = inputs * self.multiplier * (outputs + places)
-        refuse_unless_fewer(held, weight, f"a multiplier of {self.multiplier}")
+        refuse_unless_fewer(held(weight.shape, self.multiplier), weight, f"a multiplier of {self.multiplier}")
         gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
         filters_IMK = fitted(weight_OIK.double(), gram, min(self.multiplier, outputs, places))
         mix_OIM = mixed(weight_OIK.double(), gram, filters_IMK)
         return Product.of(DEPTHWISE, [mix_OIM.to(weight.dtype), filters_IMK.to(weight.dtype)], weight.shape)
+
+
+def held(shape: Sequence[int], multiplier: int) -> int:
+    """The numbers of both layers for a weight of ``shape``."""
+    return shape[1] * multiplier * (shape[0] + math.prod(shape[2:]))
 
 
 def fitted(weight_OIK: Tensor, gram: Tensor, count: int) -> Tensor:

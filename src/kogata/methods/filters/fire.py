@@ -9,8 +9,10 @@ mean gram; then E, with the exact choice of its small filters, and S take turns,
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from kogata.methods.filters import compact
 from kogata.methods.kernels import conjugate_gradients, svd
 
 SWEEPS = 6  # of E and S in turn
+SHARE = 0.5  # of the filters that keep their kernel, by default
 STEPS = 12  # of conjugate gradients for S, whose system is too large to factor
 
 
@@ -42,7 +45,7 @@ class Fire(WeightMethod):
     """
 
     squeeze: Rank
-    share: Fraction = 0.5
+    share: Fraction = SHARE
 
     ABOUT = About(
         name="fire",
@@ -55,6 +58,12 @@ class Fire(WeightMethod):
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
 
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most channels between, with half of the filters at full extent; None for matrices."""
+        squeeze = int(fraction * math.prod(shape) / held(shape, 1, round(SHARE * shape[0])))
+        return cls(squeeze=min(squeeze, shape[1]), share=SHARE) if squeeze and len(shape) > 2 else None
+
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Squeeze and filters; refused for even kernels, kernels of one place, grouped layers, and where nothing is gained."""
         centre = compact.centre_of(weight, "fire")
@@ -63,14 +72,18 @@ class Fire(WeightMethod):
         if width > inputs:
             raise NotApplicable(f"a squeeze of {inputs} channels to {width} is none")
         places = weight[0, 0].numel()
-        held = width * (inputs + outputs - count + count * places)
-        refuse_unless_fewer(held, weight, f"fire with {width} channels between")
+        refuse_unless_fewer(held(weight.shape, width, count), weight, f"fire with {width} channels between")
         gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
         found, squeeze_SI = fitted(weight.flatten(2).double(), gram, centre, width, count)
         filters = (found.small_OS.reshape(-1, width, *(1 for _ in kernel)), found.large_OSK.reshape(-1, width, *kernel))
         expand = Stacked.of(found.member_O, [part.to(weight.dtype) for part in filters], kernel)
         squeeze = Dense(squeeze_SI.to(weight.dtype).contiguous(), Role.MATRIX)
         return Product(SQUEEZED[len(kernel)], [expand, squeeze], weight.shape)
+
+
+def held(shape: Sequence[int], width: int, count: int) -> int:
+    """The numbers of the squeeze to ``width`` channels and of all filters, ``count`` of which keep their kernel."""
+    return width * (shape[1] + shape[0] - count + count * math.prod(shape[2:]))
 
 
 def fitted(weight_OIK: Tensor, gram: Tensor, centre: int, width: int, count: int) -> tuple[compact.Filters, Tensor]:

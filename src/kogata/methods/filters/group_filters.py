@@ -11,7 +11,7 @@ what is moved back. The layers for training from scratch are in ``kogata.nn.filt
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -50,6 +51,12 @@ class GroupFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It holds a quarter of the numbers, or with mirror images an eighth."""
+        copies = next((n for n in (4, 8) if sizes.tied(shape, fraction, 1 / n)), None)
+        return None if copies is None else cls(mirrored=copies == 8)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least; refused for kernels that are not square, and above the tolerance."""

@@ -9,8 +9,9 @@ and those that lose least by it are the ones to shrink: for a given number of ea
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -41,6 +42,13 @@ class MixedKernels(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most filters that keep their kernel; None for kernels of one place."""
+        places = math.prod(shape[2:])
+        large = int((fraction * places - 1) * shape[0] / (places - 1)) if places > 1 else 0
+        return cls(share=large / shape[0]) if large > 0 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The two kinds of filters; refused for even kernels, kernels of one place, and grouped convolutions."""

@@ -9,7 +9,7 @@ that of the normalization after it. As plain layers the convolution has 1/K of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 from kogata.settings import Range
 
 
@@ -47,6 +48,13 @@ class MultiBiasFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The fewest filters to a group that divide their number."""
+        counts = (n for n in range(2, shape[0] + 1) if shape[0] % n == 0)
+        biases = next((n for n in counts if sizes.tied(shape, fraction, 1 / n)), None)
+        return None if biases is None else cls(biases=biases)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least; refused where the filters come in no whole groups, and above the tolerance."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -58,6 +58,12 @@ class CP(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank; None for matrices."""
+        rank = int(fraction * math.prod(shape) / sum(shape))
+        return cls(rank=rank) if rank and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The factors; refused for kernels of one place, for depthwise layers, and where nothing is gained."""

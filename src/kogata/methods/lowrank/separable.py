@@ -8,8 +8,9 @@ so that ‖W − W̃‖² is the sum of the discarded squared singular values of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -43,6 +44,15 @@ class Separable(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank; None for other than two-dimensional kernels."""
+        if len(shape) != 4:
+            return None
+        outputs, inputs, height, width = shape
+        rank = int(fraction * math.prod(shape) / (inputs * height + width * outputs))
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best pair of filters; refused where the kernel has no extent along both axes, and where nothing is gained."""

@@ -8,7 +8,7 @@ the least over all matrices of rank r (Eckart and Young, 1936). A convolution is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import Rank, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import svd
+from kogata.methods.kernels import sizes, svd
 
 
 @final
@@ -37,6 +37,12 @@ class SVD(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank of two factors."""
+        rank = sizes.pair_rank(shape, fraction)
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best product of the given rank; refused where it would hold as many numbers as the weight."""

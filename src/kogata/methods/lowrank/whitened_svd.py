@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from kogata.job import Job, Kind, Site
 from kogata.methods.base.guards import Rank
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import svd
+from kogata.methods.kernels import sizes, svd
 from kogata.methods.kernels.whitening import corrected, spectrum
 from kogata.methods.lowrank.svd import pair_rank
 from kogata.network import surgery
@@ -57,6 +57,12 @@ class WhitenedSVD(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank of two factors."""
+        rank = sizes.pair_rank(shape, fraction)
+        return cls(rank=rank) if rank else None
 
     def apply(self, job: Job) -> Job:
         """Encode every selected layer, on what the layers before it have become."""

@@ -11,7 +11,7 @@ Over several layers weights compete by |w|, or by the layer-adaptive score of Le
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from kogata.job import Job, Site
 from kogata.methods.base.guards import Count, Sparsity
 from kogata.methods.base.method import About, Method
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.pruning import masks
 from kogata.methods.recover import Recover
 from kogata.network.sites import form_at, leaves_of, selected_sites
@@ -52,6 +53,12 @@ class MagnitudePruning(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.VALUES})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The sparsity at which the numbers left and their mask have the size."""
+        sparsity = sizes.sparsity(shape, fraction)
+        return None if sparsity is None else cls(sparsity=sparsity)
 
     def steps(self) -> tuple[Method, ...]:
         """Prune and recover in turn, up the cubic schedule."""

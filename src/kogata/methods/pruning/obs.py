@@ -14,7 +14,7 @@ outputs ends at up to twice the loss of one removal at a time, and at less than 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from kogata.job import Job, Kind, Site
 from kogata.methods.base.guards import Damping, Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import obq, obs
+from kogata.methods.kernels import obq, obs, sizes
 from kogata.methods.kernels.compensated import RoundedLayer, layer_of
 
 ROUNDS = 16
@@ -57,6 +57,12 @@ class OBS(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The sparsity at which the numbers left and their mask have the size."""
+        sparsity = sizes.sparsity(shape, fraction)
+        return None if sparsity is None else cls(sparsity=sparsity)
 
     def apply(self, job: Job) -> Job:
         """Gradients are gathered only where they are needed."""

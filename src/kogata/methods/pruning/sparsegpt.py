@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, final
+from typing import Annotated, Self, final
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from kogata.methods.base.guards import Damping, Group, Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.selection import follow
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import obs
+from kogata.methods.kernels import obs, sizes
 from kogata.methods.kernels.compensated import layer_of, rounded
 from kogata.settings import Range
 
@@ -56,6 +56,12 @@ class SparseGPT(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})  # with bits, scales: see check
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The sparsity at which the numbers left and their mask have the size."""
+        sparsity = sizes.sparsity(shape, fraction)
+        return None if sparsity is None else cls(sparsity=sparsity)
 
     def __post_init__(self) -> None:
         super().__post_init__()

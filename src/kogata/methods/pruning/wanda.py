@@ -6,8 +6,9 @@ Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Langu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from kogata.job import Kind, Site
 from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -41,6 +43,13 @@ class Wanda(WeightMethod):
     NEEDS = frozenset({Stat.SQUARE})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The sparsity at which the numbers left, as many in each row, and their mask have the size."""
+        columns = math.prod(shape[1:])
+        keep = sizes.kept(shape, fraction) // shape[0]
+        return cls(sparsity=1 - keep / columns) if keep else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from kogata.job import Kind, Site
 from kogata.methods.base.guards import Bits, Count, Group
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.quantization.round_to_nearest import RoundToNearest
 
 RATE = 3e-2
@@ -57,6 +58,12 @@ class AdaRound(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.SCALE})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most bits that leave room for the scale and the zero point of each row."""
+        bits = sizes.bits(shape, fraction)
+        return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Codes after the descent."""

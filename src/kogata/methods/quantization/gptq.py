@@ -11,7 +11,7 @@ codes, and each code is chosen anew given all others: the error only falls.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import Bits, Damping, Group
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.kernels.compensated import layer_of, rounded
 from kogata.settings import Range
 
@@ -50,6 +51,12 @@ class GPTQ(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.SCALE})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most bits that leave room for the scale and the zero point of each row."""
+        bits = sizes.bits(shape, fraction)
+        return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Codes under the scale of each group."""

@@ -9,7 +9,7 @@ The uniform affine quantizer of Vanhoucke, Senior, Mao, "Improving the speed of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import Bits, Group
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.kernels.compensated import half
 
 
@@ -47,6 +48,12 @@ class RoundToNearest(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR})
     LEAVES = frozenset({Role.SCALE})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most bits that leave room for the scale and the zero point of each row."""
+        bits = sizes.bits(shape, fraction)
+        return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Codes under the scale of each group."""

@@ -12,7 +12,7 @@ assignments are exact and centroids are least-squares solutions. No step makes t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from kogata.job import Kind, Site
 from kogata.methods.base.guards import Clusters, Count
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import subvectors
 
 SWEEPS = 10  # over all sub-spaces
@@ -50,6 +51,12 @@ class CorrectedPQ(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.TABLE})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        found = sizes.vectors(shape, fraction)
+        return None if found is None else cls(clusters=found[0], length=found[1])
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Product quantization, then sweeps over the sub-spaces."""

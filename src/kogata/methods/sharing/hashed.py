@@ -8,9 +8,10 @@ least-squares projection w_k = mean of ξ(i, j) V_ij over its bucket, which keep
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -42,6 +43,12 @@ class Hashed(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """As many buckets."""
+        buckets = int(fraction * math.prod(shape))
+        return cls(fraction=buckets / math.prod(shape)) if buckets else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The signed mean of each bucket."""

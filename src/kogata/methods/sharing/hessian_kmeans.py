@@ -9,7 +9,7 @@ Fisher information, the mean squared gradient: one pass, never negative, and at 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import Clusters
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import scalar
 
 
@@ -38,6 +39,12 @@ class HessianKMeans(WeightMethod):
     NEEDS = frozenset({Stat.FISHER})
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.TABLE})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most clusters, a power of two, that leave room for their table."""
+        clusters = sizes.clusters(shape, fraction)
+        return None if clusters is None else cls(clusters=clusters)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Indices into sorted centroids; centroids that no weight is nearest to are dropped."""

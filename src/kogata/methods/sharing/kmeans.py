@@ -10,7 +10,7 @@ a linear start lose centroids to empty intervals, which costs small first layers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import Clusters
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import scalar
 
 
@@ -39,6 +40,12 @@ class KMeans(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.TABLE})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most clusters, a power of two, that leave room for their table."""
+        clusters = sizes.clusters(shape, fraction)
+        return None if clusters is None else cls(clusters=clusters)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Indices into sorted centroids; centroids that no weight is nearest to are dropped."""

@@ -9,7 +9,7 @@ of a convolution are its rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import Clusters, Count
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import subvectors
 
 
@@ -42,6 +43,12 @@ class ProductQuantization(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.TABLE})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        found = sizes.vectors(shape, fraction)
+        return None if found is None else cls(clusters=found[0], length=found[1])
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The nearest centroid of each sub-vector."""

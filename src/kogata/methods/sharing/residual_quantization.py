@@ -8,7 +8,7 @@ The paper quantizes whole rows, whose tables are large; here rows may be cut int
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, Self, final
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import Clusters, Count
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import subvectors
 from kogata.settings import Range
 
@@ -42,6 +43,12 @@ class ResidualQuantization(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.TABLE})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """Two tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        found = sizes.vectors(shape, fraction, stages=2)
+        return None if found is None else cls(clusters=found[0], stages=2, length=found[1])
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """A sum of as many vector forms as there are stages."""

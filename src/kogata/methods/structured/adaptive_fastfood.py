@@ -10,9 +10,10 @@ Rounds of these never make ‖W − W̃‖ larger. They keep little of a weight 
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.structured import projection
 
+LARGEST = 2048  # columns up to which the diagonals are fitted in seconds
 RIDGE = 1e-9  # of the mean diagonal, for frequencies that the weight does not use
 
 
@@ -54,6 +56,13 @@ class AdaptiveFastfood(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It has one size for a shape: None where that is too large, or would take long to fit."""
+        held = sum(count * length for count, length in sizes(shape))
+        fits = held <= fraction * math.prod(shape) and math.prod(shape[1:]) <= LARGEST
+        return cls() if fits else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The diagonals of each stretch, and the residual; refused where they are no fewer than the weights."""

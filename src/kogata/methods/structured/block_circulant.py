@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import ResidualCount
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.structured import projection
 from kogata.settings import Range
 
@@ -47,6 +48,12 @@ class BlockCirculant(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The smallest, and so the most, blocks."""
+        block = sizes.block(shape, fraction)
+        return None if block is None else cls(block=block)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The mean of the signed diagonals of each block, and the residual."""

@@ -9,7 +9,7 @@ The nearest such matrix keeps the blocks as they are. It loses all that passes b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from kogata.job import Site
 from kogata.methods.base.guards import ResidualCount
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.structured import projection
 from kogata.settings import Range
 
@@ -46,6 +47,12 @@ class BlockDiagonal(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The fewest, and so the largest, blocks."""
+        blocks = sizes.block(shape, fraction)
+        return None if blocks is None else cls(blocks=blocks)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The blocks and the residual; refused where a side has fewer entries than there are blocks."""

@@ -9,9 +9,10 @@ a butterfly matrix of the other digits. So every factor is found by SVDs of rank
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
@@ -51,6 +52,17 @@ class Butterfly(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The fewest, and so the fullest, factors."""
+        outputs, inputs = shape[0], math.prod(shape[1:])
+        for count in range(2, 1 + max(2, int(math.log2(min(outputs, inputs))))):
+            rows, columns = parted(outputs, count), parted(inputs, count)
+            held = sum(math.prod(rows[: s + 1]) * math.prod(columns[s:]) for s in range(count))
+            if held <= fraction * outputs * inputs:
+                return cls(factors=count)
+        return None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The factors by peeling, and the residual; refused where nothing is gained."""

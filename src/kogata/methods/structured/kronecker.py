@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -47,6 +47,13 @@ class Kronecker(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most products, up to the full rank."""
+        outer = math.prod(projection.divisor(size, math.isqrt(size)) for size in (shape[0], math.prod(shape[1:])))
+        rank = min(int(fraction * math.prod(shape) / (outer + math.prod(shape) // outer)), outer)
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The truncated SVD of the rearranged matrix, and the residual; refused for a prime side, and for no gain."""

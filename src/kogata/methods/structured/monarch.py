@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, Self, final
 
 import torch
 from torch import Tensor
@@ -50,6 +50,14 @@ class Monarch(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank of about as many blocks as each has entries."""
+        sides = [(size, projection.divisor(size, math.isqrt(size))) for size in (shape[0], math.prod(shape[1:]))]
+        pairs, inside = math.prod(blocks for _, blocks in sides), sum(size // blocks for size, blocks in sides)
+        rank = int(fraction * math.prod(shape) / (pairs * inside))
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The truncated SVD of each block, and the residual; refused for a prime side and where nothing is gained."""
