@@ -46,10 +46,15 @@ class Method(ABC):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The method with the settings that spend ``fraction``, in (0, 1), of the bytes of a float32 weight.
+        """The settings under which a float32 weight of ``shape`` is stored in about ``fraction``, in (0, 1), of its bytes.
 
-        The form is to hold no more than that, but for what its indices cost, and may hold less; it is None where no settings
-        do, and for methods that do not change the size of single weights. Refusals of ``encode`` need not be foreseen.
+        The form holds at most that, plus a few bits for indices of filters; it may hold less where sizes come in steps. None
+        where no setting meets the fraction, and for methods that do not make single weights smaller. ``encode`` may still
+        refuse the weight.
+
+        >>> from kogata.methods import SVD
+        >>> SVD.sized((64, 48), 0.25), SVD.sized((64, 48), 0.01)
+        (SVD(rank=6), None)
 
         :param shape: that of the weight, ``[outputs, inputs, *kernel]``.
         """

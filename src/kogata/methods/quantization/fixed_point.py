@@ -64,7 +64,8 @@ class FixedPoint(TrainingMethod):
         super().__post_init__()
         if self.integer + self.fraction > MAX_BITS:
             raise UsageError(
-                f"fixed-point: {self.integer} integer and {self.fraction} fraction bits; expected at most {MAX_BITS} together."
+                f"fixed-point: {self.integer} integer and {self.fraction} fraction bits; expected at most {MAX_BITS} bits "
+                "together."
             )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
