@@ -34,6 +34,18 @@ def test_methods_as_json(kogata: Run) -> None:
     assert (lines["wanda"]["data"], lines["wanda"]["training"]) == (True, False)
     assert (lines["recover"]["data"], lines["recover"]["training"]) == (True, True)
     assert lines["magnitude"]["data"] is False
+    assert lines["half"]["settings"] == []
+    assert lines["gptq"]["settings"][:2] == [
+        {"name": "bits", "type": "a whole number", "allowed": "1 to 8", "required": True, "default": None},
+        {
+            "name": "group",
+            "type": "a whole number or null",
+            "allowed": "1 or more, or null",
+            "required": False,
+            "default": None,
+        },
+    ]
+    assert lines["tensor-train"]["settings"][1]["default"] == 3
 
 
 def test_inspect_counts_a_model(kogata: Run) -> None:

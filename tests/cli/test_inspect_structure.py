@@ -18,7 +18,7 @@ def test_the_table_fits_and_names_every_structure(kogata: Run) -> None:
     for layer in ("fc1.weight", "fc2.weight"):
         assert layer in shown
     words = shown.replace(",", " ").split()
-    assert all(words.count(name) >= 2 for name, _ in (*STRUCTURES, *YARDSTICKS))  # once for each layer
+    assert all(words.count(kind.ABOUT.name) >= 2 for kind in (*STRUCTURES, *YARDSTICKS))  # once for each layer
 
 
 def test_a_wide_terminal_has_columns_for_the_yardsticks(command: tuple[list[str], dict[str, str]]) -> None:
@@ -40,7 +40,7 @@ def test_json_has_errors_sizes_and_reasons(kogata: Run) -> None:
     assert [layer["site"] for layer in found["layers"]] == ["fc1.weight", "fc2.weight"]
     for layer in found["layers"]:
         scores = {score["structure"]: score for score in layer["structures"]}
-        assert list(scores) == [name for name, _ in STRUCTURES]
+        assert list(scores) == [kind.ABOUT.name for kind in STRUCTURES]
         measured = {name: score["error"] for name, score in scores.items() if score["error"] is not None}
         assert layer["best"] == min(measured, key=lambda name: measured[name])
         assert measured["whitened-svd"] <= measured["svd"]

@@ -158,8 +158,8 @@ def test_no_candidate_takes_more_than_it_may(shape: tuple[int, ...], fraction: f
     weight, columns = torch.randn(shape), math.prod(shape[1:])
     kind = Kind.LINEAR if len(shape) == 2 else Kind.CONV
     layer = structures.layer_scores(weight, Site("a", "weight", shape, kind, Role.MATRIX), torch.eye(columns)[None], fraction)
-    assert [score.structure for score in layer.structures] == [name for name, _ in STRUCTURES]
-    assert [score.structure for score in layer.yardsticks] == [name for name, _ in YARDSTICKS]
+    assert [score.structure for score in layer.structures] == [kind.ABOUT.name for kind in STRUCTURES]
+    assert [score.structure for score in layer.yardsticks] == [kind.ABOUT.name for kind in YARDSTICKS]
     for score in (*layer.structures, *layer.yardsticks):
         if score.error is None:
             assert score.note

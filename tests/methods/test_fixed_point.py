@@ -115,8 +115,13 @@ def test_narrow_floats_cannot_hold_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"integer": 0, "fraction": 4}, {"integer": 2, "fraction": -1}, {"integer": 9, "fraction": 8}]
+    ("settings", "words"),
+    [
+        ({"integer": 0, "fraction": 4}, "integer is 0; expected 1 to 16"),
+        ({"integer": 2, "fraction": -1}, "fraction is -1; expected 0 to below 16"),
+        ({"integer": 9, "fraction": 8}, "9 integer and 8 fraction bits; expected at most 16 bits together"),
+    ],
 )
-def test_settings_are_checked(settings: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match=r"fixed-point: .* at most 16 bits"):
+def test_settings_are_checked(settings: dict[str, int], words: str) -> None:
+    with pytest.raises(UsageError, match=f"fixed-point: {words}"):
         refused_settings(FixedPoint, recover=QUICK, **settings)

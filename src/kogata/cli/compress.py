@@ -38,7 +38,8 @@ RecipeOption = Annotated[
     str,
     typer.Option(
         "--recipe", metavar="NAME|YAML", autocompletion=complete_recipe,
-        help=f"A YAML file, or a recipe that comes with Kogata: {', '.join(RECIPES)}.",
+        help=f"A YAML file, or a recipe that comes with Kogata: {', '.join(RECIPES)}. Methods of other packages are named "
+        "package.module:Class; install the package, or name its folder in PYTHONPATH.",
     ),
 ]  # fmt: skip
 OutputOption = Annotated[

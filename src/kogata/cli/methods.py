@@ -6,8 +6,8 @@ table I and its general guidelines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from kogata.cli.options import JsonOption, console, print_json
 
@@ -40,6 +40,7 @@ class Line:
     summary: str
     paper: str
     when: str
+    settings: list[dict[str, Any]]  # name, type, allowed, required and default of each
 
 
 def run(as_json: JsonOption = False) -> None:
@@ -56,13 +57,14 @@ def run(as_json: JsonOption = False) -> None:
 def line(method: type[Method]) -> Line:
     """What the code says of a method."""
     from kogata.methods.base.weight import WeightMethod
+    from kogata.settings import described
 
     about = method.ABOUT
     statistics = issubclass(method, WeightMethod) and bool(method.NEEDS)
     return Line(
         method=about.name, family=about.family, layers=[str(kind) for kind in about.layers],
         data=statistics or about.data or about.training, labels=about.labels, training=about.training, summary=about.summary,
-        paper=about.paper, when=WHEN[about.family],
+        paper=about.paper, when=WHEN[about.family], settings=[asdict(setting) for setting in described(method)],
     )  # fmt: skip
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
 
-from kogata.errors import UsageError
 from kogata.job import Epoch, Job, Task
 from kogata.methods.base.method import About, Method
 from kogata.network import surgery
 from kogata.network.batch import tensors
-from kogata.training.loop import Objective, Training, fit, task_loss, training_data
+from kogata.settings import Range
+from kogata.training.loop import Epochs, NonNegative, Objective, Patience, Training, fit, task_loss, training_data
 from kogata.training.teachers.cache import Cached, Precision, make
 from kogata.training.teachers.observe import Live, Observer, paths
 from kogata.training.teaching import Teacher, begin_teaching, compared, match
@@ -39,13 +39,13 @@ class Recover(Method):
     alone. The other settings are those of :class:`kogata.training.loop.Training`.
     """
 
-    epochs: int
-    learning_rate: float = 1e-3
-    floor: float = 0.0
-    weight_decay: float = 0.0
-    patience: int | None = None
-    distill: float = 0.5
-    temperature: float = 4.0
+    epochs: Epochs
+    learning_rate: NonNegative = 1e-3
+    floor: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+    patience: Patience = None
+    distill: Annotated[float, Range(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Range(gt=0)] = 4.0
     term: Term | None = None
     cache: str | None = None
     cache_precision: Precision = "float16"
@@ -57,13 +57,6 @@ class Recover(Method):
         paper="Hinton et al. 2015, arXiv 1503.02531",
         training=True,
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.distill <= 1:
-            raise UsageError(f"recover: distill is {self.distill}; expected 0 (labels only) to 1 (teacher only).")
-        if not self.temperature > 0:
-            raise UsageError(f"recover: temperature is {self.temperature}; expected more than 0.")
-        self.training  # noqa: B018 - checks the other settings
 
     @property
     def training(self) -> Training:

@@ -16,8 +16,10 @@ from typing import cast
 from torch import nn
 
 from kogata.errors import NotApplicable
-from kogata.methods.base.guards import check_rank, rank_of
+from kogata.methods.base.guards import Rank
+from kogata.methods.kernels.svd import rank_of
 from kogata.network import surgery
+from kogata.settings import check_value
 
 log = logging.getLogger("kogata")
 
@@ -34,7 +36,7 @@ def separable_network(model: nn.Module, rank: float) -> nn.Module:
 
     Raises UsageError when the rank is none, NotApplicable when no convolution can be parted.
     """
-    check_rank("separable network", rank)
+    check_value("separable network", "rank", rank, Rank)
     twin, parted = surgery.clone(model, share=False), dict[nn.Module, nn.Module]()
     for path, module in list(twin.named_modules(remove_duplicate=False)):
         if not isinstance(module, nn.Conv2d):

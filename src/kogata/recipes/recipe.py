@@ -1,28 +1,36 @@
-"""Recipes: a chain of methods as validated YAML. A resolved recipe has every default written out and reads back the same."""
+"""Recipes: a chain of methods as validated YAML. A resolved recipe has every default written out and reads back the same.
+
+A step names a method that comes with Kogata, ``method: k-means``, or the class of another package, ``method:
+my_package.my_module:MyMethod``, which must be installed or named in ``PYTHONPATH``; terms of a loss are named alike.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from kogata.errors import UsageError
 from kogata.job import Where
-from kogata.methods import METHODS, Recover
+from kogata.methods import METHODS
 from kogata.methods.base.compose import chain, only
 from kogata.methods.base.method import Method
 from kogata.recipes import targets
+from kogata.recipes.references import imported
 from kogata.recipes.targets import Target
+from kogata.settings import check_value
 from kogata.training.terms import TERMS, SumOfTerms, Term
 
 _KEYS = ("name", "about", "targets", "steps")
+
+Named = TypeVar("Named")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +96,19 @@ def _step(step: Any, where: str) -> Method:
         raise UsageError(f"{where}: expected a mapping with the key 'method', found {step!r}.")
     values = {str(key): value for key, value in cast("Mapping[Any, Any]", step).items()}
     title, restriction = values.pop("method"), values.pop("where", None)
-    kinds = {method.ABOUT.name: method for method in METHODS}
-    if title not in kinds:
-        raise UsageError(f"{where}: method {title!r} {_choose(str(title), kinds)}.")
-    method = cast("Method", _build(kinds[title], values, f"{where} ({title})"))
+    kind = _named(title, [(method.ABOUT.name, method) for method in METHODS], Method, f"{where}: method")
+    method = cast("Method", _build(kind, values, f"{where} ({title})"))
     return method if restriction is None else only(method, _where(restriction, f"{where} ({title}): where"))
+
+
+def _named(title: Any, ours: Sequence[tuple[str, type[Named]]], base: type[Named], where: str) -> type[Named]:
+    """A class by its short name, or by ``package.module:Class``."""
+    kinds = dict(ours)
+    if isinstance(title, str) and ":" in title:
+        return imported(title, base, where)
+    if title not in kinds:
+        raise UsageError(f"{where} {title!r} {_choose(str(title), kinds)}. Name others as package.module:Class.")
+    return kinds[title]
 
 
 def _where(value: Any, where: str) -> Where:
@@ -105,7 +121,7 @@ def _where(value: Any, where: str) -> Where:
 
 def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
     """A dataclass from plain values, nested dataclasses included, each key and type checked."""
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     _known(values, fields, where)
     missing = [n for n, f in fields.items() if n not in values and f.default is f.default_factory is dataclasses.MISSING]
@@ -113,8 +129,8 @@ def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
         raise UsageError(f"{where}: {', '.join(missing)} must be given.")
     given: dict[str, Any] = {}
     for key, value in values.items():
-        if (kind, key) in ((Recover, "term"), (SumOfTerms, "terms")):
-            given[key] = (_term if kind is Recover else _terms)(value, f"{where}: {key}")
+        if Term in (hints[key], *get_args(hints[key])):
+            given[key] = (_terms if get_origin(hints[key]) is tuple else _term)(value, f"{where}: {key}")
             continue
         nested = next((t for t in (hints[key], *get_args(hints[key])) if dataclasses.is_dataclass(t)), None)
         if nested is not None and isinstance(value, Mapping):
@@ -126,6 +142,7 @@ def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
         except ValidationError as error:
             reasons = "; or ".join(dict.fromkeys(str(line["msg"]) for line in error.errors()))
             raise UsageError(f"{where}: {key} is {value!r}: {reasons}.") from None
+        check_value(where, key, given[key], hints[key])
     return kind(**given)
 
 
@@ -141,11 +158,10 @@ def _term(value: Any, where: str) -> Term | None:
             f"{where}: expected a term such as 'labels', a mapping with the key 'term', or a list; found {value!r}."
         )
     settings = {str(key): part for key, part in cast("Mapping[Any, Any]", values).items() if key != "term"}
-    title, kinds = values["term"], {str(kind.term): kind for kind in TERMS}
-    if title not in kinds:
-        raise UsageError(f"{where}: term {title!r} {_choose(str(title), kinds)}.")
+    title = values["term"]
+    kind = _named(title, [(str(kind.term), kind) for kind in TERMS], Term, f"{where}: term")
     listed = {k: [v] if k in ("student", "teacher") and isinstance(v, str) else v for k, v in settings.items()}
-    return cast("Term", _build(kinds[title], listed, f"{where} ({title})"))
+    return cast("Term", _build(kind, listed, f"{where} ({title})"))
 
 
 def _terms(value: Any, where: str) -> tuple[Term, ...]:

@@ -20,11 +20,11 @@ from kogata.calibration.prepare import prepare
 from kogata.calibration.stats import Stat, Stats, power
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.job import Site, Task
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels.sizes import BITS, SLACK
 from kogata.network.sites import form_at, selected_sites
-from kogata.search.candidates import BITS, STRUCTURES, YARDSTICKS, Candidate
+from kogata.search.candidates import STRUCTURES, YARDSTICKS
 from kogata.system.progress import bar
-
-SLACK = 1.05  # of the size that is allowed: the order of filters or the part of each costs a few bits, whatever the settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,11 @@ def layer_scores(weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) 
     """All candidates on one float32 weight."""
     silent = power(weight, gram_GII) == 0
 
-    def measured(candidates: Sequence[tuple[str, Candidate]]) -> tuple[Score, ...]:
+    def measured(candidates: Sequence[type[WeightMethod]]) -> tuple[Score, ...]:
         if silent:
             note = "its outputs are zero on the calibration data, so that there is nothing to keep"
-            return tuple(Score(structure=name, note=note) for name, _ in candidates)
-        return tuple(_score(name, make, weight, site, gram_GII, fraction) for name, make in candidates)
+            return tuple(Score(structure=kind.ABOUT.name, note=note) for kind in candidates)
+        return tuple(_score(kind, weight, site, gram_GII, fraction) for kind in candidates)
 
     return LayerScores(
         site=site.name, shape=site.shape, parameters=weight.numel(), structures=measured(STRUCTURES),
@@ -95,8 +95,8 @@ def layer_scores(weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) 
     )  # fmt: skip
 
 
-def _score(name: str, make: Candidate, weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) -> Score:
-    method = make(site.shape, fraction)
+def _score(kind: type[WeightMethod], weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) -> Score:
+    name, method = kind.ABOUT.name, kind.sized(site.shape, fraction)
     if method is None:
         return Score(structure=name, note=f"it has no setting for {fraction:g} of this shape")
     if site.kind not in method.ABOUT.layers:

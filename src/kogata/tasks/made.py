@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.network.batch import call, evaluating, split
+from kogata.settings import Range, check
 from kogata.tasks.batches import Batches
 
 Judge = Callable[[Tensor], Tensor]
@@ -46,12 +47,11 @@ class Mixup:
 
     batches: Iterable[Any]
     teacher: nn.Module
-    alpha: float = 1.0
+    alpha: Annotated[float, Range(gt=0, example=1.0)] = 1.0
     judge: Judge = classes
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise UsageError(f"mixup: alpha is {self.alpha}; expected more than 0, such as 1.0.")
+        check(self, "mixup")
 
     def __len__(self) -> int:
         """As many as there are. Raises TypeError where that is not known."""
@@ -73,15 +73,16 @@ class Noise:
     """``count`` batches of Gaussian inputs of ``shape``, the batch first; the targets are the teacher's."""
 
     teacher: nn.Module
-    shape: tuple[int, ...]
-    count: int
+    shape: tuple[Annotated[int, Range(ge=1)], ...]
+    count: Annotated[int, Range(ge=1)]
     mean: float = 0.0
-    deviation: float = 1.0
+    deviation: Annotated[float, Range(gt=0)] = 1.0
     judge: Judge = classes
 
     def __post_init__(self) -> None:
-        if self.count < 1 or not self.shape or not self.deviation > 0:
-            raise UsageError("noise: expected a count of 1 or more, a shape with the batch first, and a deviation above 0.")
+        check(self, "noise")
+        if not self.shape:
+            raise UsageError("noise: shape is empty; expected that of a batch, such as (64, 1, 28, 28).")
 
     def __len__(self) -> int:
         """The number of batches in a pass."""
@@ -102,20 +103,18 @@ class Synthesis:
     for images. ``bounds`` are the lowest and highest value that an input may have.
     """
 
-    steps: int = 200
-    learning_rate: float = 0.1
-    temperature: float = 20.0
-    concentration: float = 1.0
-    statistics: float = 1.0
-    smoothness: float = 0.0
+    steps: Annotated[int, Range(ge=1)] = 200
+    learning_rate: Annotated[float, Range(gt=0)] = 0.1
+    temperature: Annotated[float, Range(gt=0)] = 20.0
+    concentration: Annotated[float, Range(gt=0)] = 1.0
+    statistics: Annotated[float, Range(ge=0)] = 1.0
+    smoothness: Annotated[float, Range(ge=0)] = 0.0
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
-        for field in ("steps", "learning_rate", "temperature", "concentration"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise UsageError(f"synthesis: {field} is {getattr(self, field)}; expected more than 0.")
-        if min(self.statistics, self.smoothness) < 0 or not self.bounds[0] < self.bounds[1]:
-            raise UsageError("synthesis: expected statistics and smoothness of 0 or more, and bounds in ascending order.")
+        check(self, "synthesis")
+        if not self.bounds[0] < self.bounds[1]:
+            raise UsageError(f"synthesis: bounds is {self.bounds}; expected the lower one first.")
 
 
 def synthesized(

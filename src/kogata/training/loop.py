@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sized
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kogata.errors import DataError, UsageError
 from kogata.job import Epoch, Task
 from kogata.network.batch import call, evaluating, move, split
+from kogata.settings import Range, check
 from kogata.system import progress
 from kogata.system.atomic import writing
 from kogata.system.environment import environment
@@ -31,6 +32,10 @@ from kogata.training.wrapper import TrainingWrapper
 
 log = logging.getLogger("kogata")
 
+
+Epochs = Annotated[int, Range(ge=1)]
+NonNegative = Annotated[float, Range(ge=0)]
+Patience = Annotated[int, Range(ge=1)] | None
 
 Objective = Callable[[Any, Any, Any], Tensor]
 """What a step minimizes, of (output, inputs, targets)."""
@@ -43,19 +48,14 @@ class Training:
     ``patience`` stops after so many epochs without a better ``task.validate`` and keeps the best epoch; None trains on.
     """
 
-    epochs: int
-    learning_rate: float = 1e-3
-    floor: float = 0.0
-    weight_decay: float = 0.0
-    patience: int | None = None
+    epochs: Epochs
+    learning_rate: NonNegative = 1e-3
+    floor: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+    patience: Patience = None
 
     def __post_init__(self) -> None:
-        for field, low in (("epochs", 1), ("learning_rate", 0.0), ("floor", 0.0), ("weight_decay", 0.0)):
-            value = getattr(self, field)
-            if not (low <= value < math.inf):
-                raise UsageError(f"training: {field} is {value}; expected {low} or more.")
-        if self.patience is not None and self.patience < 1:
-            raise UsageError(f"training: patience is {self.patience}; expected 1 or more epochs, or null to train them all.")
+        check(self, "training")
 
     def rate(self, progress: float) -> float:
         """The learning rate when a fraction ``progress`` of all steps is done."""

@@ -1,26 +1,31 @@
-"""Checks that several methods make of their settings and of the weights they are given."""
+"""What several methods demand of their settings and of the weights they are given.
+
+The first part names ranges of settings that mean the same in several methods; each method checks its own (``Method``).
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from kogata.errors import DataError, NotApplicable, UsageError
+from kogata.errors import DataError, NotApplicable
 from kogata.job import Site
+from kogata.settings import Range
 
-
-def check_rank(name: str, rank: float) -> None:
-    """Raises UsageError unless ``rank`` is a count (from 1) or a fraction of the full rank (in (0, 1))."""
-    fraction = isinstance(rank, float) and not rank.is_integer()
-    if not rank > 0 or (fraction and rank >= 1):
-        raise UsageError(f"{name}: rank is {rank}; expected a whole number from 1, or a fraction of the full rank.")
-
-
-def rank_of(rank: float, full: int) -> int:
-    """The rank as a count; one above the full rank stays so, for the caller to refuse or to cut."""
-    return int(rank) if rank >= 1 else max(1, round(rank * full))
+Count = Annotated[int, Range(ge=1)]
+Sparsity = Annotated[float, Range(ge=0, lt=1, example=0.9)]  # fraction of the numbers that is removed
+Fraction = Annotated[float, Range(gt=0, lt=1, example=0.5)]
+Rank = Annotated[int, Range(ge=1)] | Annotated[float, Range(gt=0, lt=1)]  # a count, or a fraction of the full rank
+ResidualCount = Annotated[int, Range(ge=0)]  # rank of an added product; 0 adds none
+ResidualRank = ResidualCount | Annotated[float, Range(ge=0, lt=1)]
+Tolerance = Annotated[float, Range(gt=0, example=0.3)] | None  # relative error of the outputs
+Bits = Annotated[int, Range(ge=1, le=8)]
+Group = Annotated[int, Range(ge=1)] | None  # columns that share a scale; None is the whole row
+Clusters = Annotated[int, Range(ge=1, le=2**15)]
+Damping = Annotated[float, Range(gt=0, example=0.01)]  # added to a Hessian's diagonal, relative to its mean
 
 
 def refuse_unless_fewer(held: int, weight: Tensor, what: str) -> None:

@@ -6,10 +6,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
+from kogata.errors import UsageError
 from kogata.forms import Role
 from kogata.job import Job, Kind, Site
+from kogata.settings import reference, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,33 @@ class About:
 
 
 class Method(ABC):
-    """Turns a job into another one. Concrete methods are frozen, keyword-only dataclasses of their settings, and final."""
+    """Turns a job into another one. Concrete methods are frozen, keyword-only dataclasses of their settings, and final.
+
+    The range of a setting is declared with its field, ``bits: Annotated[int, Range(ge=1, le=8)]``, and checked here.
+    """
 
     ABOUT: ClassVar[About]
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where a setting is outside its type or range; subclasses add conditions between settings."""
+        if reason := refusal(self):
+            raise UsageError(f"{self.title()}: {reason}")
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The settings under which a float32 weight of ``shape`` is stored in about ``fraction``, in (0, 1), of its bytes.
+
+        The form holds at most that, plus a few bits for indices of filters; it may hold less where sizes come in steps. None
+        where no setting meets the fraction, and for methods that do not make single weights smaller. ``encode`` may still
+        refuse the weight.
+
+        >>> from kogata.methods import SVD
+        >>> SVD.sized((64, 48), 0.25), SVD.sized((64, 48), 0.01)
+        (SVD(rank=6), None)
+
+        :param shape: that of the weight, ``[outputs, inputs, *kernel]``.
+        """
+        return None
 
     @abstractmethod
     def apply(self, job: Job) -> Job:
@@ -52,4 +78,4 @@ class Method(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings as JSON values: what a recipe would have to say."""
-        return {"method": self.ABOUT.name} | dataclasses.asdict(cast("Any", self))
+        return {"method": reference(type(self), self.ABOUT.name)} | dataclasses.asdict(cast("Any", self))

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ class WeightMethod(Method):
     NEEDS: ClassVar[frozenset[Stat]] = frozenset()  # statistics it reads, gathered in one pass
     ACCEPTS: ClassVar[frozenset[Role]]  # the leaves it may replace
     LEAVES: ClassVar[frozenset[Role]]  # the leaves it puts in their place
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # the settings a search may try
 
     @abstractmethod
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:

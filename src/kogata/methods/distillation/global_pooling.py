@@ -10,17 +10,18 @@ So the file loads into the original class, and a later training may weigh the pl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Product, Role
 from kogata.job import Kind, Site
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.settings import Range
 
 POOLED = "oc,p->ocp"  # what a class takes of each map, the weight of each place
 
@@ -34,7 +35,7 @@ class GlobalPooling(WeightMethod):
     Restrict it to the head that reads them, as in ``only(GlobalPooling(places=16), "fc1")``.
     """
 
-    places: int
+    places: Annotated[int, Range(ge=2, example=49)]
 
     ABOUT = About(
         name="global-pooling",
@@ -46,10 +47,6 @@ class GlobalPooling(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX, Role.VALUES})
-
-    def __post_init__(self) -> None:
-        if self.places < 2:
-            raise UsageError(f"global-pooling: places is {self.places}; expected 2 or more, such as 49 for maps of 7×7.")
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The nearest on the calibration data, where the layer's inputs can be seen; else the sum over the places."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
-from typing import final
+from typing import Annotated, final
 
 from torch import nn
 
@@ -25,6 +25,7 @@ from kogata.methods.base.method import About, Method
 from kogata.network import depth, surgery
 from kogata.network.batch import call, evaluating, tensors
 from kogata.network.sites import model_bits, selected_sites, sites_of
+from kogata.settings import Range
 
 
 @final
@@ -37,7 +38,7 @@ class Shallower(Method):
     which a weight is not selected stays.
     """
 
-    keep: int | tuple[int, ...]
+    keep: Annotated[int, Range(ge=1)] | tuple[Annotated[int, Range(ge=0)], ...]
     lists: str = "*"
 
     ABOUT = About(
@@ -49,10 +50,8 @@ class Shallower(Method):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, int):
-            if self.keep < 1:
-                raise UsageError(f"shallower: keep is {self.keep}; expected 1 or more layers of each run, or their places.")
-        elif not self.keep or sorted(set(self.keep)) != list(self.keep) or self.keep[0] < 0:
+        super().__post_init__()
+        if isinstance(self.keep, tuple) and (not self.keep or sorted(set(self.keep)) != list(self.keep)):
             raise UsageError(f"shallower: keep is {list(self.keep)}; expected places from 0 in ascending order.")
 
     def apply(self, job: Job) -> Job:

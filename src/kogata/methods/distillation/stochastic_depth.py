@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
 
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.job import Job
 from kogata.methods.base.method import About, Method
 from kogata.methods.recover import Recover
 from kogata.network import surgery
 from kogata.network.batch import evaluating
 from kogata.network.sites import sites_of
+from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
 _SCALABLE = (
@@ -89,7 +90,7 @@ class StochasticDepth(Method):
 
     branches: str
     recover: Recover
-    survival: float = 0.5
+    survival: Annotated[float, Range(gt=0, le=1, example=0.5)] = 0.5
 
     ABOUT = About(
         name="stochastic-depth",
@@ -98,10 +99,6 @@ class StochasticDepth(Method):
         paper="Huang et al. 2016, arXiv 1603.09382",
         training=True,
     )
-
-    def __post_init__(self) -> None:
-        if not 0 < self.survival <= 1:
-            raise UsageError(f"stochastic-depth: survival is {self.survival}; expected more than 0 and at most 1, such as 0.5.")
 
     def begin(self, model: nn.Module) -> StochasticDepthRegime:
         """A copy of ``model`` under this method, for a loop of one's own.

@@ -10,7 +10,7 @@ layers the convolution has half the filters.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -18,9 +18,11 @@ from kogata.calibration.stats import Stat, Stats
 from kogata.forms import Form, Role
 from kogata.forms.filter_maps import Opposite
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -32,8 +34,8 @@ class CReLUFilters(WeightMethod):
     a fraction of the full rank, adds a product that mends what the pairs miss.
     """
 
-    tolerance: float | None = None
-    residual: float = 0
+    tolerance: Tolerance = None
+    residual: ResidualRank = 0
 
     ABOUT = About(
         name="crelu-filters",
@@ -46,8 +48,10 @@ class CReLUFilters(WeightMethod):
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
 
-    def __post_init__(self) -> None:
-        transfer.check("crelu-filters", self.tolerance, self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It holds half of the numbers."""
+        return cls() if sizes.tied(shape, fraction, 1 / 2) else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The pairs that lose least; refused for an odd number of filters, and above the tolerance."""

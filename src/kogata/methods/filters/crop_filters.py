@@ -9,21 +9,22 @@ holds, at each place, the mean of all filters that lie over it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.forms.filter_maps import Crops, crops
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import Count, ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -36,9 +37,9 @@ class CropFilters(WeightMethod):
     or a fraction, of a product that mends what the crops miss.
     """
 
-    margin: int = 1
-    tolerance: float | None = None
-    residual: float = 0
+    margin: Count = 1
+    tolerance: Tolerance = None
+    residual: ResidualRank = 0
 
     ABOUT = About(
         name="crop-filters",
@@ -50,12 +51,14 @@ class CropFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"margin": (1, 2)}
 
-    def __post_init__(self) -> None:
-        if self.margin < 1:
-            raise UsageError(f"crop-filters: margin is {self.margin}; expected a whole number from 1.")
-        transfer.check("crop-filters", self.tolerance, self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The smallest margin; None for other than two-dimensional kernels."""
+        kernel = shape[-1] if len(shape) == 4 else 1
+        shares = {m: ((kernel + m) / ((m + 1) * kernel)) ** 2 for m in range(1, kernel)}
+        margin = next((m for m, share in shares.items() if sizes.tied(shape, fraction, share)), None)
+        return None if margin is None else cls(margin=margin)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least where they overlap; refused for kernels of one place, and above the tolerance."""

@@ -11,7 +11,7 @@ from plane to plane. The layers for training from scratch are in ``kogata.nn.fil
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -19,9 +19,11 @@ from kogata.calibration.stats import Stat, Stats
 from kogata.forms import Form, Role
 from kogata.forms.filter_maps import Orbit
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -33,8 +35,8 @@ class CyclicFilters(WeightMethod):
     ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
     """
 
-    tolerance: float | None = None
-    residual: float = 0
+    tolerance: Tolerance = None
+    residual: ResidualRank = 0
 
     ABOUT = About(
         name="cyclic-filters",
@@ -47,8 +49,10 @@ class CyclicFilters(WeightMethod):
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
 
-    def __post_init__(self) -> None:
-        transfer.check("cyclic-filters", self.tolerance, self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It holds a quarter of the numbers."""
+        return cls() if sizes.tied(shape, fraction, 1 / 4) else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least; refused for kernels that are not square, and above the tolerance."""

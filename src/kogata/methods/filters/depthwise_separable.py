@@ -10,19 +10,19 @@ so the channels take turns, and the error never rises. Last, P as a whole is lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import DEPTHWISE
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import kernel_of, refuse_unless_fewer
+from kogata.methods.base.guards import Count, kernel_of, refuse_unless_fewer
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
@@ -36,7 +36,7 @@ SWEEPS = 3  # over the channels
 class DepthwiseSeparable(WeightMethod):
     """``multiplier`` filters on each input channel, then a 1×1 layer."""
 
-    multiplier: int = 1
+    multiplier: Count = 1
 
     ABOUT = About(
         name="depthwise-separable",
@@ -48,23 +48,28 @@ class DepthwiseSeparable(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"multiplier": (1, 2, 3, 4)}
 
-    def __post_init__(self) -> None:
-        if self.multiplier < 1:
-            raise UsageError(f"depthwise-separable: multiplier is {self.multiplier}; expected a whole number from 1.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most filters on each channel; None for matrices."""
+        multiplier = int(fraction * math.prod(shape) / held(shape, 1))
+        return cls(multiplier=multiplier) if multiplier and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Both layers; refused for kernels of one place, grouped convolutions, and where nothing is gained."""
         kernel_of(weight, "depthwise-separable")
         weight_OIK = weight.flatten(2)
         outputs, inputs, places = weight_OIK.shape
-        held = inputs * self.multiplier * (outputs + places)
-        refuse_unless_fewer(held, weight, f"a multiplier of {self.multiplier}")
+        refuse_unless_fewer(held(weight.shape, self.multiplier), weight, f"a multiplier of {self.multiplier}")
         gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
         filters_IMK = fitted(weight_OIK.double(), gram, min(self.multiplier, outputs, places))
         mix_OIM = mixed(weight_OIK.double(), gram, filters_IMK)
         return Product.of(DEPTHWISE, [mix_OIM.to(weight.dtype), filters_IMK.to(weight.dtype)], weight.shape)
+
+
+def held(shape: Sequence[int], multiplier: int) -> int:
+    """The numbers of both layers for a weight of ``shape``."""
+    return shape[1] * multiplier * (shape[0] + math.prod(shape[2:]))
 
 
 def fitted(weight_OIK: Tensor, gram: Tensor, count: int) -> Tensor:

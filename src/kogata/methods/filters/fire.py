@@ -9,27 +9,29 @@ mean gram; then E, with the exact choice of its small filters, and S take turns,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.base import Dense
 from kogata.forms.product import SQUEEZED
 from kogata.forms.stacked import Stacked
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_fewer
+from kogata.methods.base.guards import Fraction, Rank, refuse_unless_fewer
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
 from kogata.methods.kernels import conjugate_gradients, svd
 
 SWEEPS = 6  # of E and S in turn
+SHARE = 0.5  # of the filters that keep their kernel, by default
 STEPS = 12  # of conjugate gradients for S, whose system is too large to factor
 
 
@@ -42,8 +44,8 @@ class Fire(WeightMethod):
     filters, in (0, 1), keep their kernel.
     """
 
-    squeeze: int | float
-    share: float = 0.5
+    squeeze: Rank
+    share: Fraction = SHARE
 
     ABOUT = About(
         name="fire",
@@ -55,29 +57,33 @@ class Fire(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"squeeze": (0.25, 0.5, 0.75), "share": (0.25, 0.5, 0.75)}
 
-    def __post_init__(self) -> None:
-        check_rank("fire (squeeze)", self.squeeze)
-        if not 0 < self.share < 1:
-            raise UsageError(f"fire: share is {self.share}; expected a fraction between 0 and 1, such as 0.5.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most channels between, with half of the filters at full extent; None for matrices."""
+        squeeze = int(fraction * math.prod(shape) / held(shape, 1, round(SHARE * shape[0])))
+        return cls(squeeze=min(squeeze, shape[1]), share=SHARE) if squeeze and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Squeeze and filters; refused for even kernels, kernels of one place, grouped layers, and where nothing is gained."""
         centre = compact.centre_of(weight, "fire")
         outputs, inputs, *kernel = weight.shape
-        width, count = rank_of(self.squeeze, inputs), compact.large_filters(self.share, outputs)
+        width, count = svd.rank_of(self.squeeze, inputs), compact.large_filters(self.share, outputs)
         if width > inputs:
             raise NotApplicable(f"a squeeze of {inputs} channels to {width} is none")
         places = weight[0, 0].numel()
-        held = width * (inputs + outputs - count + count * places)
-        refuse_unless_fewer(held, weight, f"fire with {width} channels between")
+        refuse_unless_fewer(held(weight.shape, width, count), weight, f"fire with {width} channels between")
         gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
         found, squeeze_SI = fitted(weight.flatten(2).double(), gram, centre, width, count)
         filters = (found.small_OS.reshape(-1, width, *(1 for _ in kernel)), found.large_OSK.reshape(-1, width, *kernel))
         expand = Stacked.of(found.member_O, [part.to(weight.dtype) for part in filters], kernel)
         squeeze = Dense(squeeze_SI.to(weight.dtype).contiguous(), Role.MATRIX)
         return Product(SQUEEZED[len(kernel)], [expand, squeeze], weight.shape)
+
+
+def held(shape: Sequence[int], width: int, count: int) -> int:
+    """The numbers of the squeeze to ``width`` channels and of all filters, ``count`` of which keep their kernel."""
+    return width * (shape[1] + shape[0] - count + count * math.prod(shape[2:]))
 
 
 def fitted(weight_OIK: Tensor, gram: Tensor, centre: int, width: int, count: int) -> tuple[compact.Filters, Tensor]:

@@ -10,9 +10,8 @@ what is moved back. The layers for training from scratch are in ``kogata.nn.filt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -21,9 +20,11 @@ from kogata.forms import Form, Role
 from kogata.forms.base import squared_distance
 from kogata.forms.filter_maps import Orbit
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -37,8 +38,8 @@ class GroupFilters(WeightMethod):
     """
 
     mirrored: bool = False
-    tolerance: float | None = None
-    residual: float = 0
+    tolerance: Tolerance = None
+    residual: ResidualRank = 0
 
     ABOUT = About(
         name="group-filters",
@@ -50,10 +51,12 @@ class GroupFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[bool, ...]]] = {"mirrored": (False, True)}
 
-    def __post_init__(self) -> None:
-        transfer.check("group-filters", self.tolerance, self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It holds a quarter of the numbers, or with mirror images an eighth."""
+        copies = next((n for n in (4, 8) if sizes.tied(shape, fraction, 1 / n)), None)
+        return None if copies is None else cls(mirrored=copies == 8)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least; refused for kernels that are not square, and above the tolerance."""

@@ -9,17 +9,17 @@ and those that lose least by it are the ones to shrink: for a given number of ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.forms.stacked import Stacked
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import Fraction
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
@@ -30,7 +30,7 @@ from kogata.methods.filters import compact
 class MixedKernels(WeightMethod):
     """Filters of one place in place of those that lose least by it. ``share`` of the filters, in (0, 1), keep their kernel."""
 
-    share: float
+    share: Fraction
 
     ABOUT = About(
         name="mixed-kernels",
@@ -42,11 +42,13 @@ class MixedKernels(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"share": (0.1, 0.25, 0.5, 0.75)}
 
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise UsageError(f"mixed-kernels: share is {self.share}; expected a fraction between 0 and 1, such as 0.5.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most filters that keep their kernel; None for kernels of one place."""
+        places = math.prod(shape[2:])
+        large = int((fraction * places - 1) * shape[0] / (places - 1)) if places > 1 else 0
+        return cls(share=large / shape[0]) if large > 0 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The two kinds of filters; refused for even kernels, kernels of one place, and grouped convolutions."""

@@ -8,20 +8,21 @@ that of the normalization after it. As plain layers the convolution has 1/K of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.forms.filter_maps import Repeat
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import ResidualRank, Tolerance
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import transfer
+from kogata.methods.kernels import sizes
+from kogata.settings import Range
 
 
 @final
@@ -33,9 +34,9 @@ class MultiBiasFilters(WeightMethod):
     ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
     """
 
-    biases: int = 2
-    tolerance: float | None = None
-    residual: float = 0
+    biases: Annotated[int, Range(ge=2)] = 2
+    tolerance: Tolerance = None
+    residual: ResidualRank = 0
 
     ABOUT = About(
         name="multi-bias-filters",
@@ -47,12 +48,13 @@ class MultiBiasFilters(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"biases": (2, 4)}
 
-    def __post_init__(self) -> None:
-        if self.biases < 2:
-            raise UsageError(f"multi-bias-filters: biases is {self.biases}; expected a whole number from 2.")
-        transfer.check("multi-bias-filters", self.tolerance, self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The fewest filters to a group that divide their number."""
+        counts = (n for n in range(2, shape[0] + 1) if shape[0] % n == 0)
+        biases = next((n for n in counts if sizes.tied(shape, fraction, 1 / n)), None)
+        return None if biases is None else cls(biases=biases)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The groups that lose least; refused where the filters come in no whole groups, and above the tolerance."""

@@ -14,23 +14,13 @@ import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats, power
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Permuted, Sum
 from kogata.forms.index_map import IndexMap
 from kogata.forms.tied import Tied
 from kogata.job import Site
-from kogata.methods.base.guards import check_rank, refuse_unless_finite
+from kogata.methods.base.guards import refuse_unless_finite
 from kogata.methods.lowrank.whitened_svd import WhitenedSVD
-
-
-def check(name: str, tolerance: float | None, residual: float) -> None:
-    """Raises UsageError on a tolerance that is no positive number, or a residual that is neither 0 nor a rank."""
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise UsageError(
-            f"{name}: tolerance is {tolerance}; expected a relative error such as 0.3, or none to share everywhere."
-        )
-    if residual != 0:
-        check_rank(f"{name}: residual", residual)
 
 
 def refuse_unless_shareable(weight: Tensor, site: Site, stats: Stats, copies: int) -> None:

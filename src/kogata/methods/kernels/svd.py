@@ -17,6 +17,15 @@ LARGE = 512  # rows and columns from which a random projection is worth it
 SMALL_PART = 6  # and so many times the rank
 
 
+def rank_of(rank: float, full: int) -> int:
+    """The rank as a count; one above the full rank stays so, for the caller to refuse or to cut.
+
+    >>> rank_of(5, 100), rank_of(0.25, 100), rank_of(0.001, 100)
+    (5, 25, 1)
+    """
+    return int(rank) if rank >= 1 else max(1, round(rank * full))
+
+
 def truncated(matrix_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The largest singular values and vectors: ``[O, R]``, ``[R]`` and ``[R, I]``, in float32 and the same on every run.
 

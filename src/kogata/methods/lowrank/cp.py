@@ -13,9 +13,9 @@ and Andersson 1998), and begins with the eigenvectors that two mixtures of the k
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -25,9 +25,10 @@ from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import CP as EQUATIONS
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import check_rank, kernel_of, rank_of, refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.base.guards import Rank, kernel_of, refuse_unless_fewer, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels.svd import rank_of
 from kogata.methods.lowrank.tucker2 import bases
 
 TRIAL = 10  # sweeps of each start
@@ -46,7 +47,7 @@ class CP(WeightMethod):
     ``rank`` is a count, or a fraction of the rank that any weight of the shape has at most: its size over its longest side.
     """
 
-    rank: int | float
+    rank: Rank
 
     ABOUT = About(
         name="cp",
@@ -57,10 +58,12 @@ class CP(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)}
 
-    def __post_init__(self) -> None:
-        check_rank("cp", self.rank)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank; None for matrices."""
+        rank = int(fraction * math.prod(shape) / sum(shape))
+        return cls(rank=rank) if rank and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The factors; refused for kernels of one place, for depthwise layers, and where nothing is gained."""

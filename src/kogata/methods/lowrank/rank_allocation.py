@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -20,10 +20,11 @@ from kogata.calibration.batches import first_batch
 from kogata.calibration.costs import macs
 from kogata.calibration.gather import gather
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form
 from kogata.job import Job, Site
 from kogata.methods.base.allocation import Option, allocated, hull
+from kogata.methods.base.guards import Fraction
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels.whitening import spectrum
@@ -42,7 +43,7 @@ class RankAllocation(WeightMethod):
     bytes, or of their multiply-accumulates for one sample of the calibration data. ``correct`` is that of WhitenedSVD.
     """
 
-    fraction: float
+    fraction: Fraction
     cost: Literal["parameters", "macs"] = "parameters"
     correct: bool = False
 
@@ -56,11 +57,6 @@ class RankAllocation(WeightMethod):
     NEEDS = frozenset({Stat.GRAM, Stat.GRADIENT})
     ACCEPTS = WhitenedSVD.ACCEPTS
     LEAVES = WhitenedSVD.LEAVES
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"fraction": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)}
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction < 1:
-            raise UsageError(f"rank-allocation: fraction is {self.fraction}; expected one above 0 and below 1, such as 0.5.")
 
     def apply(self, job: Job) -> Job:
         """Look at all layers, share the budget out, and factor each on what the layers before it have become."""

@@ -8,9 +8,9 @@ so that ‖W − W̃‖² is the sum of the discarded squared singular values of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import SEPARABLE
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_finite
+from kogata.methods.base.guards import Rank, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import svd
@@ -33,7 +33,7 @@ class Separable(WeightMethod):
     ``rank`` is a count, or a fraction of the full rank, the smaller of inputs · height and outputs · width.
     """
 
-    rank: int | float
+    rank: Rank
 
     ABOUT = About(
         name="separable",
@@ -44,10 +44,15 @@ class Separable(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
 
-    def __post_init__(self) -> None:
-        check_rank("separable", self.rank)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank; None for other than two-dimensional kernels."""
+        if len(shape) != 4:
+            return None
+        outputs, inputs, height, width = shape
+        rank = int(fraction * math.prod(shape) / (inputs * height + width * outputs))
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best pair of filters; refused where the kernel has no extent along both axes, and where nothing is gained."""
@@ -55,7 +60,7 @@ class Separable(WeightMethod):
             raise NotApplicable(f"only a kernel with an extent along two axes can be parted, this weight is {site.shape}")
         outputs, inputs, height, width = weight.shape
         matrix = weight.permute(1, 2, 3, 0).reshape(inputs * height, width * outputs)
-        rank = rank_of(self.rank, min(matrix.shape))
+        rank = svd.rank_of(self.rank, min(matrix.shape))
         if rank * sum(matrix.shape) >= weight.numel():
             raise NotApplicable(f"rank {rank} of {min(matrix.shape)} holds no fewer numbers than the weight {site.shape}")
         refuse_unless_finite(weight, site)

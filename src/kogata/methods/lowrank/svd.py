@@ -7,9 +7,8 @@ the least over all matrices of rank r (Eckart and Young, 1936). A convolution is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -17,10 +16,10 @@ from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Site
-from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_finite
+from kogata.methods.base.guards import Rank, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import svd
+from kogata.methods.kernels import sizes, svd
 
 
 @final
@@ -28,7 +27,7 @@ from kogata.methods.kernels import svd
 class SVD(WeightMethod):
     """Two factors in place of a matrix. ``rank`` is a count (int ≥ 1) or a fraction of the full rank (float in (0, 1))."""
 
-    rank: int | float
+    rank: Rank
 
     ABOUT = About(
         name="svd",
@@ -38,10 +37,12 @@ class SVD(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
 
-    def __post_init__(self) -> None:
-        check_rank("svd", self.rank)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank of two factors."""
+        rank = sizes.pair_rank(shape, fraction)
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best product of the given rank; refused where it would hold as many numbers as the weight."""
@@ -54,7 +55,7 @@ class SVD(WeightMethod):
 def pair_rank(rows_OI: Tensor, rank: float) -> int:
     """The rank of two factors as a count. Raises NotApplicable where they would hold as many numbers as the matrix."""
     full = min(rows_OI.shape)
-    count = rank_of(rank, full)
+    count = svd.rank_of(rank, full)
     if count * sum(rows_OI.shape) >= rows_OI.numel():
         raise NotApplicable(f"rank {count} of {full} holds no fewer numbers than the matrix {tuple(rows_OI.shape)}")
     return count

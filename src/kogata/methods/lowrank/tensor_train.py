@@ -10,23 +10,25 @@ discards; it is no more than d − 1 times the least possible.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_letters
-from typing import ClassVar, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.base.guards import Rank, refuse_unless_fewer, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import svd
+from kogata.methods.kernels import sizes, svd
 from kogata.methods.kernels.svd import parted
+from kogata.settings import Range
 
+CORES = 3  # by default
 MOST = len(ascii_letters) // 3  # cores that the letters of an equation are enough for
 
 
@@ -40,8 +42,8 @@ class TensorTrain(WeightMethod):
     saves bytes; engines multiply by the dense matrix.
     """
 
-    rank: int | float
-    cores: int = 3
+    rank: Rank
+    cores: Annotated[int, Range(ge=2, le=MOST)] = CORES
 
     ABOUT = About(
         name="tensor-train",
@@ -52,26 +54,28 @@ class TensorTrain(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.2, 0.3, 0.5), "cores": (2, 3, 4)}
 
-    def __post_init__(self) -> None:
-        check_rank("tensor-train", self.rank)
-        if not 2 <= self.cores <= MOST:
-            raise UsageError(f"tensor-train: cores is {self.cores}; expected 2 to {MOST}.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank of three cores, as a fraction; None for other than matrices."""
+        if len(shape) != 2:
+            return None
+        pairs = [row * column for row, column in zip(*(parted(size, CORES) for size in shape), strict=True)]
+        rank = sizes.largest_fraction(lambda rank: held(pairs, links(pairs, rank)), fraction * math.prod(shape))
+        return cls(rank=rank, cores=CORES) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The cores by successive SVDs; refused for what is no matrix, and where nothing is gained."""
         if weight.ndim != 2:
             raise NotApplicable(f"it takes apart matrices, this weight is {tuple(weight.shape)}")
         rows, columns = (parted(size, self.cores) for size in weight.shape)
-        sizes = [row * column for row, column in zip(rows, columns, strict=True)]
-        ranks = links(sizes, self.rank)
-        held = sum(before * size * after for before, size, after in zip([1, *ranks], sizes, [*ranks, 1], strict=True))
-        refuse_unless_fewer(held, weight, f"a tensor train of sizes {sizes} and ranks {ranks}")
+        pairs = [row * column for row, column in zip(rows, columns, strict=True)]
+        ranks = links(pairs, self.rank)
+        refuse_unless_fewer(held(pairs, ranks), weight, f"a tensor train of sizes {pairs} and ranks {ranks}")
         refuse_unless_finite(weight, site)
         order = [axis for k in range(self.cores) for axis in (k, self.cores + k)]
         tensor = weight.double().reshape(*rows, *columns).permute(order)
-        cores = [core.to(weight.dtype) for core in train(tensor.reshape(sizes), ranks)]
+        cores = [core.to(weight.dtype) for core in train(tensor.reshape(pairs), ranks)]
         shaped = [core.unflatten(1, pair) for core, pair in zip(cores, zip(rows, columns, strict=True), strict=True)]
         shaped[0], shaped[-1] = shaped[0].squeeze(0), shaped[-1].squeeze(-1)
         return Product.of(equation(self.cores), shaped, weight.shape)
@@ -94,9 +98,14 @@ def links(sizes: Sequence[int], rank: float) -> list[int]:
     found, before = list[int](), 1
     for k in range(1, len(sizes)):
         full = min(before * sizes[k - 1], math.prod(sizes[k:]))
-        before = min(rank_of(rank, full), full)
+        before = min(svd.rank_of(rank, full), full)
         found.append(before)
     return found
+
+
+def held(sizes: Sequence[int], ranks: Sequence[int]) -> int:
+    """The numbers that the cores hold."""
+    return sum(before * size * after for before, size, after in zip([1, *ranks], sizes, [*ranks, 1], strict=True))
 
 
 def equation(cores: int) -> str:

@@ -10,9 +10,10 @@ a step of orthogonal iteration on W projected on the other (HOOI), which never m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -21,10 +22,10 @@ from kogata.calibration.stats import Stats
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import TUCKER
 from kogata.job import Kind, Site
-from kogata.methods.base.guards import check_rank, kernel_of, rank_of, refuse_unless_fewer, refuse_unless_finite
+from kogata.methods.base.guards import Rank, kernel_of, refuse_unless_fewer, refuse_unless_finite
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import svd
+from kogata.methods.kernels import sizes, svd
 
 STEPS = 3  # of orthogonal iteration for each side
 
@@ -37,7 +38,7 @@ class Tucker2(WeightMethod):
     ``rank`` is a count for both sides, cut to the channels that there are, or a fraction of the channels of each side.
     """
 
-    rank: int | float
+    rank: Rank
 
     ABOUT = About(
         name="tucker-2",
@@ -48,22 +49,33 @@ class Tucker2(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}
 
-    def __post_init__(self) -> None:
-        check_rank("tucker-2", self.rank)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest fraction of the channels, the same on both sides; None for matrices."""
+        rank = sizes.largest_fraction(lambda rank: held(shape, ranks(shape, rank)), fraction * math.prod(shape))
+        return cls(rank=rank) if rank and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Two bases and a core; refused for kernels of one place, for depthwise layers, and where nothing is gained."""
         kernel_of(weight, "tucker-2")
         weight_OIK = weight.flatten(2)
-        ranks = [min(rank_of(self.rank, channels), channels) for channels in weight.shape[:2]]
-        held = ranks[0] * weight.shape[0] + ranks[1] * weight.shape[1] + ranks[0] * ranks[1] * weight_OIK.shape[2]
-        refuse_unless_fewer(held, weight, f"tucker-2 of ranks {ranks}")
+        found = ranks(weight.shape, self.rank)
+        refuse_unless_fewer(held(weight.shape, found), weight, f"tucker-2 of ranks {found}")
         refuse_unless_finite(weight, site)
-        left_OS, right_IR = bases(weight_OIK, ranks[0], ranks[1])
+        left_OS, right_IR = bases(weight_OIK, *found)
         core_SRK = torch.einsum("oik,os,ir->srk", weight_OIK, left_OS, right_IR)
         return Product.of(TUCKER, [left_OS, core_SRK, right_IR.T], weight.shape)
+
+
+def ranks(shape: Sequence[int], rank: float) -> list[int]:
+    """The ranks of both sides, of the outputs first."""
+    return [min(svd.rank_of(rank, channels), channels) for channels in shape[:2]]
+
+
+def held(shape: Sequence[int], ranks: Sequence[int]) -> int:
+    """The numbers that the bases and the core hold for a weight of ``shape``."""
+    return ranks[0] * shape[0] + ranks[1] * shape[1] + math.prod(ranks) * math.prod(shape[2:])
 
 
 def bases(weight_OIK: Tensor, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,9 @@ then takes the place of W: the best of rank r for Y Wᵀ are the leading singula
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -26,10 +25,10 @@ from kogata.calibration.stats import Stat, Stats
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import PAIR
 from kogata.job import Job, Kind, Site
-from kogata.methods.base.guards import check_rank
+from kogata.methods.base.guards import Rank
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import svd
+from kogata.methods.kernels import sizes, svd
 from kogata.methods.kernels.whitening import corrected, spectrum
 from kogata.methods.lowrank.svd import pair_rank
 from kogata.network import surgery
@@ -45,7 +44,7 @@ class WhitenedSVD(WeightMethod):
     at the outputs that it had before any layer was changed, at the cost of a second run of the calibration data.
     """
 
-    rank: int | float
+    rank: Rank
     correct: bool = False
 
     ABOUT = About(
@@ -58,10 +57,12 @@ class WhitenedSVD(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
 
-    def __post_init__(self) -> None:
-        check_rank("whitened-svd", self.rank)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank of two factors."""
+        rank = sizes.pair_rank(shape, fraction)
+        return cls(rank=rank) if rank else None
 
     def apply(self, job: Job) -> Job:
         """Encode every selected layer, on what the layers before it have become."""

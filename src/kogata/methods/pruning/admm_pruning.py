@@ -12,22 +12,22 @@ and in the end W is projected itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
 
-from kogata.errors import UsageError
 from kogata.forms import Role
+from kogata.methods.base.guards import Count, Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
 from kogata.methods.kernels.obs import largest
 from kogata.methods.pruning.masks import counts, kept
 from kogata.methods.recover import Recover
 from kogata.network import surgery
+from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
 
@@ -40,10 +40,10 @@ class ADMMPruning(TrainingMethod):
     ρ, and ``updates`` is how often Z and U are renewed during the training.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     recover: Recover
-    rho: float = 0.1
-    updates: int = 20
+    rho: Annotated[float, Range(gt=0, example=0.1)] = 0.1
+    updates: Count = 20
 
     ABOUT = About(
         name="admm",
@@ -54,14 +54,6 @@ class ADMMPruning(TrainingMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.VALUES})
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"admm: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.9.")
-        if not 0 < self.rho < math.inf:
-            raise UsageError(f"admm: rho is {self.rho}; expected more than 0, such as 0.1.")
-        if self.updates < 1:
-            raise UsageError(f"admm: updates is {self.updates}; expected 1 or more.")
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target beside its sparse twin."""

@@ -7,20 +7,19 @@ It prunes nothing itself: the weights stay dense, and a later step finds more of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
 
-from kogata.errors import UsageError
 from kogata.forms import Role
 from kogata.job import Job, Site
 from kogata.methods.base.method import About
 from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
 from kogata.methods.recover import Recover
+from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
 
@@ -29,7 +28,7 @@ from kogata.training.wrapper import TrainingWrapper
 class BiasedWeightDecay(TrainingMethod):
     """Train with the penalty; ``strength`` is λ."""
 
-    strength: float
+    strength: Annotated[float, Range(gt=0, example=1e-5)]
     recover: Recover
 
     ABOUT = About(
@@ -41,10 +40,6 @@ class BiasedWeightDecay(TrainingMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = ACCEPTS
-
-    def __post_init__(self) -> None:
-        if not 0 < self.strength < math.inf:
-            raise UsageError(f"biased-decay: strength is {self.strength}; expected more than 0, such as 1e-5.")
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Nothing changes what it is."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,15 @@ from kogata.calibration.batches import calibration_batches, first_batch
 from kogata.calibration.gather import gather
 from kogata.calibration.gradients import of_samples
 from kogata.calibration.stats import Stat
-from kogata.errors import DataError, UsageError
+from kogata.errors import DataError
 from kogata.job import Job, Kind
 from kogata.methods.base.channel import ChannelMethod, Removal
+from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.network import surgery
 from kogata.network.channels.groups import Cut, Group, Slice
 from kogata.network.sites import sites_of
+from kogata.settings import Range
 
 
 @final
@@ -45,11 +47,11 @@ class ChannelPruning(ChannelMethod):
     before; ``ridge`` is λ relative to the mean square of the inputs that stay.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     score: Literal["norm", "taylor", "fisher"] = "norm"
     scope: Literal["layer", "global"] = "layer"
     repair: bool = True
-    ridge: float = 1e-3
+    ridge: Annotated[float, Range(gt=0, example=1e-3)] = 1e-3
 
     ABOUT = About(
         name="channels",
@@ -59,12 +61,6 @@ class ChannelPruning(ChannelMethod):
         layers=(Kind.LINEAR, Kind.CONV, Kind.EMBEDDING),
         data=True,
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"channels: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
-        if not self.ridge > 0:
-            raise UsageError(f"channels: ridge is {self.ridge}; expected more than 0, such as 1e-3.")
 
     def plan(self, job: Job, groups: Sequence[Group]) -> Removal:
         """The least important channels, and the repair of the weights that read them."""

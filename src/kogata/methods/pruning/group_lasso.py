@@ -14,18 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from kogata.errors import UsageError
 from kogata.forms import Role
 from kogata.methods.base.method import About
 from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
 from kogata.methods.pruning.masks import kept
 from kogata.methods.recover import Recover
 from kogata.network import surgery
+from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
 Groups = Literal["filters", "channels", "shapes", "depth"]
@@ -44,7 +44,7 @@ class GroupLasso(TrainingMethod):
     unless ``groups`` is "depth": then a layer may die, which only a layer with a connection around it can afford.
     """
 
-    strength: float
+    strength: Annotated[float, Range(gt=0, example=0.1)]
     recover: Recover
     groups: Groups = "filters"
 
@@ -57,10 +57,6 @@ class GroupLasso(TrainingMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX, Role.VALUES})
-
-    def __post_init__(self) -> None:
-        if not 0 < self.strength < math.inf:
-            raise UsageError(f"group-lasso: strength is {self.strength}; expected more than 0, such as 0.1.")
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """The model itself, with the proximal step on its targets."""

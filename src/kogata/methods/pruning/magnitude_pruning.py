@@ -10,19 +10,20 @@ Over several layers weights compete by |w|, or by the layer-adaptive score of Le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, final
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
+from kogata.methods.base.guards import Count, Sparsity
 from kogata.methods.base.method import About, Method
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.pruning import masks
 from kogata.methods.recover import Recover
 from kogata.network.sites import form_at, leaves_of, selected_sites
@@ -39,9 +40,9 @@ class MagnitudePruning(WeightMethod):
     With ``rounds`` > 1 the sparsity rises in as many steps, each but the last followed by ``recover``.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     scope: Literal["layer", "global", "lamp"] = "layer"
-    rounds: int = 1
+    rounds: Count = 1
     recover: Recover | None = None
 
     ABOUT = About(
@@ -52,13 +53,12 @@ class MagnitudePruning(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.VALUES})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"sparsity": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)}
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"magnitude: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.9.")
-        if self.rounds < 1:
-            raise UsageError(f"magnitude: rounds is {self.rounds}; expected 1 or more.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The sparsity at which the numbers left and their mask have the size."""
+        sparsity = sizes.sparsity(shape, fraction)
+        return None if sparsity is None else cls(sparsity=sparsity)
 
     def steps(self) -> tuple[Method, ...]:
         """Prune and recover in turn, up the cubic schedule."""

@@ -19,8 +19,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from kogata.errors import UsageError
 from kogata.forms import Dense, Form, Latent, Role
+from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.trained import LatentWrapper, TrainedLeaf, TrainingMethod
 from kogata.methods.kernels.obs import largest
@@ -42,7 +42,7 @@ class MovementPruning(TrainingMethod):
     ``scope`` says whether each layer meets it, or all selected layers together.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     recover: Recover
     scope: Literal["layer", "global"] = "layer"
 
@@ -55,10 +55,6 @@ class MovementPruning(TrainingMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.VALUES})
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"movement: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.9.")
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's leaf under a mask that its scores choose."""

@@ -16,9 +16,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from kogata.errors import UsageError
 from kogata.job import Job, Kind
 from kogata.methods.base.channel import ChannelMethod, Removal
+from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.network.channels.groups import Cut, Group, Slice
 
@@ -34,7 +34,7 @@ class NeuronMerging(ChannelMethod):
     ``sparsity`` is the fraction of each layer's neurons that go, in [0, 1).
     """
 
-    sparsity: float
+    sparsity: Sparsity
 
     ABOUT = About(
         name="neuron-merging",
@@ -43,12 +43,6 @@ class NeuronMerging(ChannelMethod):
         paper="Srinivas, Babu 2015, arXiv 1507.06149",
         layers=(Kind.LINEAR,),
     )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(
-                f"neuron-merging: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.8."
-            )
 
     def plan(self, job: Job, groups: Sequence[Group]) -> Removal:
         """The neurons that go, and the columns of the others with theirs added."""

@@ -7,18 +7,19 @@ h_kk is the mean squared gradient of single samples, which for a log-likelihood 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.gather import gather
 from kogata.calibration.stats import Gathered, Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
+from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.pruning import masks
@@ -35,7 +36,7 @@ class OBD(WeightMethod):
     ``scope`` says whether each layer meets it, or all selected layers together.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     scope: Literal["layer", "global"] = "layer"
 
     ABOUT = About(
@@ -47,11 +48,6 @@ class OBD(WeightMethod):
     NEEDS = frozenset({Stat.FISHER})
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.VALUES})
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"sparsity": (0.5, 0.7, 0.8, 0.9, 0.95)}
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"obd: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.9.")
 
     def apply(self, job: Job) -> Job:
         """Each layer by itself, or all under one threshold."""

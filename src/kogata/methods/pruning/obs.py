@@ -13,20 +13,20 @@ outputs ends at up to twice the loss of one removal at a time, and at less than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Literal, Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Masked, Role
 from kogata.job import Job, Kind, Site
+from kogata.methods.base.guards import Damping, Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import obq, obs
+from kogata.methods.kernels import obq, obs, sizes
 from kogata.methods.kernels.compensated import RoundedLayer, layer_of
 
 ROUNDS = 16
@@ -43,9 +43,9 @@ class OBS(WeightMethod):
     second moment. With a diagonal Hessian this would be Optimal Brain Damage.
     """
 
-    sparsity: float
+    sparsity: Sparsity
     hessian: Literal["layer", "kronecker"] = "layer"
-    damping: float = 0.01
+    damping: Damping = 0.01
 
     ABOUT = About(
         name="obs",
@@ -57,15 +57,12 @@ class OBS(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"sparsity": (0.4, 0.5, 0.6, 0.7)}
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"obs: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
-        if self.hessian not in ("layer", "kronecker"):
-            raise UsageError(f"obs: hessian is {self.hessian!r}; expected 'layer' or 'kronecker'.")
-        if not self.damping > 0:
-            raise UsageError(f"obs: damping is {self.damping}; expected a small positive fraction, such as 0.01.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The sparsity at which the numbers left and their mask have the size."""
+        sparsity = sizes.sparsity(shape, fraction)
+        return None if sparsity is None else cls(sparsity=sparsity)
 
     def apply(self, job: Job) -> Job:
         """Gradients are gathered only where they are needed."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Annotated, Self, final
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Masked, Role
 from kogata.job import Job, Site
+from kogata.methods.base.guards import Damping, Group, Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.selection import follow
 from kogata.methods.base.weight import WeightMethod
-from kogata.methods.kernels import obs
+from kogata.methods.kernels import obs, sizes
 from kogata.methods.kernels.compensated import layer_of, rounded
+from kogata.settings import Range
 
 STEPS = 12  # of conjugate gradients on the kept weights
 
@@ -39,11 +41,11 @@ class SparseGPT(WeightMethod):
     row to a scale, and pruned ones have the code of zero. ``damping`` is GPTQ's.
     """
 
-    sparsity: float | None = None
+    sparsity: Sparsity | None = None
     pattern: tuple[int, int] | None = None
-    bits: int | None = None
-    group: int | None = None
-    damping: float = 0.01
+    bits: Annotated[int, Range(ge=2, le=8)] | None = None
+    group: Group = None
+    damping: Damping = 0.01
 
     ABOUT = About(
         name="sparsegpt",
@@ -54,23 +56,21 @@ class SparseGPT(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})  # with bits, scales: see check
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"sparsity": (0.4, 0.5, 0.6, 0.7)}
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The sparsity at which the numbers left and their mask have the size."""
+        sparsity = sizes.sparsity(shape, fraction)
+        return None if sparsity is None else cls(sparsity=sparsity)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.sparsity is None) == (self.pattern is None):
             raise UsageError("sparsegpt: give either sparsity, such as 0.5, or pattern, such as [2, 4].")
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise UsageError(f"sparsegpt: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
         if self.pattern is not None and not 0 < self.pattern[0] < self.pattern[1]:
             raise UsageError(f"sparsegpt: pattern is {list(self.pattern)}; expected n of m with 0 < n < m, such as [2, 4].")
-        if self.bits is not None and not 2 <= self.bits <= 8:
-            raise UsageError(f"sparsegpt: bits is {self.bits}; expected 2 to 8, or null to leave the kept weights as floats.")
-        if self.group is not None and (self.bits is None or self.group < 1):
-            raise UsageError(
-                f"sparsegpt: group is {self.group}; expected 1 or more together with bits, or null for whole rows."
-            )
-        if not self.damping > 0:
-            raise UsageError(f"sparsegpt: damping is {self.damping}; expected a small positive fraction, such as 0.01.")
+        if self.group is not None and self.bits is None:
+            raise UsageError(f"sparsegpt: group is {self.group} but bits is null; give bits too, or leave out the group.")
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Kept values, or with bits only scales, are what a next method finds."""

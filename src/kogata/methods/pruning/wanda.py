@@ -6,19 +6,21 @@ Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Langu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Masked, Role
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 
 
 @final
@@ -29,7 +31,7 @@ class Wanda(WeightMethod):
     ``sparsity`` is the fraction of each row that becomes zero, in [0, 1).
     """
 
-    sparsity: float
+    sparsity: Sparsity
 
     ABOUT = About(
         name="wanda",
@@ -41,11 +43,13 @@ class Wanda(WeightMethod):
     NEEDS = frozenset({Stat.SQUARE})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"sparsity": (0.4, 0.5, 0.6, 0.7)}
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise UsageError(f"wanda: sparsity is {self.sparsity}; expected a fraction from 0 to below 1, such as 0.5.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The sparsity at which the numbers left, as many in each row, and their mask have the size."""
+        columns = math.prod(shape[1:])
+        keep = sizes.kept(shape, fraction) // shape[0]
+        return cls(sparsity=1 - keep / columns) if keep else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from kogata.calibration.batches import calibration_batches
-from kogata.errors import DataError, UsageError
+from kogata.errors import DataError
 from kogata.job import Job, Kind, Site
 from kogata.methods.base.activation import ActivationMethod
 from kogata.methods.base.method import About
 from kogata.network.batch import call, evaluating
 from kogata.network.quantizers import MAX_BITS, Dynamic, Granularity, Quantizer, Static
+from kogata.settings import Range
 
 RATIOS = torch.linspace(0.1, 1.0, 91)  # how much of the range is kept
 
@@ -36,7 +37,7 @@ SAMPLE = 1 << 14  # values of a batch that the error is measured on
 class StaticActivations(ActivationMethod):
     """``bits`` (1 to 16), with a scale and a zero point for each layer, from one pass over the calibration data."""
 
-    bits: int
+    bits: Annotated[int, Range(ge=1, le=MAX_BITS)]
 
     ABOUT = About(
         name="static-activations",
@@ -46,10 +47,6 @@ class StaticActivations(ActivationMethod):
         layers=(Kind.LINEAR, Kind.CONV),
         data=True,
     )
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"bits": (4, 6, 8)}
-
-    def __post_init__(self) -> None:
-        _check(self.ABOUT.name, self.bits)
 
     def quantizers(self, job: Job, layers: Mapping[Site, nn.Module]) -> Mapping[Site, Quantizer | str]:
         """The best range for what came into each layer."""
@@ -70,7 +67,7 @@ class StaticActivations(ActivationMethod):
 class DynamicActivations(ActivationMethod):
     """``bits`` (1 to 16), in the range of each tensor, or of each token, which is a row of the last axis."""
 
-    bits: int
+    bits: Annotated[int, Range(ge=1, le=MAX_BITS)]
     granularity: Granularity = Granularity.TENSOR
 
     ABOUT = About(
@@ -80,10 +77,6 @@ class DynamicActivations(ActivationMethod):
         paper="Jacob et al. 2018, arXiv 1712.05877",
         layers=(Kind.LINEAR, Kind.CONV),
     )
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"bits": (4, 6, 8)}
-
-    def __post_init__(self) -> None:
-        _check(self.ABOUT.name, self.bits)
 
     def quantizers(self, job: Job, layers: Mapping[Site, nn.Module]) -> Mapping[Site, Quantizer | str]:
         """The same for all, but images have no tokens."""
@@ -129,8 +122,3 @@ def static(values: Tensor, bits: int) -> Static:
 
     scales: Iterable[float] = (RATIOS * (high - low) / levels).tolist()
     return Static(torch.tensor([min(scales, key=error)]), bits=bits, zero=zero)
-
-
-def _check(name: str, bits: int) -> None:
-    if not 1 <= bits <= MAX_BITS:
-        raise UsageError(f"{name}: bits is {bits}; expected 1 to {MAX_BITS}.")

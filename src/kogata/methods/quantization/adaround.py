@@ -12,20 +12,21 @@ A row on which rounding to nearest does better keeps that.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Affine, Dense, Form, Latent, Role
 from kogata.forms.affine import as_rows, index_dtype
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import Bits, Count, Group
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.quantization.round_to_nearest import RoundToNearest
 
 RATE = 3e-2
@@ -43,9 +44,9 @@ class AdaRound(WeightMethod):
     ``group`` weights of a row share a scale, or with None the whole row.
     """
 
-    bits: int
-    group: int | None = None
-    iterations: int = 1000
+    bits: Bits
+    group: Group = None
+    iterations: Count = 1000
 
     ABOUT = About(
         name="adaround",
@@ -57,15 +58,12 @@ class AdaRound(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.SCALE})
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bits": (2, 3, 4, 6, 8), "group": (32, 64, 128, None)}
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise UsageError(f"adaround: bits is {self.bits}; expected 1 to 8.")
-        if self.group is not None and self.group < 1:
-            raise UsageError(f"adaround: group is {self.group}; expected 1 or more, or null for whole rows.")
-        if self.iterations < 1:
-            raise UsageError(f"adaround: iterations is {self.iterations}; expected 1 or more.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most bits that leave room for the scale and the zero point of each row."""
+        bits = sizes.bits(shape, fraction)
+        return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Codes after the descent."""

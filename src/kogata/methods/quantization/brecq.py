@@ -28,6 +28,7 @@ from kogata.calibration.sequential import in_turn
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Job, Kind, Row, Site, Task
+from kogata.methods.base.guards import Bits, Count
 from kogata.methods.base.method import About, Method
 from kogata.methods.base.selection import follow
 from kogata.methods.base.trained import PreciseWrapper, TrainedLeaf
@@ -48,9 +49,9 @@ class BRECQ(Method):
     Each block is trained for at least ``iterations`` batches of calibration data, of which its inputs and outputs are held.
     """
 
-    bits: int
+    bits: Bits
     blocks: tuple[str, ...]
-    iterations: int = 1000
+    iterations: Count = 1000
 
     ABOUT = About(
         name="brecq",
@@ -60,12 +61,6 @@ class BRECQ(Method):
         layers=(Kind.LINEAR, Kind.CONV),
         data=True,
     )
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise UsageError(f"brecq: bits is {self.bits}; expected 1 to 8.")
-        if self.iterations < 1:
-            raise UsageError(f"brecq: iterations is {self.iterations}; expected 1 or more.")
 
     def apply(self, job: Job) -> Job:
         """Round one block after the other; raises UsageError when no module matches, or one match lies within another."""

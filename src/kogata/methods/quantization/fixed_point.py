@@ -15,10 +15,9 @@ most; scaled by N, gradients are those of the sum, whose division by N the learn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, final
+from typing import Annotated, Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from kogata.methods.base.trained import PreciseWrapper, TrainedLeaf, TrainingMet
 from kogata.methods.recover import Recover
 from kogata.network.quantizers import LatentQuantizer, Static, layers_of
 from kogata.network.sites import form_at, sites_of
+from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
 
@@ -44,11 +44,11 @@ class FixedPoint(TrainingMethod):
     layers are rounded to nearest. Set ``loss_scale`` to about the batch size where the loss is a mean.
     """
 
-    integer: int
-    fraction: int
+    integer: Annotated[int, Range(ge=1, le=MAX_BITS)]
+    fraction: Annotated[int, Range(ge=0, lt=MAX_BITS)]
     recover: Recover
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    loss_scale: float = 1.0
+    loss_scale: Annotated[float, Range(gt=0, example=128)] = 1.0
 
     ABOUT = About(
         name="fixed-point",
@@ -61,14 +61,12 @@ class FixedPoint(TrainingMethod):
     LEAVES = frozenset({Role.SCALE})
 
     def __post_init__(self) -> None:
-        if self.integer < 1 or self.fraction < 0 or self.integer + self.fraction > MAX_BITS:
+        super().__post_init__()
+        if self.integer + self.fraction > MAX_BITS:
             raise UsageError(
-                f"fixed-point: {self.integer} integer and {self.fraction} fraction bits; expected at least 1 integer bit, for "
-                f"the sign, and at most {MAX_BITS} bits together."
+                f"fixed-point: {self.integer} integer and {self.fraction} fraction bits; expected at most {MAX_BITS} bits "
+                "together."
             )
-
-        if not 0 < self.loss_scale < math.inf:
-            raise UsageError(f"fixed-point: loss_scale is {self.loss_scale}; expected more than 0, such as the batch size.")
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values, and the biases beside them, on the grid; rounding on what flows into their layers."""

@@ -10,19 +10,20 @@ codes, and each code is chosen anew given all others: the error only falls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.job import Site
+from kogata.methods.base.guards import Bits, Damping, Group
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.kernels.compensated import layer_of, rounded
+from kogata.settings import Range
 
 
 @final
@@ -35,11 +36,11 @@ class GPTQ(WeightMethod):
     ``rounds`` of scales and codes in turn follow; with 0 it is plain GPTQ.
     """
 
-    bits: int
-    group: int | None = None
+    bits: Bits
+    group: Group = None
     symmetric: bool = False
-    damping: float = 0.01
-    rounds: int = 1
+    damping: Damping = 0.01
+    rounds: Annotated[int, Range(ge=0)] = 1
 
     ABOUT = About(
         name="gptq",
@@ -50,17 +51,12 @@ class GPTQ(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.SCALE})
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bits": (2, 3, 4), "group": (32, 64, 128, None)}
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise UsageError(f"gptq: bits is {self.bits}; expected 1 to 8.")
-        if self.group is not None and self.group < 1:
-            raise UsageError(f"gptq: group is {self.group}; expected 1 or more, or null for whole rows.")
-        if not self.damping > 0:
-            raise UsageError(f"gptq: damping is {self.damping}; expected a small positive fraction, such as 0.01.")
-        if self.rounds < 0:
-            raise UsageError(f"gptq: rounds is {self.rounds}; expected 0 or more.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most bits that leave room for the scale and the zero point of each row."""
+        bits = sizes.bits(shape, fraction)
+        return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Codes under the scale of each group."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Half(WeightMethod):
     )
     ACCEPTS = frozenset(Role)
     LEAVES = frozenset(Role)
+
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It stores half of the bits of a float32."""
+        return cls() if fraction >= 1 / 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The rounded values, in a leaf of the same role as long as they are rounded again after training."""

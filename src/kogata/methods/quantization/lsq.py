@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
 
-from kogata.errors import UsageError
 from kogata.forms import Affine, Dense, Form, Latent, Role
 from kogata.forms.affine import as_rows
 from kogata.forms.latent import narrowed, straight_through
@@ -28,6 +27,7 @@ from kogata.methods.base.method import About
 from kogata.methods.base.trained import LatentWrapper, TrainedLeaf, TrainingMethod
 from kogata.methods.recover import Recover
 from kogata.network.quantizers import LatentQuantizer, Static, layers_of
+from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
 LEAST = 1e-2  # of where a step started: it must stay positive
@@ -41,9 +41,9 @@ class LSQ(TrainingMethod):
     Inputs are quantized of linear and convolutional layers. The paper keeps the first and the last layer at 8 bits.
     """
 
-    bits: int
+    bits: Annotated[int, Range(ge=2, le=8)]
     recover: Recover
-    activations: int | None = None
+    activations: Annotated[int, Range(ge=2, le=8)] | None = None
 
     ABOUT = About(
         name="lsq",
@@ -54,11 +54,6 @@ class LSQ(TrainingMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.SCALE})
-
-    def __post_init__(self) -> None:
-        for field, value in (("bits", self.bits), ("activations", self.activations)):
-            if value is not None and not 2 <= value <= 8:
-                raise UsageError(f"lsq: {field} is {value}; expected 2 to 8.")
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values become the real weights behind quantized ones; quantizers go on the layers' inputs."""

@@ -8,21 +8,21 @@ The uniform affine quantizer of Vanhoucke, Senior, Mao, "Improving the speed of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kogata.calibration.stats import Stats
-from kogata.errors import UsageError
 from kogata.forms import Affine, Form, Role
 from kogata.forms.affine import as_rows
 from kogata.job import Site
+from kogata.methods.base.guards import Bits, Group
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.kernels.compensated import half
 
 
@@ -36,8 +36,8 @@ class RoundToNearest(WeightMethod):
     bit would have one level, so one bit is always asymmetric.
     """
 
-    bits: int
-    group: int | None = None
+    bits: Bits
+    group: Group = None
     symmetric: bool = False
 
     ABOUT = About(
@@ -48,13 +48,12 @@ class RoundToNearest(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR})
     LEAVES = frozenset({Role.SCALE})
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bits": (2, 3, 4, 6, 8), "group": (32, 64, 128, None)}
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise UsageError(f"round-to-nearest: bits is {self.bits}; expected 1 to 8.")
-        if self.group is not None and self.group < 1:
-            raise UsageError(f"round-to-nearest: group is {self.group}; expected 1 or more, or null for whole rows.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most bits that leave room for the scale and the zero point of each row."""
+        bits = sizes.bits(shape, fraction)
+        return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Codes under the scale of each group."""

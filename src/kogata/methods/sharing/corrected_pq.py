@@ -11,20 +11,21 @@ assignments are exact and centroids are least-squares solutions. No step makes t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.forms.vectors import Vectors
 from kogata.job import Kind, Site
+from kogata.methods.base.guards import Clusters, Count
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import subvectors
 
 SWEEPS = 10  # over all sub-spaces
@@ -37,8 +38,8 @@ DAMPING = 1e-3  # of the mean of G's diagonal: inputs that are always 0 leave th
 class CorrectedPQ(WeightMethod):
     """Product quantization with ``clusters`` vectors of ``length`` columns, corrected for the output on calibration data."""
 
-    clusters: int
-    length: int
+    clusters: Clusters
+    length: Count
 
     ABOUT = About(
         name="corrected-pq",
@@ -50,13 +51,12 @@ class CorrectedPQ(WeightMethod):
     NEEDS = frozenset({Stat.GRAM})
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.TABLE})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"clusters": (8, 16, 32, 64, 256), "length": (2, 4, 8)}
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.clusters <= 2**15:
-            raise UsageError(f"corrected-pq: clusters is {self.clusters}; expected 1 to 32,768.")
-        if self.length < 1:
-            raise UsageError(f"corrected-pq: length is {self.length}; expected 1 or more columns.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        found = sizes.vectors(shape, fraction)
+        return None if found is None else cls(clusters=found[0], length=found[1])
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Product quantization, then sweeps over the sub-spaces."""

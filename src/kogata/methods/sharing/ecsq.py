@@ -14,24 +14,26 @@ the layers. One λ means that a bit more would lower the loss as much in any lay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.gather import gather
 from kogata.calibration.stats import Gathered, Stat, Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
+from kogata.methods.base.guards import Clusters
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.sharing import scalar
 from kogata.methods.sharing.hessian_kmeans import HessianKMeans
 from kogata.network import surgery
 from kogata.network.sites import form_at, leaves_of, selected_sites
+from kogata.settings import Range
 
 SAMPLE = 16_381  # weights of a layer that λ and the first centroids are found on; prime, so that they fall in all columns
 ENOUGH = 1e-5  # of J: stop when a step gains less
@@ -48,8 +50,8 @@ class ECSQ(WeightMethod):
     ``clusters`` centroids needs no more anyway, then that is the result. Kept values of a mask count, pruned weights do not.
     """
 
-    bits: float
-    clusters: int = 32
+    bits: Annotated[float, Range(gt=0, example=2.5)]
+    clusters: Clusters = 32
 
     ABOUT = About(
         name="ecsq",
@@ -60,13 +62,6 @@ class ECSQ(WeightMethod):
     NEEDS = frozenset({Stat.FISHER})
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.TABLE})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"bits": (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)}
-
-    def __post_init__(self) -> None:
-        if not 0 < self.bits < math.inf:
-            raise UsageError(f"ecsq: bits is {self.bits}; expected a mean entropy above 0, such as 2.5.")
-        if not 1 <= self.clusters <= 2**15:
-            raise UsageError(f"ecsq: clusters is {self.clusters}; expected 1 to 32,768.")
 
     def apply(self, job: Job) -> Job:
         """Find the one λ for all selected layers, then quantize each with it."""

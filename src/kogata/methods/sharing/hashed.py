@@ -8,18 +8,19 @@ least-squares projection w_k = mean of ξ(i, j) V_ij over its bucket, which keep
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.forms.tied import Hash, Tied
 from kogata.job import Site
+from kogata.methods.base.guards import Fraction
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 
@@ -32,7 +33,7 @@ class Hashed(WeightMethod):
     Every weight has a hash of its own, seeded by its name.
     """
 
-    fraction: float
+    fraction: Fraction
 
     ABOUT = About(
         name="hashed",
@@ -42,11 +43,12 @@ class Hashed(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.VALUES})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"fraction": (0.02, 0.05, 0.1, 0.2, 0.5)}
 
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction < 1:
-            raise UsageError(f"hashed: fraction is {self.fraction}; expected more than 0 and less than 1, such as 0.1.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """As many buckets."""
+        buckets = int(fraction * math.prod(shape))
+        return cls(fraction=buckets / math.prod(shape)) if buckets else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The signed mean of each bucket."""

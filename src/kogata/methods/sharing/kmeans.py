@@ -9,19 +9,19 @@ a linear start lose centroids to empty intervals, which costs small first layers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.job import Site
+from kogata.methods.base.guards import Clusters
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import scalar
 
 
@@ -30,7 +30,7 @@ from kogata.methods.sharing import scalar
 class KMeans(WeightMethod):
     """Share ``clusters`` values among all weights of a layer; a later training step tunes the centroids."""
 
-    clusters: int
+    clusters: Clusters
 
     ABOUT = About(
         name="k-means",
@@ -40,11 +40,12 @@ class KMeans(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.TABLE})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"clusters": (4, 8, 16, 32, 64, 256)}
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.clusters <= 2**15:
-            raise UsageError(f"k-means: clusters is {self.clusters}; expected 1 to 32,768.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most clusters, a power of two, that leave room for their table."""
+        clusters = sizes.clusters(shape, fraction)
+        return None if clusters is None else cls(clusters=clusters)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Indices into sorted centroids; centroids that no weight is nearest to are dropped."""

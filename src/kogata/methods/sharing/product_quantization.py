@@ -8,19 +8,19 @@ of a convolution are its rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.forms.vectors import Vectors
 from kogata.job import Site
+from kogata.methods.base.guards import Clusters, Count
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import subvectors
 
 
@@ -32,8 +32,8 @@ class ProductQuantization(WeightMethod):
     Worth it where a layer has many more rows than ``clusters``, for the tables hold as many numbers as that many rows.
     """
 
-    clusters: int
-    length: int
+    clusters: Clusters
+    length: Count
 
     ABOUT = About(
         name="product-quantization",
@@ -43,13 +43,12 @@ class ProductQuantization(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.TABLE})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"clusters": (8, 16, 32, 64, 256), "length": (2, 4, 8)}
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.clusters <= 2**15:
-            raise UsageError(f"product-quantization: clusters is {self.clusters}; expected 1 to 32,768.")
-        if self.length < 1:
-            raise UsageError(f"product-quantization: length is {self.length}; expected 1 or more columns.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        found = sizes.vectors(shape, fraction)
+        return None if found is None else cls(clusters=found[0], length=found[1])
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The nearest centroid of each sub-vector."""

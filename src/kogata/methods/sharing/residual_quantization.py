@@ -7,22 +7,23 @@ The paper quantizes whole rows, whose tables are large; here rows may be cut int
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Annotated, Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.forms.combined import Sum
 from kogata.forms.vectors import Vectors
 from kogata.job import Site
+from kogata.methods.base.guards import Clusters, Count
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.sharing import subvectors
+from kogata.settings import Range
 
 
 @final
@@ -30,9 +31,9 @@ from kogata.methods.sharing import subvectors
 class ResidualQuantization(WeightMethod):
     """Share ``clusters`` vectors in each of ``stages`` tables; ``length`` columns make a vector, None means the whole row."""
 
-    clusters: int
-    stages: int = 2
-    length: int | None = None
+    clusters: Clusters
+    stages: Annotated[int, Range(ge=2)] = 2
+    length: Count | None = None
 
     ABOUT = About(
         name="residual-quantization",
@@ -42,19 +43,12 @@ class ResidualQuantization(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.TABLE})
-    GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "clusters": (8, 16, 32, 64), "stages": (2, 3, 4), "length": (4, 8, 16, None),
-    }  # fmt: skip
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.clusters <= 2**15:
-            raise UsageError(f"residual-quantization: clusters is {self.clusters}; expected 1 to 32,768.")
-        if self.stages < 2:
-            raise UsageError(
-                f"residual-quantization: stages is {self.stages}; expected 2 or more; one is product-quantization."
-            )
-        if self.length is not None and self.length < 1:
-            raise UsageError(f"residual-quantization: length is {self.length}; expected 1 or more columns, or null for rows.")
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """Two tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        found = sizes.vectors(shape, fraction, stages=2)
+        return None if found is None else cls(clusters=found[0], stages=2, length=found[1])
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """A sum of as many vector forms as there are stages."""

@@ -14,20 +14,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from kogata.errors import UsageError
 from kogata.forms import Form, Masked, Role
 from kogata.methods.base.method import About
 from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
 from kogata.methods.recover import Recover
 from kogata.methods.sharing import scalar
 from kogata.network import surgery
+from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
 ZERO_COUNT, COUNT = 5000.0, 250.0  # how many weights the Gamma hyper-priors of γ_0 and of the others are worth (paper)
@@ -46,10 +46,10 @@ class SoftWeightSharing(TrainingMethod):
     """
 
     recover: Recover
-    components: int = 16
-    strength: float = 1e-7
-    zero: float = 0.99
-    width: float = 0.02
+    components: Annotated[int, Range(ge=1, lt=2**15)] = 16
+    strength: Annotated[float, Range(gt=0, example=1e-7)] = 1e-7
+    zero: Annotated[float, Range(gt=0, lt=1, example=0.99)] = 0.99
+    width: Annotated[float, Range(gt=0, example=0.02)] = 0.02
 
     ABOUT = About(
         name="soft-sharing",
@@ -60,16 +60,6 @@ class SoftWeightSharing(TrainingMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
     LEAVES = frozenset({Role.TABLE})
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.components < 2**15:
-            raise UsageError(f"soft-sharing: components is {self.components}; expected 1 to 32,767.")
-        if not 0 < self.strength < math.inf:
-            raise UsageError(f"soft-sharing: strength is {self.strength}; expected more than 0, such as 1e-7.")
-        if not 0 < self.zero < 1:
-            raise UsageError(f"soft-sharing: zero is {self.zero}; expected a fraction between 0 and 1, such as 0.99.")
-        if not 0 < self.width < math.inf:
-            raise UsageError(f"soft-sharing: width is {self.width}; expected more than 0, such as 0.02.")
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """The weights of all targets under one mixture."""

@@ -10,27 +10,28 @@ Rounds of these never make ‖W − W̃‖ larger. They keep little of a weight 
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.forms.fastfood import Fastfood, permutations, sizes
 from kogata.forms.hadamard import hadamard
 from kogata.forms.tied import MAX_ENTRIES
 from kogata.job import Site
-from kogata.methods.base.guards import refuse_unless_fewer
+from kogata.methods.base.guards import Count, ResidualCount, refuse_unless_fewer
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.structured import projection
 
+LARGEST = 2048  # columns up to which the diagonals are fitted in seconds
 RIDGE = 1e-9  # of the mean diagonal, for frequencies that the weight does not use
 
 
@@ -43,8 +44,8 @@ class AdaptiveFastfood(WeightMethod):
     ``residual`` is the rank of a matrix added to them, 0 for none.
     """
 
-    rounds: int = 5
-    residual: int = 0
+    rounds: Count = 5
+    residual: ResidualCount = 0
 
     ABOUT = About(
         name="fastfood",
@@ -55,12 +56,13 @@ class AdaptiveFastfood(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"residual": (0, 1, 2, 4, 8)}
 
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UsageError(f"fastfood: rounds is {self.rounds}; expected 1 or more.")
-        projection.check_residual("fastfood", self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """It has one size for a shape: None where that is too large, or would take long to fit."""
+        held = sum(count * length for count, length in sizes(shape))
+        fits = held <= fraction * math.prod(shape) and math.prod(shape[1:]) <= LARGEST
+        return cls() if fits else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The diagonals of each stretch, and the residual; refused where they are no fewer than the weights."""

@@ -9,21 +9,22 @@ weight is the mean of its signed diagonals, as every entry of r is copied to one
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.forms.structured_maps import Circulant
 from kogata.forms.tied import Tied
 from kogata.job import Site
+from kogata.methods.base.guards import ResidualCount
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.structured import projection
+from kogata.settings import Range
 
 
 @final
@@ -35,8 +36,8 @@ class BlockCirculant(WeightMethod):
     ``residual`` is the rank of a matrix added to them, 0 for none.
     """
 
-    block: int | None = None
-    residual: int = 0
+    block: Annotated[int, Range(ge=2)] | None = None
+    residual: ResidualCount = 0
 
     ABOUT = About(
         name="circulant",
@@ -47,12 +48,12 @@ class BlockCirculant(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"block": (4, 8, 16, 32, 64)}
 
-    def __post_init__(self) -> None:
-        if self.block is not None and self.block < 2:
-            raise UsageError(f"circulant: block is {self.block}; expected 2 or more, or nothing for one block.")
-        projection.check_residual("circulant", self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The smallest, and so the most, blocks."""
+        block = sizes.block(shape, fraction)
+        return None if block is None else cls(block=block)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The mean of the signed diagonals of each block, and the residual."""

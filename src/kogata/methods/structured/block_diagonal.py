@@ -8,21 +8,23 @@ The nearest such matrix keeps the blocks as they are. It loses all that passes b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.forms.structured_maps import Diagonal
 from kogata.forms.tied import Tied
 from kogata.job import Site
+from kogata.methods.base.guards import ResidualCount
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.methods.kernels import sizes
 from kogata.methods.structured import projection
+from kogata.settings import Range
 
 
 @final
@@ -33,8 +35,8 @@ class BlockDiagonal(WeightMethod):
     Where ``blocks`` does not divide a side, the last blocks run past its end and are cropped.
     """
 
-    blocks: int
-    residual: int = 0
+    blocks: Annotated[int, Range(ge=2)]
+    residual: ResidualCount = 0
 
     ABOUT = About(
         name="block-diagonal",
@@ -45,12 +47,12 @@ class BlockDiagonal(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"blocks": (2, 4, 8, 16)}
 
-    def __post_init__(self) -> None:
-        if self.blocks < 2:
-            raise UsageError(f"block-diagonal: blocks is {self.blocks}; expected 2 or more.")
-        projection.check_residual("block-diagonal", self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The fewest, and so the largest, blocks."""
+        blocks = sizes.block(shape, fraction)
+        return None if blocks is None else cls(blocks=blocks)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The blocks and the residual; refused where a side has fewer entries than there are blocks."""

@@ -9,22 +9,24 @@ a butterfly matrix of the other digits. So every factor is found by SVDs of rank
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import UsageError
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import butterfly
 from kogata.job import Site
+from kogata.methods.base.guards import ResidualCount
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels.svd import parted
 from kogata.methods.structured import projection
 from kogata.methods.structured.monarch import leading
+from kogata.settings import Range
 
 MOST = 26  # factors that an equation has letters for
 
@@ -38,8 +40,8 @@ class Butterfly(WeightMethod):
     for none.
     """
 
-    factors: int
-    residual: int = 0
+    factors: Annotated[int, Range(ge=2, le=MOST)]
+    residual: ResidualCount = 0
 
     ABOUT = About(
         name="butterfly",
@@ -50,12 +52,17 @@ class Butterfly(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"factors": (2, 3, 4, 6)}
 
-    def __post_init__(self) -> None:
-        if not 2 <= self.factors <= MOST:
-            raise UsageError(f"butterfly: factors is {self.factors}; expected 2 to {MOST}.")
-        projection.check_residual("butterfly", self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The fewest, and so the fullest, factors."""
+        outputs, inputs = shape[0], math.prod(shape[1:])
+        for count in range(2, 1 + max(2, int(math.log2(min(outputs, inputs))))):
+            rows, columns = parted(outputs, count), parted(inputs, count)
+            held = sum(math.prod(rows[: s + 1]) * math.prod(columns[s:]) for s in range(count))
+            if held <= fraction * outputs * inputs:
+                return cls(factors=count)
+        return None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The factors by peeling, and the residual; refused where nothing is gained."""

@@ -9,9 +9,8 @@ so the nearest sum is the truncated SVD of M, and ‖W − W̃‖² is the sum o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import KRONECKER
 from kogata.job import Site
-from kogata.methods.base.guards import check_rank, rank_of, refuse_unless_fewer
+from kogata.methods.base.guards import Rank, ResidualCount, refuse_unless_fewer
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import svd
@@ -36,8 +35,8 @@ class Kronecker(WeightMethod):
     ``residual`` is the rank of a matrix added to them, 0 for none.
     """
 
-    rank: int | float = 1
-    residual: int = 0
+    rank: Rank = 1
+    residual: ResidualCount = 0
 
     ABOUT = About(
         name="kronecker",
@@ -48,11 +47,13 @@ class Kronecker(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.01, 0.02, 0.05, 0.1, 0.2)}
 
-    def __post_init__(self) -> None:
-        check_rank("kronecker", self.rank)
-        projection.check_residual("kronecker", self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The most products, up to the full rank."""
+        outer = math.prod(projection.divisor(size, math.isqrt(size)) for size in (shape[0], math.prod(shape[1:])))
+        rank = min(int(fraction * math.prod(shape) / (outer + math.prod(shape) // outer)), outer)
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The truncated SVD of the rearranged matrix, and the residual; refused for a prime side, and for no gain."""
@@ -64,7 +65,7 @@ class Kronecker(WeightMethod):
         tensor = rows_OI.unflatten(1, (wide, -1)).unflatten(0, (high, -1)).transpose(1, 2)  # [a, c, b, d]
         rearranged = tensor.flatten(2).flatten(0, 1)
         full = min(rearranged.shape)
-        rank = rank_of(self.rank, full)
+        rank = svd.rank_of(self.rank, full)
         if rank > full:
             raise NotApplicable(f"rank {rank} is above the full rank {full} of {tuple(rows_OI.shape)} rearranged")
         refuse_unless_fewer(rank * sum(rearranged.shape), weight, f"a sum of {rank} Kronecker products")

@@ -11,18 +11,18 @@ is then scaled by ⟨W, M⟩ / ‖M‖², the least squares in the weight. It ke
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Self, final
 
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.forms.displacement import Displacement, displacement, padded
 from kogata.job import Site
-from kogata.methods.base.guards import refuse_unless_fewer
+from kogata.methods.base.guards import Count, ResidualCount, refuse_unless_fewer
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import svd
@@ -37,8 +37,8 @@ class LowDisplacement(WeightMethod):
     ``residual`` is the rank of a matrix added to them, 0 for none.
     """
 
-    rank: int
-    residual: int = 0
+    rank: Count
+    residual: ResidualCount = 0
 
     ABOUT = About(
         name="low-displacement",
@@ -49,12 +49,12 @@ class LowDisplacement(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"rank": (1, 2, 4, 8)}
 
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UsageError(f"low-displacement: rank is {self.rank}; expected 1 or more.")
-        projection.check_residual("low-displacement", self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank."""
+        rank = int(fraction * math.prod(shape) / held(shape, 1))
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The truncated SVD of the displacement, inverted, and the residual; refused where nothing is gained."""
@@ -62,7 +62,7 @@ class LowDisplacement(WeightMethod):
         size = max(rows_OI.shape)
         if self.rank > size:
             raise NotApplicable(f"rank {self.rank} is above the full displacement rank {size}")
-        refuse_unless_fewer(2 * self.rank * size, weight, f"displacement rank {self.rank}")
+        refuse_unless_fewer(held(weight.shape, self.rank), weight, f"displacement rank {self.rank}")
         u_NR, s_R, v_RN = svd.truncated(displacement(padded(rows_OI)), self.rank)
         root_R = (s_R / 2).sqrt()
         g_RN, h_RN = (u_NR * root_R).T, (root_R[:, None] * v_RN).flip(1)
@@ -71,3 +71,8 @@ class LowDisplacement(WeightMethod):
         even = abs(scale) ** 0.5  # generators of one size: a step of training changes the product alike through either
         form = Displacement.of(g_RN * math.copysign(even, scale), h_RN * even, weight.shape)
         return projection.finished(form, weight, self.residual, f"displacement rank {self.rank}")
+
+
+def held(shape: Sequence[int], rank: int) -> int:
+    """The numbers of the generators for a weight of ``shape``."""
+    return 2 * rank * max(shape[0], math.prod(shape[1:]))

@@ -10,21 +10,22 @@ truncated SVD of each: ‖W − W̃‖² is the sum of all that they discard.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Annotated, Self, final
 
 import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import MONARCH
 from kogata.job import Site
+from kogata.methods.base.guards import Count, ResidualCount
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.structured import projection
+from kogata.settings import Range
 
 
 @final
@@ -36,9 +37,9 @@ class Monarch(WeightMethod):
     matrix added to them, 0 for none.
     """
 
-    blocks: int | None = None
-    rank: int = 1
-    residual: int = 0
+    blocks: Annotated[int, Range(ge=2)] | None = None
+    rank: Count = 1
+    residual: ResidualCount = 0
 
     ABOUT = About(
         name="monarch",
@@ -49,14 +50,14 @@ class Monarch(WeightMethod):
     )
     ACCEPTS = frozenset({Role.MATRIX})
     LEAVES = frozenset({Role.MATRIX})
-    GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"rank": (1, 2, 4, 8)}
 
-    def __post_init__(self) -> None:
-        if self.blocks is not None and self.blocks < 2:
-            raise UsageError(f"monarch: blocks is {self.blocks}; expected 2 or more, or nothing for the square root.")
-        if self.rank < 1:
-            raise UsageError(f"monarch: rank is {self.rank}; expected 1 or more.")
-        projection.check_residual("monarch", self.residual)
+    @classmethod
+    def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
+        """The largest rank of about as many blocks as each has entries."""
+        sides = [(size, projection.divisor(size, math.isqrt(size))) for size in (shape[0], math.prod(shape[1:]))]
+        pairs, inside = math.prod(blocks for _, blocks in sides), sum(size // blocks for size, blocks in sides)
+        rank = int(fraction * math.prod(shape) / (pairs * inside))
+        return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The truncated SVD of each block, and the residual; refused for a prime side and where nothing is gained."""

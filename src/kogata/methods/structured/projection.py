@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import NotApplicable
 from kogata.forms import Form, Sum
 from kogata.forms.tied import MAX_ENTRIES
 from kogata.job import Kind, Site
@@ -15,12 +15,6 @@ from kogata.methods.kernels import svd
 
 FAMILY = "structured"
 LAYERS = (Kind.LINEAR, Kind.CONV, Kind.EMBEDDING)
-
-
-def check_residual(name: str, residual: int) -> None:
-    """Raises UsageError unless ``residual`` is a count from 0."""
-    if residual < 0:
-        raise UsageError(f"{name}: residual is {residual}; expected a rank from 0, which is none.")
 
 
 def matrix(weight: Tensor, site: Site) -> Tensor:

@@ -12,15 +12,16 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
-from kogata.errors import DataError, UsageError
+from kogata.errors import DataError
 from kogata.job import Task
 from kogata.network import surgery
 from kogata.network.batch import call, length, move, split
+from kogata.settings import Range, check
 from kogata.training.teachers.ensemble import Ensemble
 
 
@@ -28,18 +29,14 @@ from kogata.training.teachers.ensemble import Ensemble
 class Sampling:
     """``samples`` nets, one every ``thin`` steps after ``burn`` steps of size ε = ``step``; ``prior`` is λ."""
 
-    samples: int
-    step: float
-    burn: int = 1000
-    thin: int = 100
-    prior: float = 1.0
+    samples: Annotated[int, Range(ge=1)]
+    step: Annotated[float, Range(gt=0)]
+    burn: Annotated[int, Range(ge=0)] = 1000
+    thin: Annotated[int, Range(ge=1)] = 100
+    prior: Annotated[float, Range(ge=0)] = 1.0
 
     def __post_init__(self) -> None:
-        for field, low in (("samples", 1), ("burn", 0), ("thin", 1), ("prior", 0.0)):
-            if not low <= getattr(self, field) < math.inf:
-                raise UsageError(f"posterior: {field} is {getattr(self, field)}; expected {low} or more.")
-        if not 0 < self.step < math.inf:
-            raise UsageError(f"posterior: step is {self.step}; expected more than 0, such as 1 / (10 · examples).")
+        check(self, "posterior")
 
 
 def sample(model: nn.Module, task: Task, settings: Sampling, *, seed: int = 0, regression: bool = False) -> Ensemble:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from kogata.errors import DataError, UsageError
 from kogata.job import Task
 from kogata.network.batch import tensors
+from kogata.settings import Range, check, reference
 from kogata.training.teachers.observe import Seen, pick, precise
 
 
@@ -38,17 +38,18 @@ class Formula(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class Term(ABC):
-    """One term of a loss. Concrete ones are final and have their name in the field ``term``, which tells them in a recipe.
+    """One term of a loss. Concrete ones are final, and those of Kogata give the field ``term`` the name that recipes use.
 
-    ``weight`` multiplies the loss, in a sum and alone.
+    Recipes call all others by ``package.module:Class``, and so does their ``term``. ``weight`` multiplies the loss, in a sum
+    and alone. Ranges of settings are declared with the fields and checked here.
     """
 
-    term: str = field(init=False)
-    weight: float = 1.0
+    term: str = field(default="", init=False)
+    weight: Annotated[float, Range(ge=0)] = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise self._refuse("weight", self.weight, "0 or more")
+        object.__setattr__(self, "term", reference(type(self), self.term))
+        check(self, f"term {self.term}")
 
     def watch(self, student: Sequence[str], teacher: Sequence[str]) -> tuple[list[str], list[str]]:
         """Which of the layers of the two it looks at, as pairs in order. Raises UsageError where a glob does not fit."""
@@ -60,9 +61,6 @@ class Term(ABC):
 
         Raises UsageError or DataError when it cannot compare them, or the task lacks what it needs.
         """
-
-    def _refuse(self, setting: str, value: object, expected: str) -> UsageError:
-        return UsageError(f"term {self.term}: {setting} is {value}; expected {expected}.")
 
 
 Compared = Callable[[Seen, Seen], list[tuple[Tensor, Tensor]]]

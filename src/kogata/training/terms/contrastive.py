@@ -9,15 +9,15 @@ p and q are linear, learnt with the student, and give vectors of length 1, as in
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kogata.job import Task
+from kogata.settings import Range
 from kogata.training.teachers.observe import Seen
 from kogata.training.terms.base import Compared, LayerTerm, Loss, alike, rows
 
@@ -28,15 +28,8 @@ class Contrastive(LayerTerm):
     """``width`` is that of the learnt vectors; None compares what there is, of equal widths. ``temperature`` is τ."""
 
     term: str = field(default="contrastive", init=False)
-    width: int | None = 128
-    temperature: float = 0.07
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width is not None and self.width < 1:
-            raise self._refuse("width", self.width, "1 or more, or null")
-        if not 0 < self.temperature < math.inf:
-            raise self._refuse("temperature", self.temperature, "more than 0")
+    width: Annotated[int, Range(ge=1)] | None = 128
+    temperature: Annotated[float, Range(gt=0)] = 0.07
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
         """Raises DataError when widths differ and nothing is learnt to make them equal."""

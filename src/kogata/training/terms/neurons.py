@@ -10,13 +10,14 @@ A unit of images ``[N, C, H, W]`` or of sequences ``[N, T, C]`` is a channel, av
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from kogata.errors import UsageError
 from kogata.job import Task
+from kogata.settings import Range
 from kogata.training.teachers.observe import Seen
 from kogata.training.terms.base import Compared, LayerTerm, Loss
 
@@ -27,13 +28,11 @@ class SelectedNeurons(LayerTerm):
     """``share`` of the units of each watched layer of the teacher, at least one."""
 
     term: str = field(default="selected-neurons", init=False)
-    share: float = 0.25
+    share: Annotated[float, Range(gt=0, le=1)] = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._need_layers()
-        if not 0 < self.share <= 1:
-            raise self._refuse("share", self.share, "more than 0 and at most 1")
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
         """Choose the units. Raises UsageError for layers that have none."""

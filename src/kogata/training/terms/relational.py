@@ -8,16 +8,16 @@ Only relations between examples are compared, so widths may differ. Rotating, mo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kogata.job import Task
+from kogata.settings import Range
 from kogata.training.teachers.observe import Seen
 from kogata.training.terms.base import Compared, Formula, LayerTerm, Loss, rows
 
@@ -28,14 +28,8 @@ class Relational(LayerTerm):
     """Distances and angles between the examples of a batch: λ_D and λ_A. A batch of n needs n³ floats for the angles."""
 
     term: str = field(default="relational", init=False)
-    distance: float = 25.0
-    angle: float = 50.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("distance", "angle"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise self._refuse(name, getattr(self, name), "0 or more")
+    distance: Annotated[float, Range(ge=0)] = 25.0
+    angle: Annotated[float, Range(ge=0)] = 50.0
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
         """Any layers or outputs will do."""

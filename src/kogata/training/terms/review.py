@@ -10,7 +10,7 @@ sum. Layers are given from shallow to deep; all are images ``[N, C, H, W]``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from kogata.errors import UsageError
 from kogata.job import Task
+from kogata.settings import Range
 from kogata.training.teachers.observe import Seen
 from kogata.training.terms.base import Compared, LayerTerm, Loss
 
@@ -30,13 +31,11 @@ class Review(LayerTerm):
     """``width`` is the number of channels in which features are fused; the paper's is 64 on CIFAR."""
 
     term: str = field(default="review", init=False)
-    width: int = 64
+    width: Annotated[int, Range(ge=1)] = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._need_layers()
-        if self.width < 1:
-            raise self._refuse("width", self.width, "1 or more")
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
         """Raises UsageError when a layer gives no images."""

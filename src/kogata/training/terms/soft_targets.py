@@ -6,9 +6,8 @@ The gradient of the softmax at T falls as 1 / T², hence the factor. As T grows,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from kogata.errors import UsageError
 from kogata.job import Task
+from kogata.settings import Range
 from kogata.training.teachers.observe import Seen
 from kogata.training.terms.base import Formula, Loss, Term, alike, paired
 
@@ -26,13 +26,8 @@ class SoftTargets(Term):
     """Distributions over the classes along ``axis`` of each output: 1 for images and maps of them, -1 for sequences."""
 
     term: str = field(default="soft-targets", init=False)
-    temperature: float = 4.0
+    temperature: Annotated[float, Range(gt=0)] = 4.0
     axis: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise self._refuse("temperature", self.temperature, "more than 0")
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
         """Raises an error when an output lacks the axis or differs in shape from the teacher's."""

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from kogata.errors import UsageError
 from kogata.job import Task
 from kogata.training.teachers.observe import Seen
 from kogata.training.terms.base import Loss, Term
@@ -25,7 +26,7 @@ class SumOfTerms(Term):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.terms:
-            raise self._refuse("terms", "empty", "at least one term")
+            raise UsageError("term sum: terms is empty; expected at least one term.")
 
     def watch(self, student: Sequence[str], teacher: Sequence[str]) -> tuple[list[str], list[str]]:
         """The layers of all terms."""

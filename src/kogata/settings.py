@@ -1,0 +1,198 @@
+"""Settings: the type and the range of each are declared with its field, and checked and documented from there.
+
+    >>> from dataclasses import dataclass
+    >>> from typing import Annotated
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Rounding:
+    ...     bits: Annotated[int, Range(ge=1, le=8)]
+    ...     group: Annotated[int, Range(ge=1)] | None = None
+    >>> refusal(Rounding(bits=4))
+    ''
+    >>> refusal(Rounding(bits=9))
+    'bits is 9; expected 1 to 8.'
+    >>> refusal(Rounding(bits=4, group=0.5))
+    'group is 0.5; expected 1 or more (a whole number), or null.'
+
+Every method checks itself so, and every term of a loss. A dataclass's own ``__post_init__`` is left with the conditions that
+hold between fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from kogata.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Finite numbers from ``ge`` or above ``gt``, to ``le`` or below ``lt``. Stands in ``Annotated`` beside the type.
+
+    ``example`` is a sensible value, for messages. Where a union has several ranges, a value must be in one of its type.
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    example: float | None = None
+
+    def holds(self, number: float) -> bool:
+        """Whether the number lies in the range; NaN and infinity lie in none."""
+        return (
+            math.isfinite(number)
+            and (self.ge is None or number >= self.ge) and (self.gt is None or number > self.gt)
+            and (self.le is None or number <= self.le) and (self.lt is None or number < self.lt)
+        )  # fmt: skip
+
+    def words(self) -> str:
+        """The range as a message has it.
+
+        >>> Range(ge=0, lt=1, example=0.9).words(), Range(gt=0, le=1).words(), Range(ge=1).words()
+        ('0 to below 1, such as 0.9', 'above 0 and at most 1', '1 or more')
+        """
+        low = _digits(self.ge) if self.gt is None else f"above {_digits(self.gt)}"
+        high = _digits(self.le) if self.lt is None else f"below {_digits(self.lt)}"
+        if low and high and self.gt is not None:
+            words = f"{low} and {'at most ' if self.lt is None else ''}{high}"
+        elif low and high:
+            words = f"{low} to {high}"
+        elif low:
+            words = f"more than {_digits(self.gt)}" if self.gt is not None else f"{low} or more"
+        else:
+            words = high if self.lt is not None else f"at most {high}"
+        return words if self.example is None else f"{words}, such as {self.example:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One field of a dataclass of settings, as a table or a program shows it."""
+
+    name: str
+    type: str
+    allowed: str
+    required: bool
+    default: Any = None
+
+
+def refusal(settings: object) -> str:
+    """Why the settings of a dataclass are not allowed: the first field outside its type or range; empty where there is none."""
+    hints = _hints(type(settings))
+    reasons = (_reason(name, getattr(settings, name), hint) for name, hint in hints.items())
+    return next((reason for reason in reasons if reason), "")
+
+
+def check(settings: object, title: str) -> None:
+    """Raises UsageError, with the title, the field and what is allowed, where a field is outside its type or range."""
+    if reason := refusal(settings):
+        raise UsageError(f"{title}: {reason}")
+
+
+def check_value(title: str, name: str, value: object, hint: Any) -> None:
+    """Raises UsageError where one value, such as an argument, is outside a type or an annotated range."""
+    if reason := _reason(name, value, hint):
+        raise UsageError(f"{title}: {reason}")
+
+
+def described(kind: type[Any]) -> tuple[Setting, ...]:
+    """Every field that the constructor of a dataclass takes, in order."""
+    hints = _hints(kind)
+    return tuple(_setting(field, hints[field.name]) for field in dataclasses.fields(kind) if field.init)
+
+
+def reference(kind: type, name: str) -> str:
+    """How a recipe names a class: by its short name where it comes with Kogata, else as ``package.module:Class``."""
+    ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return name if ours else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of any other type only itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The types of the fields, ranges included."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _setting(field: dataclasses.Field[Any], hint: Any) -> Setting:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    required = default is dataclasses.MISSING
+    return Setting(
+        name=field.name, type=_words(hint, ranges=False), allowed=_words(hint), required=required,
+        default=None if required else default,
+    )  # fmt: skip
+
+
+def _reason(name: str, value: object, hint: Any) -> str:
+    if _allows(hint, value):
+        return ""
+    return f"{name} is {value!r}; expected {_words(hint, types=not _allows(hint, value, ranges=False))}."
+
+
+def _allows(hint: Any, value: object, *, ranges: bool = True) -> bool:
+    """Whether a value has the type, and lies in its range; types that are none of settings' are not looked into."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [part for part in arguments[1:] if isinstance(part, Range)] if ranges else []
+        return _allows(arguments[0], value, ranges=ranges) and all(part.holds(_number(value)) for part in bounds)
+    if origin in (Union, UnionType):
+        return any(_allows(each, value, ranges=ranges) for each in arguments)
+    if origin is Literal:
+        return any(isinstance(value, type(each)) and value == each for each in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and _allows_each(arguments, value, ranges)
+    if hint in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole or (hint is float and isinstance(value, float) and not math.isnan(value))
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _allows_each(hints: tuple[Any, ...], values: tuple[object, ...], ranges: bool) -> bool:
+    """Whether each value of a tuple is allowed, where the tuple's types are ``X, ...`` or one for each place."""
+    if hints[-1] is Ellipsis:
+        return all(_allows(hints[0], value, ranges=ranges) for value in values)
+    return len(hints) == len(values) and all(map(lambda hint, value: _allows(hint, value, ranges=ranges), hints, values))
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, int | float) else math.nan
+
+
+def _words(hint: Any, *, ranges: bool = True, types: bool = False) -> str:
+    """What a type allows, in words; ``types`` adds to each range the type of its numbers."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        inner = _words(arguments[0], ranges=ranges)
+        bounds = [part.words() for part in arguments[1:] if isinstance(part, Range)] if ranges else []
+        return f"{' and '.join(bounds)}{f' ({inner})' if types else ''}" if bounds else inner
+    if origin in (Union, UnionType):
+        several = sum(get_origin(each) is Annotated for each in arguments) > 1
+        words = list(dict.fromkeys(_words(each, ranges=ranges, types=types or several) for each in arguments))
+        return f"{', '.join(words[:-1])}{',' if ranges else ''} or {words[-1]}" if len(words) > 1 else words[0]
+    if origin is Literal:
+        return _choice([repr(each) for each in arguments])
+    if origin is tuple:
+        inner = ["..." if each is Ellipsis else _words(each, ranges=ranges) for each in arguments]
+        return f"a tuple ({', '.join(inner)})"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _choice([repr(each.value) for each in hint]) + (f" ({hint.__name__})" if types else "")
+    known = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return known.get(hint) or (hint.__name__ if isinstance(hint, type) else str(hint))
+
+
+def _choice(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _digits(number: float | None) -> str:
+    return "" if number is None else f"{number:,}" if isinstance(number, int) else f"{number:g}"
