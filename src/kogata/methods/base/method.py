@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+from kogata.calibration.stats import Stat
 from kogata.forms import Role
 from kogata.job import Job, Kind, Site
 
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """One line of the survey's table of methods.
+    """One line of the survey's table of methods, and what a method does with its default settings.
 
-    The statistics that a weight method needs are read off its code; ``data`` says that another one looks at calibration data.
+    ``needs`` are the statistics of each layer that it reads, ``accepts`` the leaves that it replaces, and ``leaves`` those that
+    it puts in their place. Methods that work on a model as a whole have none of these; ``data`` says that one of them looks at
+    calibration data. Settings may change all three: ask a method's own properties of the same names.
     """
 
     name: str
@@ -27,12 +30,30 @@ class About:
     data: bool = False
     labels: bool = False
     training: bool = False
+    needs: frozenset[Stat] = frozenset()
+    accepts: frozenset[Role] = frozenset()
+    leaves: frozenset[Role] = frozenset()
 
 
 class Method(ABC):
     """Turns a job into another one. Concrete methods are frozen, keyword-only dataclasses of their settings, and final."""
 
     ABOUT: ClassVar[About]
+
+    @property
+    def needs(self) -> frozenset[Stat]:
+        """The statistics that it reads of each layer, gathered in one pass."""
+        return self.ABOUT.needs
+
+    @property
+    def accepts(self) -> frozenset[Role]:
+        """The leaves that it may replace."""
+        return self.ABOUT.accepts
+
+    @property
+    def leaves(self) -> frozenset[Role]:
+        """The leaves that it puts in their place."""
+        return self.ABOUT.leaves
 
     @abstractmethod
     def apply(self, job: Job) -> Job:

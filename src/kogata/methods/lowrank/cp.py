@@ -54,9 +54,9 @@ class CP(WeightMethod):
         summary="a convolution becomes 1×1, one filter along each axis, and 1×1",
         paper="Lebedev et al. 2015, arXiv 1412.6553",
         layers=(Kind.CONV,),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)}
 
     def __post_init__(self) -> None:

@@ -35,9 +35,9 @@ class SVD(WeightMethod):
         family="low rank",
         summary="a matrix becomes the product of two thinner ones",
         paper="Sainath et al. 2013; Denton et al. 2014, arXiv 1404.0736",
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.1, 0.2, 0.3, 0.4, 0.5)}
 
     def __post_init__(self) -> None:

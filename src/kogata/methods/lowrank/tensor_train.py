@@ -49,9 +49,9 @@ class TensorTrain(WeightMethod):
         summary="a matrix becomes a chain of small cores",
         paper="Novikov et al. 2015, arXiv 1509.06569",
         layers=(Kind.LINEAR, Kind.EMBEDDING),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.05, 0.1, 0.2, 0.3, 0.5), "cores": (2, 3, 4)}
 
     def __post_init__(self) -> None:

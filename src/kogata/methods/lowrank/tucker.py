@@ -45,9 +45,9 @@ class Tucker2(WeightMethod):
         summary="a convolution between fewer channels, with a mixing of channels before and after it",
         paper="Kim et al. 2016, arXiv 1511.06530",
         layers=(Kind.CONV,),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}
 
     def __post_init__(self) -> None:

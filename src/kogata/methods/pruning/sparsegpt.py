@@ -19,9 +19,8 @@ from torch import Tensor
 from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Masked, Role
-from kogata.job import Job, Site
+from kogata.job import Site
 from kogata.methods.base.method import About
-from kogata.methods.base.selection import follow
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import obs
 from kogata.methods.kernels.compensated import layer_of, rounded
@@ -50,10 +49,10 @@ class SparseGPT(WeightMethod):
         family="pruning",
         summary="one-shot pruning, unstructured or N of M, that makes up for its errors",
         paper="Frantar and Alistarh 2023, arXiv 2301.00774; Boža 2024, arXiv 2401.02938",
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.VALUES}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.VALUES})  # with bits, scales: see check
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"sparsity": (0.4, 0.5, 0.6, 0.7)}
 
     def __post_init__(self) -> None:
@@ -72,10 +71,10 @@ class SparseGPT(WeightMethod):
         if not self.damping > 0:
             raise UsageError(f"sparsegpt: damping is {self.damping}; expected a small positive fraction, such as 0.01.")
 
-    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
-        """Kept values, or with bits only scales, are what a next method finds."""
-        leaves = self.LEAVES if self.bits is None else frozenset({Role.SCALE})
-        return follow(self.ABOUT, self.ACCEPTS, leaves, roles, job)
+    @property
+    def leaves(self) -> frozenset[Role]:
+        """Kept values, or with bits only scales."""
+        return self.ABOUT.leaves if self.bits is None else frozenset({Role.SCALE})
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask, or codes."""

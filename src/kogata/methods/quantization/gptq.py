@@ -46,10 +46,10 @@ class GPTQ(WeightMethod):
         family="quantization",
         summary="one-shot rounding that makes up for its errors through the inverse Hessian",
         paper="Frantar et al. 2022, arXiv 2210.17323 and 2208.11580",
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.SCALE}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.SCALE})
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bits": (2, 3, 4), "group": (32, 64, 128, None)}
 
     def __post_init__(self) -> None:

@@ -51,9 +51,9 @@ class LSQ(TrainingMethod):
         summary="train n-bit weights, and n-bit inputs, together with their steps",
         paper="Esser et al. 2020, arXiv 1902.08153",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.SCALE})
 
     def __post_init__(self) -> None:
         for field, value in (("bits", self.bits), ("activations", self.activations)):

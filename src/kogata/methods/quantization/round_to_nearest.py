@@ -45,9 +45,9 @@ class RoundToNearest(WeightMethod):
         family="quantization",
         summary="n-bit codes with a scale for each group of a row",
         paper="Vanhoucke et al. 2011; Jacob et al. 2018, arXiv 1712.05877",
+        accepts=frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR})
-    LEAVES = frozenset({Role.SCALE})
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {"bits": (2, 3, 4, 6, 8), "group": (32, 64, 128, None)}
 
     def __post_init__(self) -> None:

@@ -39,9 +39,9 @@ class Hashed(WeightMethod):
         family="sharing",
         summary="a hash function decides which weights are the same number",
         paper="Chen et al. 2015, arXiv 1504.04788",
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.VALUES}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.VALUES})
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"fraction": (0.02, 0.05, 0.1, 0.2, 0.5)}
 
     def __post_init__(self) -> None:

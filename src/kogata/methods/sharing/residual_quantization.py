@@ -39,9 +39,9 @@ class ResidualQuantization(WeightMethod):
         family="sharing",
         summary="rows are sums of shared, trainable vectors, one from each of several tables",
         paper="Gong et al. 2014, arXiv 1412.6115",
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.TABLE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.TABLE})
     GRID: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "clusters": (8, 16, 32, 64), "stages": (2, 3, 4), "length": (4, 8, 16, None),
     }  # fmt: skip

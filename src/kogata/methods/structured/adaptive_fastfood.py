@@ -52,9 +52,9 @@ class AdaptiveFastfood(WeightMethod):
         summary="learnt diagonals around Hadamard transforms",
         paper="Yang et al. 2015, arXiv 1412.7149",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"residual": (0, 1, 2, 4, 8)}
 
     def __post_init__(self) -> None:

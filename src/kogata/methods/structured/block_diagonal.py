@@ -42,9 +42,9 @@ class BlockDiagonal(WeightMethod):
         summary="each stretch of outputs reads one stretch of inputs",
         paper="Dao et al. 2022, arXiv 2204.00595",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"blocks": (2, 4, 8, 16)}
 
     def __post_init__(self) -> None:

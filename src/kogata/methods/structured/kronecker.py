@@ -45,9 +45,9 @@ class Kronecker(WeightMethod):
         summary="a sum of Kronecker products of two small matrices",
         paper="Van Loan, Pitsianis 1993; Zhou et al. 2015, arXiv 1507.05775",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[float, ...]]] = {"rank": (0.01, 0.02, 0.05, 0.1, 0.2)}
 
     def __post_init__(self) -> None:

@@ -46,9 +46,9 @@ class LowDisplacement(WeightMethod):
         summary="a Toeplitz-like matrix: few products of a circulant and a skew-circulant one",
         paper="Sindhwani et al. 2015, arXiv 1510.01722",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"rank": (1, 2, 4, 8)}
 
     def __post_init__(self) -> None:

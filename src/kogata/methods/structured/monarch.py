@@ -46,9 +46,9 @@ class Monarch(WeightMethod):
         summary="two block-diagonal matrices with a shuffle between them",
         paper="Dao et al. 2022, arXiv 2204.00595",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
     GRID: ClassVar[Mapping[str, tuple[int, ...]]] = {"rank": (1, 2, 4, 8)}
 
     def __post_init__(self) -> None:
