@@ -112,14 +112,16 @@ class PerSite(Method):
 
         Raises UsageError when a glob decides about no weight.
         """
-        wheres = [Where(layers=(glob,)) for glob, _ in self.plan]
+        plain = {glob: n for n, (glob, _) in enumerate(self.plan) if not set(glob) & set("*?[")}  # a name: looked up, not tried
+        globs = [(n, Where(layers=(glob,))) for n, (glob, _) in enumerate(self.plan) if glob not in plain]
         found: list[list[Site]] = [[] for _ in self.plan]
         chosen = selected_sites(job)
         for site in chosen:
             names = [(name, name.rpartition(".")[0]) for name in (site.name, *site.aliases)]
-            first = next((n for n, where in enumerate(wheres) if any(where.wants(*pair) for pair in names)), None)
-            if first is not None:
-                found[first].append(site)
+            hits = [plain[name] for pair in names for name in pair if name in plain]
+            hits += [n for n, where in globs if any(where.wants(*pair) for pair in names)]
+            if hits:
+                found[min(hits)].append(site)
         for (glob, _), sites in zip(self.plan, found, strict=True):
             if not sites:
                 raise UsageError(
