@@ -43,9 +43,6 @@ class Uniform(WeightMethod):
     by: Literal["svd", "whitened"]
 
     ABOUT = WhitenedSVD.ABOUT
-    NEEDS = WhitenedSVD.NEEDS
-    ACCEPTS = WhitenedSVD.ACCEPTS
-    LEAVES = WhitenedSVD.LEAVES
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Two factors."""

@@ -128,7 +128,7 @@ def encoded(dense: nn.Module, task: Task, method: WeightMethod) -> tuple[nn.Modu
     """The model with all layers of its encoder compressed, and the time of encoding over that of the calibration pass."""
     job = prepare(dense, task).within(Where(layers=("encoder.*",)))
     model, encoding, started = surgery.clone(job.model), 0.0, time.perf_counter()
-    with closing(gather(job, selected_sites(job), method.NEEDS, model)) as gathered:
+    with closing(gather(job, dict.fromkeys(selected_sites(job), method.needs), model)) as gathered:
         for site, found in gathered:
             before = time.perf_counter()
             leaf = form_at(job.model, site)

@@ -58,7 +58,7 @@ BUDGET: Mapping[str, tuple[Recover, Recover | None]] = {
 CRITERIA = tuple(
     method
     for method in METHODS
-    if issubclass(method, WeightMethod | TrainingMethod) and Role.VALUES in method.LEAVES
+    if issubclass(method, WeightMethod | TrainingMethod) and Role.VALUES in method.ABOUT.leaves
     and dataclasses.is_dataclass(method) and "sparsity" in {field.name for field in dataclasses.fields(method)}
 )  # fmt: skip
 BETTER = ("sparsegpt", "obs", "movement")  # must not lose to magnitude

@@ -96,7 +96,7 @@ class Row:
     bits_before: float
     bits_after: float
     predicted: float | None = None  # relative squared error of the weight the step replaced
-    loss: float | None = None  # measured: increase of the calibration loss with only this site changed
+    loss: float | None = None  # measured if the job explains: increase of the calibration loss with only this site changed
     note: str = ""  # why the site was left as it was, if it was
 
 
@@ -135,6 +135,7 @@ class Job:
     ledger: tuple[Row, ...] = ()
     epochs: tuple[Epoch, ...] = ()  # of the step in progress
     folder: Path | None = None  # where a training step may leave checkpoints
+    explain: bool = False  # measure what each change alone does to the loss, at the cost of a forward for each
 
     def within(self, where: Where) -> Job:
         """The same job, restricted further."""

@@ -135,7 +135,7 @@ def test_ledger_predicts_the_error_of_the_weight(kind: type[Method], name: str) 
             w, error = before[row.site].double(), after[row.site].double() - before[row.site].double()
             narrow = 1e-5 if before[row.site].dtype == torch.float32 else 2e-2  # the layer rounds once more
             assert row.predicted == pytest.approx(float(error.square().sum() / w.square().sum()), rel=narrow, abs=1e-4)
-            assert row.loss is not None
+            assert row.loss is None  # only a job that explains measures it
         else:
             assert torch.equal(before[row.site], after[row.site])
 

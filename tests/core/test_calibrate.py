@@ -27,7 +27,9 @@ BOTH = frozenset({Stat.SQUARE, Stat.GRAM})
 
 
 def stats(job: Job, needs: frozenset[Stat] = BOTH) -> dict[str, Gathered]:
-    return {site.name: found for site, found in gather(job, selected_sites(job), needs, surgery.clone(job.model))}
+    return {
+        site.name: found for site, found in gather(job, dict.fromkeys(selected_sites(job), needs), surgery.clone(job.model))
+    }
 
 
 def columns_by_loops(layer: nn.Conv1d | nn.Conv2d, images: np.ndarray) -> np.ndarray:
@@ -249,7 +251,7 @@ def test_fisher_is_the_mean_squared_gradient_of_single_samples() -> None:
     job = prepare(model, Task(calibration=batches, loss=nn.functional.cross_entropy))
     found = {
         site.name: gathered.gradients.fisher[""]
-        for site, gathered in gather(job, selected_sites(job), frozenset({Stat.FISHER}), surgery.clone(model))
+        for site, gathered in gather(job, dict.fromkeys(selected_sites(job), frozenset({Stat.FISHER})), surgery.clone(model))
     }
     for name, wanted in per_sample(surgery.clone(model, share=False), batches).items():
         if name in found:
@@ -264,7 +266,7 @@ def test_fisher_of_kept_values_is_that_of_the_kept_weights() -> None:
     site = selected_sites(job)[0]
     form = form_at(job.model, site)
     assert isinstance(form, Masked)
-    ((_, gathered),) = gather(job, [site], frozenset({Stat.FISHER}), surgery.clone(job.model))
+    ((_, gathered),) = gather(job, dict.fromkeys([site], frozenset({Stat.FISHER})), surgery.clone(job.model))
     stats = gathered.of(form, "values")
     pruned = nn.Linear(6, 4)
     pruned.load_state_dict(surgery.plain(job.model).state_dict())
@@ -279,7 +281,7 @@ def test_output_gradients_give_the_second_factor_of_the_hessian() -> None:
     model = nn.Linear(5, 3)
     batches = [(torch.randn(6, 5), torch.randint(0, 3, (6,)))]
     job = prepare(model, Task(calibration=batches, loss=nn.functional.cross_entropy))
-    ((_, gathered),) = gather(job, selected_sites(job), frozenset({Stat.GRADIENT}), surgery.clone(model))
+    ((_, gathered),) = gather(job, dict.fromkeys(selected_sites(job), frozenset({Stat.GRADIENT})), surgery.clone(model))
     g = (torch.softmax(model(batches[0][0]), 1) - nn.functional.one_hot(batches[0][1], 3)).detach()
     found = gathered.gradients.gradient_OO
     assert found is not None
@@ -290,7 +292,7 @@ def test_without_labels_the_fisher_is_that_of_the_outputs() -> None:
     """One output: v² = 1, so a sample's gradient is ±x and the mean of its square needs no sign."""
     model, inputs = nn.Linear(5, 1), torch.randn(6, 5)
     job = prepare(model, Task(calibration=[inputs]))
-    ((_, gathered),) = gather(job, selected_sites(job), frozenset({Stat.FISHER}), surgery.clone(model))
+    ((_, gathered),) = gather(job, dict.fromkeys(selected_sites(job), frozenset({Stat.FISHER})), surgery.clone(model))
     torch.testing.assert_close(gathered.gradients.fisher[""], inputs.square().mean(0, keepdim=True))
 
 
@@ -299,7 +301,7 @@ def test_left_factor_sees_what_the_right_one_gives() -> None:
     job = SVD(rank=2).apply(prepare(model, Task(calibration=[inputs])))
     site = selected_sites(job)[0]
     form = form_at(job.model, site)
-    ((_, gathered),) = gather(job, [site], frozenset({Stat.GRAM}), surgery.clone(job.model))
+    ((_, gathered),) = gather(job, dict.fromkeys([site], frozenset({Stat.GRAM})), surgery.clone(job.model))
     left, right = gathered.of(form, "factors.0").gram_GII, gathered.of(form, "factors.1").gram_GII
     middle = inputs @ form.get_submodule("factors.1").get_parameter("values").detach().T
     assert left is not None

@@ -121,7 +121,7 @@ def test_statistics_are_of_the_compressed_prefix() -> None:
     changed = surgery.clone(job.model)
     sites = selected_sites(job)
     grams: dict[str, Tensor] = {}
-    for site, found in gather(job, sites, frozenset({Stat.GRAM}), changed):
+    for site, found in gather(job, dict.fromkeys(sites, frozenset({Stat.GRAM})), changed):
         assert found.gram_GII is not None
         grams[site.name] = found.gram_GII[0]
         surgery.replace(changed, site, "", Dense(0.1 * form_at(model, site).dense(), site.role))
@@ -136,7 +136,10 @@ def test_attention_projections() -> None:
     model = Attention().eval()
     inputs = torch.randn(3, 4, 16)
     job = prepare(model, Task(calibration=[inputs]))
-    found = {s.name: g.gram_GII for s, g in gather(job, selected_sites(job), frozenset({Stat.GRAM}), surgery.clone(model))}
+    found = {
+        s.name: g.gram_GII
+        for s, g in gather(job, dict.fromkeys(selected_sites(job), frozenset({Stat.GRAM})), surgery.clone(model))
+    }
     x = model.encoder(inputs).detach()
     attention = model.attention
     joint = found["attention.in_proj_weight"]

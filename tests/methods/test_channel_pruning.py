@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,7 +219,7 @@ def test_channels_that_never_fire_cost_nothing() -> None:
 
 
 def test_ledger_has_each_site_once_with_the_loss_of_its_group() -> None:
-    job = mlp_job()
+    job = replace(mlp_job(), explain=True)
     after = ChannelPruning(sparsity=0.5).apply(job)
     rows = {row.site: row for row in after.ledger}
     assert len(rows) == len(after.ledger)

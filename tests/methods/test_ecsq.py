@@ -18,7 +18,7 @@ from kogata.forms import Codebook, Masked, Role
 from kogata.job import Job, Kind, Site
 from kogata.methods import MagnitudePruning
 from kogata.methods.base.compose import chain, only
-from kogata.methods.sharing.ecsq import ECSQ, SAMPLE, AtPenalty
+from kogata.methods.sharing.ecsq import ECSQ, SAMPLE
 from kogata.methods.sharing.hessian_kmeans import HessianKMeans
 from kogata.network.sites import form_at, sites_of
 
@@ -36,7 +36,7 @@ def objective(w: np.ndarray, h: np.ndarray, index: np.ndarray, penalty: float) -
 
 
 def encode(weight: Tensor, fisher: Tensor, penalty: float, clusters: int) -> Codebook:
-    form = AtPenalty(penalty=penalty, clusters=clusters).encode(weight, SITE, Stats(fisher=fisher))
+    form = ECSQ(bits=1, clusters=clusters).encode_planned(penalty, weight, SITE, Stats(fisher=fisher))
     assert isinstance(form, Codebook)
     return form
 

@@ -125,7 +125,7 @@ def test_outputs_are_nearer_with_one_rank_and_with_one_budget() -> None:
 def crosses(job: Job, changes: dict[str, Form]) -> dict[str, Gathered]:
     """What is gathered while weights become others."""
     model, found = surgery.clone(job.model), dict[str, Gathered]()
-    for site, gathered in gather(job, selected_sites(job), CROSS, model):
+    for site, gathered in gather(job, dict.fromkeys(selected_sites(job), CROSS), model):
         found[site.name] = gathered
         if site.name in changes:
             surgery.replace(model, site, "", changes[site.name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_identical_neurons_merge_without_a_change() -> None:
         same = torch.randperm(12) % 4
         model.get_parameter("0.weight").copy_(torch.randn(4, 5)[same])
         model.get_parameter("0.bias").copy_(torch.randn(4)[same])
-    job = job_for(model)
+    job = replace(job_for(model), explain=True)
     after = NeuronMerging(sparsity=2 / 3).apply(job)
     assert weights(after.model)["0.weight"].shape == (4, 5)
     assert len(weights(after.model)["0.weight"].unique(dim=0)) == 4

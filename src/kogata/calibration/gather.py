@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -25,39 +25,50 @@ from kogata.system import memory
 Gathering = Generator[tuple[Site, Gathered], None, None]
 
 
-def gather(job: Job, sites: Sequence[Site], needs: frozenset[Stat], model: nn.Module) -> Gathering:
-    """Each site with what there is to know of its layer, in the order in which ``model`` runs, while the caller changes it.
+def gather(
+    job: Job, needs: Mapping[Site, frozenset[Stat]], model: nn.Module, gradients: Mapping[str, Gradients] | None = None
+) -> Gathering:
+    """Each site with what it needs to know of its layer, in the order in which ``model`` runs, while the caller changes it.
 
     Inputs are those that come out of what the caller has made of the layers before: one pass, which holds the statistics of
     one layer. Batch normalization behind what was changed gets the statistics of the calibration data that now reach it. For
     ``Stat.CROSS`` each batch also runs through ``job.model``, beside its run through ``model``. Gradients are those of
-    ``job.model``, gathered before it. Linear layers, one- and two-dimensional convolutions and attention projections have
-    inputs to look at; for other sites, and for layers that never run, they are None.
+    ``job.model``: the given ones, by the name of the site, or gathered before. Linear layers, one- and two-dimensional
+    convolutions and attention projections have inputs to look at; for other sites, and for layers that never run, they are
+    None. Sites that need none and whose layers cannot be seen come first; without any need of inputs, all come in their order.
     """
-    gradients: dict[str, Gradients] = {}
-    if needs & GRADIENTS:
-        gradients = gradient_statistics(job, calibration_batches(job.model, job.task), sites, needs)
-    left = {site.name: site for site in sites}
-    if needs & INPUTS:
-        with closing(_arrivals(job, sites, needs, model)) as arrivals:
+    gradients = gradients_of(job, needs) if gradients is None else gradients
+    left = {site.name: site for site in needs}
+    if any(wanted & INPUTS for wanted in needs.values()):
+        for site, wanted in needs.items():
+            if not wanted & INPUTS and input_rows_of(model, site) is None:
+                yield left.pop(site.name), Gathered(gradients=gradients.get(site.name, Gradients()))
+        with closing(_arrivals(job, needs, model)) as arrivals:
             for site, sums in arrivals:
                 yield left.pop(site.name), sums.gathered(site, gradients.get(site.name, Gradients()))
     for name, site in left.items():
         yield site, Gathered(gradients=gradients.get(name, Gradients()))
 
 
-def _arrivals(
-    job: Job, sites: Sequence[Site], needs: frozenset[Stat], model: nn.Module
-) -> Generator[tuple[Site, _Sums], None, None]:
+def gradients_of(job: Job, needs: Mapping[Site, frozenset[Stat]]) -> dict[str, Gradients]:
+    """The gradients at ``job.model`` of each site that needs them, by its name: one pass for all."""
+    wanted = {site: found for site, stats in needs.items() if (found := stats & GRADIENTS)}
+    if not wanted:
+        return {}
+    batches = calibration_batches(job.model, job.task)
+    return gradient_statistics(job, batches, list(wanted), frozenset().union(*wanted.values()))
+
+
+def _arrivals(job: Job, needs: Mapping[Site, frozenset[Stat]], model: nn.Module) -> Generator[tuple[Site, _Sums], None, None]:
     """Each site whose inputs can be seen, when all batches have arrived at it; its sums are dropped when the next one comes."""
-    watched = {site.name: (site, *view) for site in sites if (view := input_rows_of(model, site)) is not None}
-    sums = {name: _Sums(view, needs) for name, (_, _, view) in watched.items()}
+    watched = {site.name: (site, *view) for site in needs if (view := input_rows_of(model, site)) is not None}
+    sums = {name: _Sums(view, needs[site]) for name, (site, _, view) in watched.items()}
     norms = {name: (module, Moments()) for name, module in model.named_modules() if follows(module)}
     layers: list[tuple[str, nn.Module, Visit]] = [(name, module, sums[name]) for name, (_, module, _) in watched.items()]
     layers += [(name, module, moments) for name, (module, moments) in norms.items()]
     changed, models = False, [model]
-    if Stat.CROSS in needs:  # the unchanged run of a batch arrives just before the changed one
-        models = [job.model, model]
+    if any(Stat.CROSS in wanted for wanted in needs.values()):
+        models = [job.model, model]  # the unchanged run of a batch arrives just before the changed one
         unchanged = [(name, input_rows_of(job.model, site)) for name, (site, _, _) in watched.items()]
         layers += [(name, view[0], sums[name].unchanged) for name, view in unchanged if view is not None]
     with memory.returned(), evaluating(job.model), evaluating(model):
@@ -94,10 +105,14 @@ class _Sums:
 
     def unchanged(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the inputs of one call in the unchanged model, until the same call in the changed one."""
+        if Stat.CROSS not in self.needs:
+            return
         self.unpaired += [x_GNI.clone() for x_GNI in self.view(layer, args, kwargs)]  # what follows may change them in place
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add the inputs of one call."""
+        if not self.needs & INPUTS:
+            return
         for x_GNI in self.view(layer, args, kwargs):
             x_GNI = x_GNI.float()
             self.rows += x_GNI.shape[1]

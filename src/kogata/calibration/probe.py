@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from torch import nn
 
 from kogata.calibration.batches import first_batch
@@ -11,6 +14,19 @@ from kogata.job import Job, Site
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating, output_error
 from kogata.system import memory
+
+MOST = 64  # changes of one step whose losses are measured: each takes a forward
+
+Change = TypeVar("Change")
+
+
+def most_changed(sizes: Mapping[Change, float]) -> list[Change]:
+    """The largest changes of a step, whose losses are worth measuring; of equal ones the first.
+
+    >>> most_changed({"first": 0.5, "second": 2.0})
+    ['second', 'first']
+    """
+    return sorted(sizes, key=lambda change: -sizes[change])[:MOST]
 
 
 class Probe:

@@ -17,6 +17,7 @@ from kogata.cli.options import (
     DataOption,
     EngineName,
     EngineOption,
+    ExplainOption,
     JsonOption,
     SeedOption,
     TaskArgument,
@@ -57,6 +58,7 @@ def run(
     size: Annotated[str | None, typer.Option(help="Target for the file, such as 1/20, 5% or 20kB.")] = None,
     drop: Annotated[str | None, typer.Option(help="Target for the loss of score, such as 0.5pt.")] = None,
     latency: Annotated[str | None, typer.Option(help="Target for the time of one sample, such as 60% or 3ms.")] = None,
+    explain: ExplainOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, and write nothing.")
@@ -77,13 +79,14 @@ def run(
     if dry_run:
         _preview(*open_task(task, seed, data), plan, seed, as_json)
         return
-    command = _command(task, recipe, output, seed, data, engine, asked)
+    command = _command(task, recipe, output, seed, data, engine, asked, explain)
 
     def start() -> Report:
         model, opened = open_task(task, seed, data)
         return compress(
-            model, opened, plan, output=output, seed=seed, engine=engine.engine(), resume=resume, command=command
-        ).report
+            model, opened, plan, output=output, seed=seed, engine=engine.engine(), resume=resume, explain=explain,
+            command=command,
+        ).report  # fmt: skip
 
     carry_out(start, Folder(output), task, plan, seed, command, resume=resume, as_json=as_json)
 
@@ -123,7 +126,7 @@ def _with_targets(recipe: Recipe, asked: dict[str, str]) -> Recipe:
 
 
 def _command(
-    task: str, recipe: str, output: Path, seed: int, data: Path | None, engine: EngineName, asked: dict[str, str]
+    task: str, recipe: str, output: Path, seed: int, data: Path | None, engine: EngineName, asked: dict[str, str], explain: bool
 ) -> str:
     """What to type for the same bytes again."""
     words = ["kogata", "compress", task, "--recipe", recipe, "-o", str(output)]
@@ -132,6 +135,7 @@ def _command(
         words += ["--data", str(data)]
     for goal, text in asked.items():
         words += [f"--{goal}", text]
+    words += ["--explain"] if explain else []
     return shlex.join(words)
 
 

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kogata.cli import compress as compressing
-from kogata.cli.options import DataOption, EngineName, EngineOption, JsonOption, SeedOption, TaskArgument, complete_recipe
+from kogata.cli.options import (
+    DataOption,
+    EngineName,
+    EngineOption,
+    ExplainOption,
+    JsonOption,
+    SeedOption,
+    TaskArgument,
+    complete_recipe,
+)
 from kogata.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,6 +60,7 @@ def run(
     seed: SeedOption = 0,
     data: DataOption = None,
     engine: EngineOption = EngineName.ONNXRUNTIME,
+    explain: ExplainOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -68,13 +78,13 @@ def run(
     if recipe is not None and (given or term):
         raise UsageError("--recipe says what to train; leave out --term, --epochs, --learning-rate and --cache.")
     plan = open_recipe(recipe) if recipe is not None else _plan(given, term or [])
-    command = _command(task, student, output, term or [], recipe, given, seed, data, engine)
+    command = _command(task, student, output, term or [], recipe, given, seed, data, engine, explain)
 
     def start() -> Report:
         teacher, opened = open_task(task, seed, data)
         return compress(
             open_network(student, seed), opened, plan, teacher=teacher, output=output, seed=seed, engine=engine.engine(),
-            resume=resume, command=command,
+            resume=resume, explain=explain, command=command,
         ).report  # fmt: skip
 
     compressing.carry_out(start, Folder(output), task, plan, seed, command, resume=resume, as_json=as_json)
@@ -103,7 +113,7 @@ def _weighted(text: str) -> dict[str, object]:
 
 def _command(
     task: str, student: str, output: Path, terms: list[str], recipe: str | None, settings: Mapping[str, object], seed: int,
-    data: Path | None, engine: EngineName,
+    data: Path | None, engine: EngineName, explain: bool,
 ) -> str:  # fmt: skip
     """What to type for the same bytes again."""
     words = ["kogata", "distill", task, "--student", student, "-o", str(output), "--seed", str(seed), "--engine", engine]
@@ -115,4 +125,5 @@ def _command(
         words += ["--recipe", recipe]
     if data is not None:
         words += ["--data", str(data)]
+    words += ["--explain"] if explain else []
     return shlex.join(words)

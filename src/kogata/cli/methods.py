@@ -55,15 +55,14 @@ def run(as_json: JsonOption = False) -> None:
 
 
 def line(method: type[Method]) -> Line:
-    """What the code says of a method."""
-    from kogata.methods.base.weight import WeightMethod
+    """What the code says of a method with its default settings."""
     from kogata.settings import described
 
     about = method.ABOUT
-    statistics = issubclass(method, WeightMethod) and bool(method.NEEDS)
     return Line(
         method=about.name, family=about.family, layers=[str(kind) for kind in about.layers],
-        data=statistics or about.data or about.training, labels=about.labels, training=about.training, summary=about.summary,
+        data=bool(about.needs) or about.data or about.training, labels=about.labels, training=about.training,
+        summary=about.summary, paper=about.paper, when=WHEN[about.family],
         paper=about.paper, when=WHEN[about.family], settings=[asdict(setting) for setting in described(method)],
     )  # fmt: skip
 

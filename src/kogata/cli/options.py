@@ -65,6 +65,14 @@ DataOption = Annotated[
 ]  # fmt: skip
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where speed is measured; none measures no speed.")]
+ExplainOption = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="Also report what the change of each layer alone does to the loss on the first calibration batch: one forward "
+        "for each, for the 64 layers of a step whose weights changed most.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 
 

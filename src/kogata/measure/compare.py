@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from kogata.engines import Engine, Session
 from kogata.engines.lowering.checked import lowered
 from kogata.errors import DataError, EngineError
 from kogata.forms import Role
-from kogata.job import Job, Step, Task
+from kogata.job import Job, Row, Step, Task
 from kogata.measure.latency import interleaved
 from kogata.measure.sizes import dense_bytes
 from kogata.measure.times import layer_times
@@ -25,7 +26,7 @@ from kogata.network.sites import form_at, sites_of
 from kogata.recipes.recipe import Recipe
 from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
 from kogata.storage.folder import Folder
-from kogata.storage.layout import Artifact, EngineGraph, PackedFile
+from kogata.storage.layout import Artifact, EngineGraph, PackedFile, Stored
 from kogata.storage.read import read_file
 from kogata.system.environment import environment
 
@@ -111,6 +112,11 @@ def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, *, ti
     if timed:
         pair = {"dense": surgery.plain(original), "ours": lowered(job.model, inputs)}
         spent = layer_times(pair, {site.module for site in sites}, inputs)
+    stored, changes = defaultdict[str, list[Stored]](list), defaultdict[str, list[Row]](list)
+    for plane in packed.planes:
+        stored[plane.site].append(plane)
+    for row in job.ledger:
+        changes[row.site].append(row)
     found: list[Layer] = []
     for site in sites:
         form = form_at(job.model, site)
@@ -119,16 +125,17 @@ def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, *, ti
                 name=plane.plane, elements=plane.elements, coder=plane.coder, bytes=plane.bytes,
                 packed_bytes=plane.packed_bytes, entropy_bytes=plane.entropy_bits / 8,
             )
-            for plane in packed.planes
-            if plane.site == site.name
+            for plane in stored[site.name]
         )  # fmt: skip
-        losses = [row.loss for row in job.ledger if row.site == site.name and row.loss is not None]
+        losses = [row.loss for row in changes[site.name] if row.loss is not None]
+        errors = [row.predicted for row in changes[site.name] if row.predicted is not None]
         dense = cast("Tensor", getattr(original.get_submodule(site.module), site.parameter))
         found.append(Layer(
             site=site.name, kind=site.kind, shape=site.shape, form=form.describe(), parameters=form.kept(),
             macs=costs.get(site.name), dense_bytes=dense.numel() * dense.itemsize,
             bytes=sum(plane.bytes for plane in planes), dense_ms=spent["dense"].get(site.module),
             ms=spent["ours"].get(site.module), loss=sum(losses) if losses else None, planes=planes,
+            error=sum(errors) if errors else None,
         ))  # fmt: skip
     return tuple(found)
 

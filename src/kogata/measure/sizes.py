@@ -8,6 +8,7 @@ planes' own. Both take the histogram as known and free, so that of a layer of fe
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -73,11 +74,14 @@ def of_model(model: nn.Module, inputs: Any) -> tuple[ModelLayer, ...]:
 
 def of_file(artifact: Artifact) -> tuple[FileLayer, ...]:
     """Every matrix of a file, without the model's class."""
+    stored = defaultdict[str, list[Stored]](list)
+    for plane in artifact.packed.planes:
+        stored[plane.site].append(plane)
     found: list[FileLayer] = []
     for (name, *aliases), form in artifact.forms.items():
         if len(form.shape) < 2:
             continue
-        planes = tuple(plane for plane in artifact.packed.planes if plane.site == name)
+        planes = tuple(stored[name])
         size, parameters = sum(plane.bytes for plane in planes), max(form.shape.numel(), 1)
         found.append(FileLayer(
             site=name, aliases=tuple(aliases), shape=tuple(form.shape), parameters=form.shape.numel(),

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from kogata.errors import UsageError
 from kogata.job import Where
 from kogata.methods import METHODS
-from kogata.methods.base.compose import chain, only
+from kogata.methods.base.compose import chain, only, per_site
 from kogata.methods.base.method import Method
 from kogata.recipes import targets
 from kogata.recipes.references import imported
@@ -92,13 +92,31 @@ def parse(text: str, source: str) -> Recipe:
 
 
 def _step(step: Any, where: str) -> Method:
-    if not isinstance(step, Mapping) or "method" not in step:
-        raise UsageError(f"{where}: expected a mapping with the key 'method', found {step!r}.")
+    if not isinstance(step, Mapping) or not ("method" in step or "per-site" in step):
+        raise UsageError(f"{where}: expected a mapping with the key 'method' (or 'per-site' for a plan), found {step!r}.")
     values = {str(key): value for key, value in cast("Mapping[Any, Any]", step).items()}
-    title, restriction = values.pop("method"), values.pop("where", None)
+    restriction = values.pop("where", None)
+    title = "per-site" if "per-site" in values else str(values["method"])
+    method = _plan(values, where) if title == "per-site" else _method(values, where)
+    return method if restriction is None else only(method, _where(restriction, f"{where} ({title}): where"))
+
+
+def _plan(values: Mapping[str, Any], where: str) -> Method:
+    """A plan: globs on the names of weights or layers, each with a step of one method."""
+    _known(values, ("per-site",), f"{where} (per-site)")
+    plan = values["per-site"]
+    if not isinstance(plan, Mapping):
+        raise UsageError(f"{where} (per-site): expected a mapping from globs to a step each; found {plan!r}.")
+    steps = cast("Mapping[Any, Any]", plan)
+    return per_site({str(glob): _step(step, f"{where} (per-site): {glob!r}") for glob, step in steps.items()})
+
+
+def _method(values: dict[str, Any], where: str) -> Method:
+    """A method by its name, with its settings."""
+    title = values.pop("method")
     kind = _named(title, [(method.ABOUT.name, method) for method in METHODS], Method, f"{where}: method")
     method = cast("Method", _build(kind, values, f"{where} ({title})"))
-    return method if restriction is None else only(method, _where(restriction, f"{where} ({title}): where"))
+    return cast("Method", _build(kinds[title], values, f"{where} ({title})"))
 
 
 def _named(title: Any, ours: Sequence[tuple[str, type[Named]]], base: type[Named], where: str) -> type[Named]:

@@ -67,8 +67,9 @@ class Layer:
     bytes: int
     dense_ms: float | None  # of the layer that owns the weight, PyTorch eager
     ms: float | None
-    loss: float | None  # increase of the calibration loss with only this layer changed, summed over the steps
+    loss: float | None  # increase of the calibration loss with only this layer changed, summed over the steps; if explained
     planes: tuple[PlaneLine, ...]
+    error: float | None = None  # relative squared error of the weights that the steps replaced, summed over the steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,11 @@ class Report:
     targets: dict[str, str] = field(default_factory=dict[str, str])  # what was asked for, as written
     missed: tuple[str, ...] = ()  # which of them were missed, in words
     schema: int = SCHEMA
+
+    @property
+    def explained(self) -> bool:
+        """Whether the loss from single layers was measured."""
+        return any(layer.loss is not None for layer in self.layers)
 
     @property
     def alpha(self) -> float:

@@ -26,6 +26,7 @@ class TableRow:
     dense_ms: float | None
     ms: float | None
     loss: float | None
+    error: float | None
     planes: dict[str, int]  # bytes by plane name; sums to ``bytes`` wherever the planes hold no more than that
 
     @property
@@ -67,6 +68,7 @@ def _row(layer: Layer) -> TableRow:
         dense_ms=layer.dense_ms,
         ms=layer.ms,
         loss=layer.loss,
+        error=layer.error,
         planes=dict(planes),
     )
 
@@ -86,6 +88,7 @@ def _sum(name: str, rows: list[TableRow]) -> TableRow:
         dense_ms=_known(row.dense_ms for row in rows),
         ms=_known(row.ms for row in rows),
         loss=_known(row.loss for row in rows),
+        error=None,  # each is relative to its own weight: they do not add up
         planes=dict(planes),
     )
 

@@ -13,6 +13,7 @@ from kogata.report.rows import TableRow, layer_rows, total_row
 from kogata.report.words import (
     FASTER,
     NOTHING,
+    loss_or_error,
     number,
     rate,
     score,
@@ -103,14 +104,15 @@ def _median(side: Side) -> str:
 
 def _layers(report: Report, console: Console) -> Table:
     wide = console.width >= WIDE
-    columns = ("site", "form", "values", "bytes", "bits/w", "ms", "loss")
-    narrow = ("site", "values", "bytes", "ms", "loss")  # a form such as masked(codebook) needs the room of one column
-    table = grid(console, "Layers", *(columns if wide else narrow))
+    columns = ("site", "form", "values", "bytes", "bits/w", "ms")
+    narrow = ("site", "values", "bytes", "ms")  # a form such as masked(codebook) needs the room of one column
+    last = ("loss",) if report.explained else ("error",) if any(layer.error is not None for layer in report.layers) else ()
+    table = grid(console, "Layers", *(columns if wide else narrow), *last)
     if wide:
         table.columns[1].justify = "left"
         table.columns[1].no_wrap = False
     for row in layer_rows(report, LIMIT):
-        table.add_row(*_cells(row, console, wide))
+        table.add_row(*_cells(row, console, wide), *_change(row, console, last))
     table.add_section()
     table.add_row(*_cells(total_row(report), console, wide), style="bold")
     return table
@@ -126,9 +128,13 @@ def _cells(row: TableRow, console: Console, wide: bool) -> list[Text]:
             f"{size(row.dense_bytes)} → {size(row.bytes)}",
             *((number(row.bits_per_weight),) if wide else ()),
             NOTHING if row.dense_ms is None and row.ms is None else f"{number(row.dense_ms)} → {number(row.ms)}",
-            number(row.loss, signed=True),
         )
     ]
+
+
+def _change(row: TableRow, console: Console, columns: tuple[str, ...]) -> list[Text]:
+    """The cell of the last column, if there is one."""
+    return [safe(console, loss_or_error(row.loss, row.error, explained=name == "loss")) for name in columns]
 
 
 def _rest(report: Report, console: Console) -> Table:

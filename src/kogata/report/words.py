@@ -27,6 +27,17 @@ def number(value: float | None, *, signed: bool = False) -> str:
     return text.replace("-", MINUS, 1) if value < 0 else text
 
 
+def loss_or_error(loss: float | None, error: float | None, *, explained: bool) -> str:
+    """What a layer's change did: to the loss where that was measured, or as error of its weight.
+
+    >>> loss_or_error(None, 0.01, explained=True)
+    'not measured'
+    """
+    if not explained:
+        return number(error)
+    return "not measured" if loss is None and error is not None else number(loss, signed=True)
+
+
 def size(value: float) -> str:
     """Bytes in decimal units, three significant digits: 612 B, 18.4 kB, 1.72 MB."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

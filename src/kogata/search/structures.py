@@ -20,6 +20,7 @@ from kogata.calibration.prepare import prepare
 from kogata.calibration.stats import Stat, Stats, power
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.job import Site, Task
+from kogata.methods.base.selection import wrong_kind
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels.sizes import BITS, SLACK
 from kogata.network.sites import form_at, selected_sites
@@ -65,9 +66,9 @@ def scores(model: nn.Module, task: Task, fraction: float, *, seed: int = 0) -> t
             f"structure: fraction is {fraction}; expected a part of the layer's size between 0 and 1, such as 0.25."
         )
     job = prepare(model, task, seed=seed)
-    sites, needs = selected_sites(job), frozenset({Stat.GRAM})
+    needs = dict.fromkeys(selected_sites(job), frozenset({Stat.GRAM}))
     found: list[LayerScores] = []
-    with bar("measuring structures", len(sites)) as progress, closing(gather(job, sites, needs, model)) as gathered:
+    with bar("measuring structures", len(needs)) as progress, closing(gather(job, needs, model)) as gathered:
         for site, statistics in gathered:
             if statistics.gram_GII is not None:
                 weight = form_at(model, site).dense().detach().float().cpu()
@@ -75,7 +76,7 @@ def scores(model: nn.Module, task: Task, fraction: float, *, seed: int = 0) -> t
             progress.advance(site.name)
     if not found:
         raise DataError(f"structure: {type(model).__name__} has no linear or convolutional layer whose inputs can be seen.")
-    order = {site.name: n for n, site in enumerate(sites)}
+    order = {site.name: n for n, site in enumerate(needs)}
     return tuple(sorted(found, key=lambda layer: order[layer.site]))
 
 
@@ -99,8 +100,8 @@ def _score(kind: type[WeightMethod], weight: Tensor, site: Site, gram_GII: Tenso
     name, method = kind.ABOUT.name, kind.sized(site.shape, fraction)
     if method is None:
         return Score(structure=name, note=f"it has no setting for {fraction:g} of this shape")
-    if site.kind not in method.ABOUT.layers:
-        return Score(structure=name, note=f"it is for {', '.join(method.ABOUT.layers)} layers, this is {site.kind}")
+    if reason := wrong_kind(method.ABOUT, site):
+        return Score(structure=name, note=reason)
     try:
         form = method.encode(weight, site, Stats(gram_GII=gram_GII))
     except NotApplicable as refusal:

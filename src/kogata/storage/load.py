@@ -32,7 +32,7 @@ def load(path: Path | str, into: nn.Module) -> nn.Module:
     _shorten(path, trial, artifact)
     _quantize(path, trial, artifact)
     found, buffers = {site.name: site for site in sites_of(trial)}, buffers_of(trial)
-    held = [names[0] for names in artifact.forms]
+    held = dict.fromkeys(names[0] for names in artifact.forms)
     wrong = [*(name for name in held if name not in found), *(name for name in artifact.buffers if name not in buffers)]
     missing = [*(name for name in found if name not in held), *(name for name in buffers if name not in artifact.buffers)]
     if wrong or missing:

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from kogata.errors import NotApplicable
-from kogata.job import Job, Row, Site
+from kogata.job import Job, Site
 from kogata.methods.base.method import Method
+from kogata.methods.base.selection import refuse_idle, rows_of
 from kogata.network import surgery
 from kogata.network.quantizers import Quantizer, attach_quantizer, layer_of
-from kogata.network.sites import form_at, selected_sites
+from kogata.network.sites import selected_sites
 
 
 class ActivationMethod(Method):
@@ -31,15 +31,11 @@ class ActivationMethod(Method):
         found = dict.fromkeys(chosen, "it is not the weight of a linear or convolutional layer") | dict(
             self.quantizers(job, layers)
         )
-        rows: list[Row] = []
+        notes = {site: quantizer if isinstance(quantizer, str) else "" for site, quantizer in found.items()}
+        refuse_idle(self.ABOUT.name, {site.name: note for site, note in notes.items()})
         for site, quantizer in found.items():
-            note = quantizer if isinstance(quantizer, str) else ""
             if isinstance(quantizer, Quantizer):
                 weight = next(model.get_submodule(site.module).parameters())
                 attach_quantizer(model.get_submodule(site.module), quantizer.to(weight.device))
-            bits = form_at(model, site).stored_bits()
-            rows.append(Row(method=self.ABOUT.name, site=site.name, bits_before=bits, bits_after=bits, note=note))
-        if all(row.note for row in rows):
-            reasons = "; ".join(f"{row.site}: {row.note}" for row in rows)
-            raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")
+        rows = rows_of(self.ABOUT.name, job.model, model, notes)
         return replace(job, model=model, ledger=(*job.ledger, *rows))

@@ -9,11 +9,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from kogata.calibration.probe import Probe
+from kogata.calibration.batches import first_batch
+from kogata.calibration.probe import Probe, most_changed
 from kogata.errors import NotApplicable
 from kogata.forms import Role
 from kogata.job import Job, Row, Site
 from kogata.methods.base.method import About, Method
+from kogata.methods.base.selection import refuse_idle, row_of
 from kogata.network import surgery
 from kogata.network.channels.groups import Coupling, Cut, Group, coupled, remove
 from kogata.network.sites import form_at, form_of, selected_sites, sites_of
@@ -38,13 +40,13 @@ class ChannelMethod(Method):
         """What to remove of ``groups``; of each at least one channel must stay."""
 
     def apply(self, job: Job) -> Job:
-        """Plan, shrink, and measure what each group alone does to the loss.
+        """Plan and shrink; if the job explains, measure what the groups that lose most do to the loss, each alone.
 
         Channels go where every weight that makes them is selected; the layers that read them lose columns, selected or not.
         """
-        probe, name = Probe(job), self.ABOUT.name
+        name = self.ABOUT.name
         try:
-            coupling = coupled(job.model, probe.inputs)
+            coupling = coupled(job.model, first_batch(job.reference, job.task)[0])
         except NotApplicable as error:
             raise NotApplicable(f"{name}: {error}") from error
         groups, notes = _allowed(job, coupling)
@@ -53,11 +55,9 @@ class ChannelMethod(Method):
         notes |= {group.name: "none of its channels is among those to go" for group, gone in plan.cuts if not len(gone)}
         notes |= plan.kept
         if not cuts:
-            reasons = "; ".join(f"{site}: {note}" for site, note in notes.items()) or "no layer makes channels"
-            raise NotApplicable(f"{name}: nothing to do. {reasons}.")
+            refuse_idle(name, notes or {"the model": "no layer makes channels"})
         model = _shrunk(job.model, cuts, plan)
-        losses = {cut[0].name: probe.loss(_shrunk(job.model, [cut], plan)) - probe.base for cut in cuts}
-        rows = _rows(name, job, model, losses, notes)
+        rows = _rows(name, job, model, _losses(job, cuts, plan), notes)
         return replace(job, model=model, ledger=(*job.ledger, *rows))
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
@@ -72,14 +72,32 @@ class ChannelMethod(Method):
 
 def _shrunk(model: nn.Module, cuts: Sequence[Cut], plan: Removal) -> nn.Module:
     twin = surgery.clone(model)
+    names: dict[int, list[str]] = {}  # all names of a tied weight, by the parameter's identity
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     for name, weight in plan.weights(cuts).items():
         old = model.get_parameter(name)
         new = nn.Parameter(weight.to(old), old.requires_grad)
-        for other, parameter in model.named_parameters(remove_duplicate=False):
-            if parameter is old:  # under all names of a tied weight
-                path, _, key = other.rpartition(".")
-                setattr(twin.get_submodule(path), key, new)
+        for other in names[id(old)]:
+            path, _, key = other.rpartition(".")
+            setattr(twin.get_submodule(path), key, new)
     return remove(twin, cuts)
+
+
+def _losses(job: Job, cuts: Sequence[Cut], plan: Removal) -> dict[str, float]:
+    """What the removals that take most of the weights do to the loss, each alone, by the name of the group."""
+    if not job.explain:
+        return {}
+    probe, by_name = Probe(job), {cut[0].name: cut for cut in cuts}
+    chosen = most_changed({name: _taken(job.model, *cut) for name, cut in by_name.items()})
+    return {name: probe.loss(_shrunk(job.model, [by_name[name]], plan)) - probe.base for name in chosen}
+
+
+def _taken(model: nn.Module, group: Group, gone: Tensor) -> float:
+    """The squared norm of the weights that make these channels."""
+    makers = [(model.get_parameter(part.name).detach(), part) for part in group.slices if part.makes]
+    taken = [weight.index_select(part.axis, part.index_CK[gone].flatten().to(weight.device)) for weight, part in makers]
+    return sum(float(weight.double().square().sum()) for weight in taken)
 
 
 def _allowed(job: Job, coupling: Coupling) -> tuple[list[Group], dict[str, str]]:
@@ -105,15 +123,16 @@ def _allowed(job: Job, coupling: Coupling) -> tuple[list[Group], dict[str, str]]
 
 
 def _rows(method: str, job: Job, model: nn.Module, losses: Mapping[str, float], notes: Mapping[str, str]) -> list[Row]:
-    """One row for each site that shrank, with the loss where it makes the group's channels, and for each that could not."""
+    """One row for each site that shrank, with the loss, if measured, where it makes channels, and for each that could not."""
     chosen, rows = set(selected_sites(job)), list[Row]()
     for site, after in zip(sites_of(job.model), sites_of(model), strict=True):
-        before = form_at(job.model, site).stored_bits() if site.shape != after.shape or site in chosen else 0.0
+        names = (site.name, *site.aliases)
         if site.shape != after.shape:
-            bits = form_at(model, after).stored_bits()
-            loss = next((losses[name] for name in (site.name, *site.aliases) if name in losses), None)
-            rows.append(Row(method=method, site=site.name, bits_before=before, bits_after=bits, loss=loss))
+            loss = next((losses[name] for name in names if name in losses), None)
+            row = row_of(method, site, form_at(job.model, site), form_at(model, after))
+            rows.append(replace(row, loss=loss))
         elif site in chosen:
-            note = next((notes[name] for name in (site.name, *site.aliases) if name in notes), "its channels stay")
-            rows.append(Row(method=method, site=site.name, bits_before=before, bits_after=before, note=note))
+            note = next((notes[name] for name in names if name in notes), "its channels stay")
+            form = form_at(job.model, site)
+            rows.append(row_of(method, site, form, form, note))
     return rows

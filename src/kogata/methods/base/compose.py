@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+from kogata.errors import UsageError
 from kogata.forms import Role
 from kogata.job import Job, Site, Where
 from kogata.methods.base.method import Method
+from kogata.methods.base.selection import follow, row_of
+from kogata.methods.base.weight import WeightMethod, encode_sites
+from kogata.network.sites import form_at, selected_sites
 
 
 @final
@@ -79,6 +83,60 @@ class Only(Method):
         return self.method.check(roles, job.within(self.where))
 
 
+@final
+@dataclass(frozen=True)
+class PerSite(Method):
+    """A method for each glob, all in one pass. Made by :func:`per_site`."""
+
+    plan: tuple[tuple[str, WeightMethod], ...]
+
+    def title(self) -> str:
+        """The titles of its methods, each once."""
+        return " + ".join(dict.fromkeys(method.title() for _, method in self.plan))
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the method for each glob."""
+        return {"per-site": {glob: method.settings() for glob, method in self.plan}}
+
+    def apply(self, job: Job) -> Job:
+        """Encode all weights that a glob matches, in one pass over the calibration data."""
+        assigned = self.assigned(job)
+        after = encode_sites(job, assigned)
+        matched = {site for _, sites in assigned for site in sites}
+        others = [(site, form_at(job.model, site)) for site in selected_sites(job) if site not in matched]
+        rows = [row_of("per-site", site, form, form, "no glob of the plan matches it") for site, form in others]
+        return replace(after, ledger=(*after.ledger, *rows))
+
+    def assigned(self, job: Job) -> list[tuple[WeightMethod, Sequence[Site]]]:
+        """Each method with the selected sites of which its glob is the first to match.
+
+        Raises UsageError when a glob decides about no weight.
+        """
+        plain = {glob: n for n, (glob, _) in enumerate(self.plan) if not set(glob) & set("*?[")}  # a name: looked up, not tried
+        globs = [(n, Where(layers=(glob,))) for n, (glob, _) in enumerate(self.plan) if glob not in plain]
+        found: list[list[Site]] = [[] for _ in self.plan]
+        chosen = selected_sites(job)
+        for site in chosen:
+            names = [(name, name.rpartition(".")[0]) for name in (site.name, *site.aliases)]
+            hits = [plain[name] for pair in names for name in pair if name in plain]
+            hits += [n for n, where in globs if any(where.wants(*pair) for pair in names)]
+            if hits:
+                found[min(hits)].append(site)
+        for (glob, _), sites in zip(self.plan, found, strict=True):
+            if not sites:
+                raise UsageError(
+                    f"per_site: {glob!r} decides about no weight: it matches none, or globs before it match all of its own. "
+                    f"The selected weights are {', '.join(site.name for site in chosen)}."
+                )
+        return [(method, sites) for (_, method), sites in zip(self.plan, found, strict=True)]
+
+    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
+        """Follow the roles through each method at its own sites."""
+        for method, sites in self.assigned(job):
+            roles = follow(method, roles, sites)
+        return roles
+
+
 def chain(*methods: Method) -> Method:
     """One method after another: structure, then sparsity, then precision, each followed by a recovery if wanted."""
     return Chain(methods)
@@ -95,5 +153,25 @@ def only(method: Method, where: Where | str) -> Method:
 
 
 def per_site(plan: Mapping[str, Method]) -> Method:
-    """A method for each glob, in order, such as the outcome of a search."""
-    return chain(*(only(method, glob) for glob, method in plan.items()))
+    """A method for each glob, such as the outcome of a search, as one step: of a weight's globs the first decides.
+
+    Calibration runs once for the whole plan, and each weight is encoded on the inputs that those before it leave. Selected
+    weights that no glob matches stay as they are, and the report names them. Raises UsageError unless every method encodes one
+    weight at a time in a single step: training, channel pruning or rounds of pruning come before or after a plan, by
+    :func:`chain`.
+
+    >>> from kogata.methods import GPTQ, RoundToNearest
+    >>> per_site({"encoder.*": GPTQ(bits=3), "*": RoundToNearest(bits=8)}).title()
+    'gptq + round-to-nearest'
+    """
+    if not plan:
+        raise UsageError("per_site: the plan is empty; give at least one glob and its method.")
+    found = list[tuple[str, WeightMethod]]()
+    for glob, method in plan.items():
+        if not isinstance(method, WeightMethod) or len(method.steps()) != 1:
+            raise UsageError(
+                f"per_site: {glob!r} asks for {method.title()}, which does not encode one weight at a time in a single step. "
+                f"Put it before or after the plan: chain(only({type(method).__name__}(...), {glob!r}), per_site(...))."
+            )
+        found.append((glob, method))
+    return PerSite(tuple(found))

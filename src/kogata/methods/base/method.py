@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
+from kogata.calibration.stats import Stat
 from kogata.errors import UsageError
 from kogata.forms import Role
 from kogata.job import Job, Kind, Site
@@ -16,9 +17,11 @@ from kogata.settings import reference, refusal
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """One line of the survey's table of methods.
+    """One line of the survey's table of methods, and what a method does with its default settings.
 
-    The statistics that a weight method needs are read off its code; ``data`` says that another one looks at calibration data.
+    ``needs`` are the statistics of each layer that it reads, ``accepts`` the leaves that it replaces, and ``leaves`` those that
+    it puts in their place. Methods that work on a model as a whole have none of these; ``data`` says that one of them looks at
+    calibration data. Settings may change all three: ask a method's own properties of the same names.
     """
 
     name: str
@@ -29,6 +32,9 @@ class About:
     data: bool = False
     labels: bool = False
     training: bool = False
+    needs: frozenset[Stat] = frozenset()
+    accepts: frozenset[Role] = frozenset()
+    leaves: frozenset[Role] = frozenset()
 
 
 class Method(ABC):
@@ -38,6 +44,21 @@ class Method(ABC):
     """
 
     ABOUT: ClassVar[About]
+
+    @property
+    def needs(self) -> frozenset[Stat]:
+        """The statistics that it reads of each layer, gathered in one pass."""
+        return self.ABOUT.needs
+
+    @property
+    def accepts(self) -> frozenset[Role]:
+        """The leaves that it may replace."""
+        return self.ABOUT.accepts
+
+    @property
+    def leaves(self) -> frozenset[Role]:
+        """The leaves that it puts in their place."""
+        return self.ABOUT.leaves
 
     def __post_init__(self) -> None:
         """Raises UsageError where a setting is outside its type or range; subclasses add conditions between settings."""

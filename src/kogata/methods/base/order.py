@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from kogata.forms import Role
 from kogata.job import Job, Site
-from kogata.methods.base.compose import Only
+from kogata.methods.base.compose import Only, PerSite
 from kogata.methods.base.method import Method
+from kogata.methods.base.selection import reason_against, roles_at
 from kogata.methods.base.weight import WeightMethod
-from kogata.network.sites import form_at, selected_sites, sites_of
+from kogata.network.sites import selected_sites, sites_of
 
 
 def check_order(method: Method, job: Job) -> None:
@@ -19,7 +20,7 @@ def check_order(method: Method, job: Job) -> None:
 
 def roles_of(job: Job) -> dict[Site, frozenset[Role]]:
     """What the leaves of each site are before the first step."""
-    return {site: frozenset(leaf.role for _, leaf in form_at(job.model, site).leaves()) for site in sites_of(job.model)}
+    return {site: roles_at(job.model, site) for site in sites_of(job.model)}
 
 
 def planned_steps(method: Method, job: Job) -> list[tuple[str, list[str] | None]]:
@@ -27,12 +28,13 @@ def planned_steps(method: Method, job: Job) -> list[tuple[str, list[str] | None]
     held: Mapping[Site, frozenset[Role]] = roles_of(job)
     lines: list[tuple[str, list[str] | None]] = []
     for step in method.steps():
-        inner, within, sites = step, job, None
+        inner, within = step, job
         while isinstance(inner, Only):
             inner, within = inner.method, within.within(inner.where)
+        tried = inner.assigned(within) if isinstance(inner, PerSite) else ()
         if isinstance(inner, WeightMethod):
-            chosen = selected_sites(within)
-            sites = [s.name for s in chosen if s.kind in inner.ABOUT.layers and held[s] & inner.ACCEPTS]
-        lines.append((step.title(), sites))
+            tried = [(inner, selected_sites(within))]
+        names = [site.name for method, sites in tried for site in sites if not reason_against(method, site, held[site])]
+        lines.append((step.title(), names if tried else None))
         held = step.check(held, job)
     return lines

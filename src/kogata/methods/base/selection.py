@@ -1,41 +1,96 @@
-"""Which of the selected weights a method works on, and why it leaves the others alone."""
+"""Which of the selected weights a method works on, why it leaves the others alone, and the ledger's rows that say so."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from torch import nn
+
 from kogata.errors import NotApplicable
-from kogata.forms import Role
-from kogata.job import Job, Site
-from kogata.methods.base.method import About
-from kogata.network.sites import selected_sites
+from kogata.forms import Form, Role
+from kogata.job import Job, Row, Site
+from kogata.methods.base.method import About, Method
+from kogata.network.sites import form_at, selected_sites
+
+
+def reason_against(method: Method, site: Site, roles: Collection[Role]) -> str:
+    """Why ``method`` leaves a site that holds leaves of these roles alone; empty when it works on it."""
+    if reason := wrong_kind(method.ABOUT, site):
+        return reason
+    if not method.accepts & frozenset(roles):
+        return f"it takes {role_words(method.accepts)}, but the steps before left {role_words(roles)}"
+    return ""
+
+
+def wrong_kind(about: About, site: Site) -> str:
+    """Why a method is not for the layer of a site; empty when it is."""
+    return "" if site.kind in about.layers else f"it is for {', '.join(about.layers)} layers, this is {site.kind}"
+
+
+def notes_of(method: Method, job: Job, unfit: Mapping[Site, str] | None = None) -> dict[Site, str]:
+    """Each selected site with the reason why ``method`` leaves it alone, empty where it works on it.
+
+    ``unfit`` are sites that it leaves alone for reasons of its own.
+    """
+    return {
+        site: reason_against(method, site, roles_at(job.model, site)) or (unfit or {}).get(site, "")
+        for site in selected_sites(job)
+    }
+
+
+def roles_at(model: nn.Module, site: Site) -> frozenset[Role]:
+    """The roles of the leaves that hold a site's weight."""
+    return frozenset(leaf.role for _, leaf in form_at(model, site).leaves())
+
+
+def refuse_idle(name: str, notes: Mapping[str, str] | Iterable[Row]) -> None:
+    """Raises NotApplicable with all reasons when each site has one: the method ``name`` would change nothing."""
+    reasons = notes if isinstance(notes, Mapping) else {row.site: row.note for row in notes}
+    if all(reasons.values()):
+        listed = "; ".join(f"{site}: {note}" for site, note in reasons.items()) or "no weight is selected"
+        raise NotApplicable(f"{name}: nothing to do. {listed}.")
+
+
+def row_of(name: str, site: Site, before: Form, after: Form, note: str = "", predicted: float | None = None) -> Row:
+    """The ledger's row of a site that the method ``name`` gave the form ``after``, or left alone for the reason ``note``."""
+    return Row(
+        method=name, site=site.name, bits_before=before.stored_bits(), bits_after=after.stored_bits(), predicted=predicted,
+        note=note,
+    )  # fmt: skip
+
+
+def rows_of(name: str, before: nn.Module, after: nn.Module, notes: Mapping[Site, str]) -> tuple[Row, ...]:
+    """The rows of several sites, whose weights keep their shapes, in a model before and after the method ``name``."""
+    return tuple(row_of(name, site, form_at(before, site), form_at(after, site), note) for site, note in notes.items())
 
 
 def follow(
-    about: About, accepts: frozenset[Role], leaves: frozenset[Role], roles: Mapping[Site, frozenset[Role]], job: Job,
-    unfit: Collection[Site] = (),
+    method: Method, roles: Mapping[Site, frozenset[Role]], sites: Iterable[Site], unfit: Collection[Site] = (),
 ) -> Mapping[Site, frozenset[Role]]:  # fmt: skip
-    """The roles after a method that puts ``leaves`` in the place of the leaves it accepts, at the selected sites.
+    """The roles after ``method`` has worked on ``sites``, without running it.
 
-    Those that are ``unfit`` for another reason stay as they are. Raises NotApplicable when there is no such site.
+    Those that are ``unfit`` for reasons of its own stay as they are. Raises NotApplicable when it can work on none.
     """
-    after, reasons = dict(roles), dict[str, None]()
-    for site in selected_sites(job):
-        if site.kind not in about.layers:
+    after, reasons, worked = dict(roles), dict[str, None](), False
+    for site in sites:
+        if site.kind not in method.ABOUT.layers:
             reasons[f"{site.name} is {site.kind}"] = None
         elif site in unfit:
             reasons[f"{site.name} is unfit"] = None
-        elif not roles[site] & accepts:
+        elif not roles[site] & method.accepts:
             reasons[f"{site.name} holds {role_words(roles[site])}"] = None
         else:
-            after[site] = (roles[site] - accepts) | leaves
-    if after == roles and len(reasons) == len(selected_sites(job)):
+            worked = True
+            if method.leaves != method.accepts:  # what is left as it was accepted keeps its role
+                after[site] = (roles[site] - method.accepts) | method.leaves
+    if not worked:
         raise NotApplicable(
-            f"{about.name}: it takes {role_words(accepts)} of {', '.join(about.layers)} layers, but at this "
-            f"point of the chain {'; '.join(list(reasons)[:5])}. Structure comes first, then sparsity, then precision."
+            f"{method.ABOUT.name}: it takes {role_words(method.accepts)} of {', '.join(method.ABOUT.layers)} layers, but at "
+            f"this point of the chain {'; '.join(list(reasons)[:5])}. Structure comes first, then sparsity, then precision."
         )
     return after
 
 
 def role_words(roles: Iterable[Role]) -> str:
+    """Roles as an error message lists them."""
     return " or ".join(sorted(roles))

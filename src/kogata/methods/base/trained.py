@@ -5,16 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Latent, Role
-from kogata.job import Job, Row, Site, Task, Where
+from kogata.job import Job, Site, Task, Where
 from kogata.methods.base.method import Method
-from kogata.methods.base.selection import follow
+from kogata.methods.base.selection import follow, notes_of, refuse_idle, rows_of
 from kogata.network import surgery
 from kogata.network.quantizers import LatentQuantizer, attach_quantizer
 from kogata.network.sites import form_at, leaves_of, selected_sites
@@ -36,8 +36,6 @@ class TrainedLeaf:
 class TrainingMethod(Method):
     """Trains leaves of weights into smaller forms. Concrete ones have the training's settings in a field ``recover``."""
 
-    ACCEPTS: ClassVar[frozenset[Role]]  # the leaves it trains
-    LEAVES: ClassVar[frozenset[Role]]  # the leaves it leaves in their place
     if TYPE_CHECKING:  # a field of each method: that module cannot be imported here, for its package imports this one
         recover: Recover
 
@@ -55,36 +53,28 @@ class TrainingMethod(Method):
     def begin(self, model: nn.Module, where: Where | None = None) -> TrainingWrapper:
         """A copy of ``model`` under this method, for a loop of one's own. Raises NotApplicable as ``apply`` does."""
         job = Job(model=model, reference=model, task=Task(calibration=()), where=() if where is None else (where,))
-        return self._begin(job, self._selection(job))
+        return self._begin(job, notes_of(self, job, self._unfit(job)))
 
     def apply(self, job: Job) -> Job:
         """Train under the wrapper and finish it; raises DataError without training data."""
-        chosen = self._selection(job)
-        wrapper = self._begin(job, chosen)
+        notes = notes_of(self, job, self._unfit(job))
+        wrapper = self._begin(job, notes)
         epochs = self.recover.train(wrapper, job, self.ABOUT.name)
         model = wrapper.finish()
-        rows = tuple(
-            Row(
-                method=self.ABOUT.name, site=site.name, bits_before=form_at(job.model, site).stored_bits(),
-                bits_after=form_at(model, site).stored_bits(), note=note,
-            )
-            for site, note in chosen
-        )  # fmt: skip
+        rows = rows_of(self.ABOUT.name, job.model, model, notes)
         return replace(job, model=model, epochs=epochs, ledger=(*job.ledger, *rows))
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles through this method; raises NotApplicable when no selected site has a leaf it accepts."""
-        return follow(self.ABOUT, self.ACCEPTS, self.LEAVES, roles, job, self._unfit(job))
+        return follow(self, roles, selected_sites(job), self._unfit(job))
 
-    def _begin(self, job: Job, chosen: Sequence[tuple[Site, str]]) -> TrainingWrapper:
-        if all(note for _, note in chosen):
-            reasons = "; ".join(f"{site.name}: {note}" for site, note in chosen)
-            raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")
+    def _begin(self, job: Job, notes: Mapping[Site, str]) -> TrainingWrapper:
+        refuse_idle(self.ABOUT.name, {site.name: note for site, note in notes.items()})
         model = surgery.clone(job.model, share=False)
         targets = [
             TrainedLeaf(site=part, path=path, leaf=leaf)
-            for site, note in chosen if not note
-            for path, leaf, part in leaves_of(form_at(model, site), site) if leaf.role in self.ACCEPTS
+            for site, note in notes.items() if not note
+            for path, leaf, part in leaves_of(form_at(model, site), site) if leaf.role in self.accepts
         ]  # fmt: skip
         try:
             return self.wrap(model, targets)
@@ -93,21 +83,6 @@ class TrainingMethod(Method):
 
     def _unfit(self, job: Job) -> Mapping[Site, str]:
         return self.unfit(job.model, [site for site in selected_sites(job) if site.kind in self.ABOUT.layers])
-
-    def _selection(self, job: Job) -> list[tuple[Site, str]]:
-        """Each selected site, with the reason why it is left alone, if it is."""
-        found: list[tuple[Site, str]] = []
-        unfit = self._unfit(job)
-        for site in selected_sites(job):
-            roles = {leaf.role for _, leaf in form_at(job.model, site).leaves()}
-            if site.kind not in self.ABOUT.layers:
-                note = f"it is for {', '.join(self.ABOUT.layers)} layers, this is {site.kind}"
-            elif not roles & self.ACCEPTS:
-                note = f"it takes {' or '.join(sorted(self.ACCEPTS))}, but the steps before left {' or '.join(sorted(roles))}"
-            else:
-                note = unfit.get(site, "")
-            found.append((site, note))
-        return found
 
 
 class LatentWrapper(TrainingWrapper):

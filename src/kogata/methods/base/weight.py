@@ -3,100 +3,114 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from kogata.calibration.gather import gather
-from kogata.calibration.probe import Probe
-from kogata.calibration.stats import Gathered, Stat, Stats
+from kogata.calibration.gather import gather, gradients_of
+from kogata.calibration.probe import Probe, most_changed
+from kogata.calibration.stats import Gathered, Gradients, Stats
 from kogata.errors import DataError, NotApplicable
 from kogata.forms import Dense, Form, Role
 from kogata.forms.base import squared_distance
 from kogata.job import Job, Row, Site
-from kogata.methods.base.method import About, Method
-from kogata.methods.base.selection import follow, role_words
+from kogata.methods.base.method import Method
+from kogata.methods.base.selection import follow, reason_against, refuse_idle, row_of
 from kogata.network import surgery
 from kogata.network.sites import form_at, leaves_of, selected_sites
+
+Encode = Callable[[Tensor, Site, Stats], Form]
 
 
 class WeightMethod(Method):
     """Replaces leaves of weights by smaller forms, one weight at a time."""
 
-    ABOUT: ClassVar[About]
-    NEEDS: ClassVar[frozenset[Stat]] = frozenset()  # statistics it reads, gathered in one pass
-    ACCEPTS: ClassVar[frozenset[Role]]  # the leaves it may replace
-    LEAVES: ClassVar[frozenset[Role]]  # the leaves it puts in their place
-
     @abstractmethod
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """A form close to ``weight`` (float32, of a leaf of ``site``). Raises NotApplicable with the reason it has none."""
 
+    def encoder(self, job: Job, sites: Sequence[Site], gradients: Mapping[str, Gradients]) -> Encode:
+        """What encodes the leaves of ``sites``, of which ``gradients`` are known by name: ``encode``, or what was planned."""
+        return self.encode
+
     def apply(self, job: Job) -> Job:
         """Encode every selected leaf that the method accepts and that becomes smaller by it."""
-        model = surgery.clone(job.model)
-        with closing(gather(job, selected_sites(job), self.NEEDS, model)) as gathered:
-            return self.encode_each(job, model, gathered)
-
-    @final
-    def encode_each(self, job: Job, model: nn.Module, gathered: Iterable[tuple[Site, Gathered]]) -> Job:
-        """The job with ``model``, a clone of its own, in which every site of ``gathered`` has been encoded in turn.
-
-        For methods that decide for all layers together: they gather first, and then encode on what they gathered.
-        """
-        probe = Probe(job)
-        rows = [self._replace(job, model, site, found, probe) for site, found in gathered]
-        if not any(row.note == "" for row in rows):
-            reasons = "; ".join(f"{row.site}: {row.note}" for row in rows)
-            raise NotApplicable(f"{self.ABOUT.name}: nothing to do. {reasons}.")
-        return replace(job, model=model, ledger=(*job.ledger, *rows))
-
-    def _replace(self, job: Job, model: nn.Module, site: Site, found: Gathered, probe: Probe) -> Row:
-        """Encode the leaves of one site in ``model``, and say what came of it."""
-        before, form = form_at(job.model, site), form_at(model, site)
-        note, done, errors = "", False, 0.0
-        norm = 0.0
-        for path, leaf, part in list(leaves_of(form, site)):
-            weight = leaf.values.detach().float().cpu()  # encoding is done once; the form goes to the leaf's device
-            norm += float(torch.linalg.vector_norm(weight)) ** 2
-            smaller, reason = self._encode(weight, leaf, part, found.of(before, path))
-            if smaller is None:
-                note = note or reason
-                continue
-            with torch.no_grad():
-                errors += squared_distance(smaller.dense(), weight)
-            surgery.replace(model, site, path, smaller)
-            done = True
-        bits = before.stored_bits()
-        if not done:
-            return Row(method=self.ABOUT.name, site=site.name, bits_before=bits, bits_after=bits, note=note)
-        after = form_at(model, site)
-        return Row(
-            method=self.ABOUT.name, site=site.name, bits_before=bits, bits_after=after.stored_bits(),
-            predicted=errors / norm if norm else 0.0, loss=probe.change(site, after),
-        )  # fmt: skip
-
-    def _encode(self, weight: Tensor, leaf: Dense, site: Site, stats: Stats) -> tuple[Form | None, str]:
-        """The smaller form for one leaf, or None and the reason."""
-        if site.kind not in self.ABOUT.layers:
-            return None, f"it is for {', '.join(self.ABOUT.layers)} layers, this is {site.kind}"
-        if leaf.role not in self.ACCEPTS:
-            return None, f"it takes {role_words(self.ACCEPTS)}, but the steps before left {leaf.role}"
-        try:
-            form = self.encode(weight, site, stats)
-        except NotApplicable as error:
-            return None, str(error)
-        if not all(torch.isfinite(part.values).all() for _, part in form.leaves()):
-            raise DataError(f"{self.ABOUT.name}: {site.name} of shape {site.shape} became NaN or infinite.")
-        form = form.to(leaf.values.dtype)
-        if form.stored_bits() >= leaf.stored_bits():
-            return None, f"it would not get smaller ({leaf.stored_bits() / 8:.0f} → {form.stored_bits() / 8:.0f} bytes)"
-        return form, ""
+        return encode_sites(job, [(self, selected_sites(job))])
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles through this method; raises NotApplicable when no selected site has a leaf it accepts."""
-        return follow(self.ABOUT, self.ACCEPTS, self.LEAVES, roles, job)
+        return follow(self, roles, selected_sites(job))
+
+
+def encode_sites(job: Job, plan: Sequence[tuple[WeightMethod, Sequence[Site]]]) -> Job:
+    """The job after each method of ``plan`` has encoded its sites, on the inputs that the layers before them leave.
+
+    One pass over the calibration data for all sites, each with the statistics that its own method needs. No site may belong to
+    two methods. Raises NotApplicable with all reasons when no site changes.
+    """
+    model = surgery.clone(job.model)
+    needs = {site: method.needs for method, sites in plan for site in sites}
+    gradients = gradients_of(job, needs)
+    encoders = [(method, method.encoder(job, sites, gradients), sites) for method, sites in plan]
+    by_site = {site: (method, encode) for method, encode, sites in encoders for site in sites}
+    rows, changes = list[Row](), dict[Site, float]()
+    with closing(gather(job, needs, model, gradients)) as gathered:
+        for site, found in gathered:
+            row, changes[site] = _encode_site(job, model, site, *by_site[site], found)
+            rows.append(row)
+    refuse_idle(" and ".join(dict.fromkeys(method.ABOUT.name for method, _ in plan)), rows)
+    losses = _losses(job, model, {site: change for site, change in changes.items() if change})
+    rows = [replace(row, loss=losses.get(row.site)) for row in rows]
+    return replace(job, model=model, ledger=(*job.ledger, *rows))
+
+
+def _encode_site(
+    job: Job, model: nn.Module, site: Site, method: WeightMethod, encode: Encode, found: Gathered
+) -> tuple[Row, float]:
+    """Encode the leaves of one site in ``model``: its row of the ledger, and the squared error of its weight."""
+    before, form = form_at(job.model, site), form_at(model, site)
+    note, done, errors, norm = "", False, 0.0, 0.0
+    for path, leaf, part in list(leaves_of(form, site)):
+        weight = leaf.values.detach().float().cpu()  # encoding is done once; the form goes to the leaf's device
+        norm += float(torch.linalg.vector_norm(weight)) ** 2
+        smaller, reason = _encode_leaf(method, encode, weight, leaf, part, found.of(before, path))
+        if smaller is None:
+            note = note or reason
+            continue
+        with torch.no_grad():
+            errors += squared_distance(smaller.dense(), weight)
+        surgery.replace(model, site, path, smaller)
+        done = True
+    if not done:
+        return row_of(method.ABOUT.name, site, before, before, note), 0.0
+    predicted = errors / norm if norm else 0.0
+    return row_of(method.ABOUT.name, site, before, form_at(model, site), predicted=predicted), errors
+
+
+def _encode_leaf(
+    method: WeightMethod, encode: Encode, weight: Tensor, leaf: Dense, site: Site, stats: Stats
+) -> tuple[Form | None, str]:
+    """The smaller form for one leaf, or None and the reason."""
+    if reason := reason_against(method, site, {leaf.role}):
+        return None, reason
+    try:
+        form = encode(weight, site, stats)
+    except NotApplicable as error:
+        return None, str(error)
+    if not all(torch.isfinite(part.values).all() for _, part in form.leaves()):
+        raise DataError(f"{method.ABOUT.name}: {site.name} of shape {site.shape} became NaN or infinite.")
+    form = form.to(leaf.values.dtype)
+    if form.stored_bits() >= leaf.stored_bits():
+        return None, f"it would not get smaller ({leaf.stored_bits() / 8:.0f} → {form.stored_bits() / 8:.0f} bytes)"
+    return form, ""
+
+
+def _losses(job: Job, model: nn.Module, changes: Mapping[Site, float]) -> dict[str, float]:
+    """What the largest changes of ``model`` do to the loss, each alone, by the name of the site."""
+    if not job.explain:
+        return {}
+    probe = Probe(job)
+    return {site.name: probe.change(site, form_at(model, site)) for site in most_changed(changes)}

@@ -43,10 +43,10 @@ class GlobalPooling(WeightMethod):
         summary="a dense head reads the mean of each feature map",
         paper="Lin et al. 2014, arXiv 1312.4400",
         layers=(Kind.LINEAR,),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX, Role.VALUES}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX, Role.VALUES})
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The nearest on the calibration data, where the layer's inputs can be seen; else the sum over the places."""

@@ -17,14 +17,15 @@ from typing import Annotated, final
 
 from torch import nn
 
-from kogata.calibration.probe import Probe
+from kogata.calibration.probe import Probe, most_changed
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Job, Row
 from kogata.methods.base.method import About, Method
+from kogata.methods.base.selection import refuse_idle
 from kogata.network import depth, surgery
 from kogata.network.batch import call, evaluating, tensors
-from kogata.network.sites import model_bits, selected_sites, sites_of
+from kogata.network.sites import form_at, selected_sites, sites_of
 from kogata.settings import Range
 
 
@@ -55,33 +56,30 @@ class Shallower(Method):
             raise UsageError(f"shallower: keep is {list(self.keep)}; expected places from 0 in ascending order.")
 
     def apply(self, job: Job) -> Job:
-        """Drop them, and measure what each alone does to the loss."""
+        """Drop them; if the job explains, measure what the largest of them do to the loss, each alone."""
         gone = [
             entry for path, layers in depth.lists(job.model) if fnmatchcase(path, self.lists)
             for stays in [self._stays(path, layers)] for entry in _entries(path, layers) if entry.place not in stays
         ]  # fmt: skip
-        held = _unselected(job)
-        dropped = [entry for entry in gone if entry.name not in held]
-        if not dropped:
-            raise NotApplicable(
-                f"shallower: nothing to do. No list whose path matches {self.lists!r} holds layers in a row that are alike, "
-                f"selected, and more than {self.keep}."
-            )
+        held = _unselected(job) if gone else set[str]()
+        notes = {entry: "not all of its weights are selected" if entry.name in held else "" for entry in gone}
+        unlisted = {self.lists: f"no list of this path holds more than {self.keep} layers in a row that are alike"}
+        refuse_idle(self.ABOUT.name, {entry.name: note for entry, note in notes.items()} or unlisted)
+        dropped = [entry for entry, note in notes.items() if not note]
         probe = Probe(job)
-        model, bits = _without(job, dropped), model_bits(job.model)
+        model = _without(job, dropped)
         if reason := _failure(model, probe):
             names = ", ".join(entry.name for entry in dropped)
             raise NotApplicable(f"shallower: without {names} the model {reason}. Choose layers with like inputs and outputs.")
-        rows: list[Row] = []
-        for entry in dropped:
-            single = _without(job, [entry])
-            loss = None if _failure(single, probe) else probe.loss(single) - probe.base
-            before = bits - model_bits(single)
-            rows.append(Row(method="shallower", site=entry.name, bits_before=before, bits_after=0.0, loss=loss))
-        note = "not all of its weights are selected"
-        rows += [
-            Row(method="shallower", site=entry.name, bits_before=0.0, bits_after=0.0, note=note)
-            for entry in gone if entry.name in held
+        bits = _bits_within(job.model)
+        sizes = {entry: bits.get(entry.name, 0.0) for entry in dropped}
+        losses = {entry: _loss(job, entry, probe) for entry in most_changed(sizes)} if job.explain else {}
+        rows = [
+            Row(
+                method=self.ABOUT.name, site=entry.name, bits_before=sizes.get(entry, 0.0), bits_after=0.0, note=note,
+                loss=losses.get(entry),
+            )
+            for entry, note in notes.items()
         ]  # fmt: skip
         return replace(job, model=model, ledger=(*job.ledger, *rows))
 
@@ -131,6 +129,23 @@ def _unselected(job: Job) -> set[str]:
                 parts = name.split(".")
                 found |= {".".join(parts[:end]) for end in range(1, len(parts))}
     return found
+
+
+def _bits_within(model: nn.Module) -> dict[str, float]:
+    """The estimated bits of the weights that lie wholly within each module, by its path; tied weights may lie in several."""
+    found: dict[str, float] = {}
+    for site in sites_of(model):
+        bits = form_at(model, site).stored_bits()
+        around = [[name[:end] for end, sign in enumerate(name) if sign == "."] for name in (site.name, *site.aliases)]
+        for path in set(around[0]).intersection(*around[1:]):
+            found[path] = found.get(path, 0.0) + bits
+    return found
+
+
+def _loss(job: Job, entry: _Entry, probe: Probe) -> float | None:
+    """What dropping this entry alone does to the loss; None where the model cannot do without it alone."""
+    single = _without(job, [entry])
+    return None if _failure(single, probe) else probe.loss(single) - probe.base
 
 
 def _without(job: Job, dropped: Sequence[_Entry]) -> nn.Module:

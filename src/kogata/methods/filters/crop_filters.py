@@ -47,10 +47,10 @@ class CropFilters(WeightMethod):
         summary="filters are crops of larger ones",
         paper="Zhai et al. 2016, arXiv 1610.09716",
         layers=(Kind.CONV,),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

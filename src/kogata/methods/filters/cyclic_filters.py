@@ -44,10 +44,10 @@ class CyclicFilters(WeightMethod):
         summary="four filters are one, turned by quarters",
         paper="Dieleman et al. 2016, arXiv 1602.02660",
         layers=(Kind.CONV,),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -44,10 +44,10 @@ class DepthwiseSeparable(WeightMethod):
         summary="a few filters on each input channel, then a 1×1 layer",
         paper="Howard et al. 2017, arXiv 1704.04861",
         layers=(Kind.CONV,),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

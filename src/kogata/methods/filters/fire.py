@@ -53,10 +53,10 @@ class Fire(WeightMethod):
         summary="a 1×1 layer to fewer channels, then 1×1 and 3×3 filters side by side",
         paper="Iandola et al. 2016, arXiv 1602.07360",
         layers=(Kind.CONV,),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

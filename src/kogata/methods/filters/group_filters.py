@@ -47,10 +47,10 @@ class GroupFilters(WeightMethod):
         summary="filters are shared over turns and mirror images",
         paper="Cohen and Welling 2016, arXiv 1602.07576",
         layers=(Kind.CONV,),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

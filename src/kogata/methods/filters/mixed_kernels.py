@@ -38,10 +38,10 @@ class MixedKernels(WeightMethod):
         summary="a part of the filters keep their kernel, the others become 1×1",
         paper="Cheng et al. 2017, arXiv 1710.09282, section IV",
         layers=(Kind.CONV,),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -44,10 +44,10 @@ class MultiBiasFilters(WeightMethod):
         summary="several filters become one with several biases",
         paper="Li et al. 2016, arXiv 1604.00676",
         layers=(Kind.CONV,),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -55,9 +55,9 @@ class CP(WeightMethod):
         summary="a convolution becomes 1×1, one filter along each axis, and 1×1",
         paper="Lebedev et al. 2015, arXiv 1412.6553",
         layers=(Kind.CONV,),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

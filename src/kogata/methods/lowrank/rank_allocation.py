@@ -9,7 +9,7 @@ with H the second moment of the gradients of the outputs. ``kogata.methods.base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from kogata.calibration.batches import first_batch
 from kogata.calibration.costs import macs
-from kogata.calibration.gather import gather
 from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form
@@ -26,17 +25,20 @@ from kogata.job import Job, Site
 from kogata.methods.base.allocation import Option, allocated, hull
 from kogata.methods.base.guards import Fraction
 from kogata.methods.base.method import About
-from kogata.methods.base.weight import WeightMethod
+from kogata.methods.base.planned import PlannedLeaf, PlannedMethod
 from kogata.methods.kernels.whitening import spectrum
-from kogata.methods.lowrank.whitened_svd import WhitenedSVD, encoded_in_turn
-from kogata.network.sites import form_at, leaves_of, selected_sites
+from kogata.methods.lowrank.whitened_svd import WhitenedSVD
 
-Leaf = tuple[str, tuple[int, ...]]  # a site's name, and the shape of a leaf of it
+Leaf = tuple[str, tuple[int, ...]]
+"""A site's name, and the shape of one of its leaves."""
+
+Ranks = Mapping[Leaf, int | None]
+"""The rank of each leaf that can be factored; None where it stays dense."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RankAllocation(WeightMethod):
+class RankAllocation(PlannedMethod[Ranks]):
     """Whitened SVD of all selected layers, whose ranks share one budget.
 
     ``fraction``, in (0, 1), of the ``cost`` of all layers that it can work on is kept: of their parameters, and so of their
@@ -53,72 +55,49 @@ class RankAllocation(WeightMethod):
         summary="whitened SVD with ranks that share one budget over all layers",
         paper="Fox 1966; Wang et al. 2025, arXiv 2403.12403",
         layers=WhitenedSVD.ABOUT.layers,
+        accepts=WhitenedSVD.ABOUT.accepts,
+        leaves=WhitenedSVD.ABOUT.leaves,
+        needs=frozenset({Stat.GRAM, Stat.GRADIENT}),
     )
-    NEEDS = frozenset({Stat.GRAM, Stat.GRADIENT})
-    ACCEPTS = WhitenedSVD.ACCEPTS
-    LEAVES = WhitenedSVD.LEAVES
 
-    def apply(self, job: Job) -> Job:
-        """Look at all layers, share the budget out, and factor each on what the layers before it have become."""
-        return _AtRanks(ranks=self._ranks(job), correct=self.correct).apply(job)
+    @property
+    def needs(self) -> frozenset[Stat]:
+        """Grams and gradients to share the budget out, and what WhitenedSVD needs to encode."""
+        return self.ABOUT.needs | {Stat.CROSS} if self.correct else self.ABOUT.needs
 
-    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The layer as if it were the only one."""
-        matrix = weight.flatten(1).shape
-        found = options(matrix, losses(weight, site, stats), 1.0)
-        (option,) = allocated([found], self.fraction * matrix.numel())
-        ranks = {(site.name, tuple(weight.shape)): option.choice}
-        return _AtRanks(ranks=ranks, correct=self.correct).encode(weight, site, stats)
-
-    def _ranks(self, job: Job) -> Mapping[Leaf, int | None]:
+    def decide(self, job: Job, leaves: Iterator[PlannedLeaf]) -> Ranks:
         """The rank of each leaf that can be factored, None where it stays as it is."""
-        sites = selected_sites(job)
         found, whole = dict[Leaf, list[Option[int | None]]](), 0.0
         uses = macs(job.model, first_batch(job.model, job.task)[0]) if self.cost == "macs" else {}
-        for site, gathered in gather(job, sites, self.NEEDS, job.model):
-            root = form_at(job.model, site)
-            for path, leaf, part in leaves_of(root, site):
-                weight = leaf.values.detach().float().cpu()
-                price = 1.0 if self.cost == "parameters" else uses.get(site.name, 0) / torch.Size(site.shape).numel()
-                if not (price and site.kind in self.ABOUT.layers and leaf.role in self.ACCEPTS):
-                    continue
-                try:
-                    lost = losses(weight, part, gathered.of(root, path))
-                except NotApplicable:
-                    continue  # the report will say so
-                found[site.name, tuple(weight.shape)] = options(weight.flatten(1).shape, lost, price)
-                whole += price * weight.numel()
+        for leaf in leaves:
+            price = 1.0 if self.cost == "parameters" else uses.get(leaf.site.name, 0) / torch.Size(leaf.site.shape).numel()
+            if not price:
+                continue
+            try:
+                lost = losses(leaf.weight, leaf.part, leaf.stats)
+            except NotApplicable:
+                continue  # encoding will say so
+            found[leaf.site.name, tuple(leaf.weight.shape)] = options(leaf.weight.flatten(1).shape, lost, price)
+            whole += price * leaf.weight.numel()
         try:
             chosen = allocated(list(found.values()), self.fraction * whole)
         except NotApplicable as error:
             raise NotApplicable(f"rank-allocation: rank 1 everywhere is too much, {error}; give a larger fraction.") from error
         return {leaf: option.choice for leaf, option in zip(found, chosen, strict=True)}
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _AtRanks(WeightMethod):
-    """Whitened SVD with a rank for each leaf."""
-
-    ranks: Mapping[Leaf, int | None]
-    correct: bool
-
-    ABOUT = RankAllocation.ABOUT
-    NEEDS = WhitenedSVD.NEEDS
-    ACCEPTS = RankAllocation.ACCEPTS
-    LEAVES = RankAllocation.LEAVES
-
-    def apply(self, job: Job) -> Job:
-        """Encode every layer, on what the layers before it have become."""
-        return encoded_in_turn(self, job, correct=self.correct)
-
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The layer as if it were the only one."""
+        matrix = weight.flatten(1).shape
+        (option,) = allocated([options(matrix, losses(weight, site, stats), 1.0)], self.fraction * matrix.numel())
+        return self.encode_planned({(site.name, tuple(weight.shape)): option.choice}, weight, site, stats)
+
+    def encode_planned(self, plan: Ranks, weight: Tensor, site: Site, stats: Stats) -> Form:
         """Two factors of the allotted rank."""
         leaf = (site.name, tuple(weight.shape))
-        if leaf not in self.ranks:
+        if leaf not in plan:
             spectrum(weight, site, stats)  # which says why it was left out, unless it was for this:
             raise NotApplicable("the gradients of its outputs, or its multiply-accumulates, could not be seen")
-        rank = self.ranks[leaf]
+        rank = plan[leaf]
         if rank is None:
             raise NotApplicable("the budget has more to gain by leaving it as it is")
         return WhitenedSVD(rank=rank, correct=self.correct).encode(weight, site, stats)

@@ -41,9 +41,9 @@ class Separable(WeightMethod):
         summary="a convolution becomes one down the image and one across it",
         paper="Tai et al. 2016, arXiv 1511.06067; Jaderberg et al. 2014, arXiv 1405.3866",
         layers=(Kind.CONV,),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

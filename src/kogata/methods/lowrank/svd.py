@@ -34,9 +34,9 @@ class SVD(WeightMethod):
         family="low rank",
         summary="a matrix becomes the product of two thinner ones",
         paper="Sainath et al. 2013; Denton et al. 2014, arXiv 1404.0736",
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

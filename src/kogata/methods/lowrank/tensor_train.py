@@ -51,9 +51,9 @@ class TensorTrain(WeightMethod):
         summary="a matrix becomes a chain of small cores",
         paper="Novikov et al. 2015, arXiv 1509.06569",
         layers=(Kind.LINEAR, Kind.EMBEDDING),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -46,9 +46,9 @@ class Tucker2(WeightMethod):
         summary="a convolution between fewer channels, with a mixing of channels before and after it",
         paper="Kim et al. 2016, arXiv 1511.06530",
         layers=(Kind.CONV,),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -14,25 +14,21 @@ then takes the place of W: the best of rank r for Y Wᵀ are the leading singula
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Self, final
 
 from torch import Tensor
 
-from kogata.calibration.gather import gather
 from kogata.calibration.stats import Stat, Stats
 from kogata.forms import Form, Product, Role
 from kogata.forms.product import PAIR
-from kogata.job import Job, Kind, Site
+from kogata.job import Kind, Site
 from kogata.methods.base.guards import Rank
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import sizes, svd
 from kogata.methods.kernels.whitening import corrected, spectrum
 from kogata.methods.lowrank.svd import pair_rank
-from kogata.network import surgery
-from kogata.network.sites import selected_sites
 
 
 @final
@@ -53,10 +49,10 @@ class WhitenedSVD(WeightMethod):
         summary="two thinner matrices that keep a layer's outputs on the calibration data",
         paper="Chen et al. 2021 (DRONE); Wang et al. 2025, arXiv 2403.12403",
         layers=(Kind.LINEAR, Kind.CONV, Kind.OTHER),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
@@ -64,9 +60,10 @@ class WhitenedSVD(WeightMethod):
         rank = sizes.pair_rank(shape, fraction)
         return cls(rank=rank) if rank else None
 
-    def apply(self, job: Job) -> Job:
-        """Encode every selected layer, on what the layers before it have become."""
-        return encoded_in_turn(self, job, correct=self.correct)
+    @property
+    def needs(self) -> frozenset[Stat]:
+        """The grams of the inputs, and to correct also their products with those of the net before."""
+        return self.ABOUT.needs | {Stat.CROSS} if self.correct else self.ABOUT.needs
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The best product of the given rank; refused where it would hold as many numbers as the weight."""
@@ -76,11 +73,3 @@ class WhitenedSVD(WeightMethod):
         left_OR = basis_OO[:, :rank]
         pair = svd.balanced(left_OR, left_OR.T @ aim.flatten(1).double())
         return Product.of(PAIR, [factor.to(weight.dtype) for factor in pair], weight.shape)
-
-
-def encoded_in_turn(method: WeightMethod, job: Job, *, correct: bool) -> Job:
-    """The job after a method that looks at the inputs of each layer, and with ``correct`` at those of the net before."""
-    model = surgery.clone(job.model)
-    needs = frozenset({Stat.GRAM, Stat.CROSS}) if correct else frozenset({Stat.GRAM})
-    with closing(gather(job, selected_sites(job), needs, model)) as gathered:
-        return method.encode_each(job, model, gathered)

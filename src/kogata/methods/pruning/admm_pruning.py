@@ -51,9 +51,9 @@ class ADMMPruning(TrainingMethod):
         summary="training is drawn towards the nearest sparse weights until it meets them",
         paper="Zhang et al. 2018, arXiv 1804.03294",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.VALUES}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.VALUES})
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target beside its sparse twin."""

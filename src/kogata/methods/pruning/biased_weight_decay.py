@@ -7,7 +7,7 @@ It prunes nothing itself: the weights stay dense, and a later step finds more of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, final
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from kogata.forms import Role
-from kogata.job import Job, Site
 from kogata.methods.base.method import About
 from kogata.methods.base.trained import TrainedLeaf, TrainingMethod
 from kogata.methods.recover import Recover
@@ -37,14 +36,9 @@ class BiasedWeightDecay(TrainingMethod):
         summary="a penalty that pulls small weights to zero, before another step prunes",
         paper="Hanson and Pratt 1988",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.MATRIX, Role.VALUES}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = ACCEPTS
-
-    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
-        """Nothing changes what it is."""
-        super().check(roles, job)
-        return roles
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """The model itself, with the penalty on its targets."""

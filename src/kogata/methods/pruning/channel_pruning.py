@@ -138,7 +138,7 @@ def _grams(job: Job, cuts: Sequence[Cut]) -> dict[str, Tensor]:
     """XᵀX / rows of each layer that loses columns, where its inputs can be seen."""
     wanted = _columns(cuts)
     sites = [site for site in sites_of(job.model) if site.name in wanted]
-    with closing(gather(job, sites, frozenset({Stat.GRAM}), job.model)) as gathered:
+    with closing(gather(job, dict.fromkeys(sites, frozenset({Stat.GRAM})), job.model)) as gathered:
         return {site.name: stats.gram_GII[0] for site, stats in gathered if stats.gram_GII is not None}
 
 

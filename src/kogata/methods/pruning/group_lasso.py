@@ -54,9 +54,9 @@ class GroupLasso(TrainingMethod):
         summary="train whole filters, channels, positions or layers to zero, and drop them",
         paper="Wen et al. 2016, arXiv 1608.03665; Lebedev and Lempitsky 2016, arXiv 1506.02515",
         training=True,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX, Role.VALUES}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX, Role.VALUES})
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """The model itself, with the proximal step on its targets."""

@@ -10,6 +10,7 @@ Over several layers weights compete by |w|, or by the layer-adaptive score of Le
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Self, final
 
@@ -17,21 +18,19 @@ import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
-from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
 from kogata.methods.base.guards import Count, Sparsity
 from kogata.methods.base.method import About, Method
-from kogata.methods.base.weight import WeightMethod
+from kogata.methods.base.planned import PlannedLeaf, PlannedMethod
 from kogata.methods.kernels import sizes
 from kogata.methods.pruning import masks
 from kogata.methods.recover import Recover
-from kogata.network.sites import form_at, leaves_of, selected_sites
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class MagnitudePruning(WeightMethod):
+class MagnitudePruning(PlannedMethod[float | None]):
     """Keep the largest weights; the others become zero and stay so.
 
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
@@ -50,9 +49,9 @@ class MagnitudePruning(WeightMethod):
         family="pruning",
         summary="drop the smallest weights, retrain, repeat",
         paper="Han et al. 2015, arXiv 1506.02626",
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.VALUES}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.VALUES})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
@@ -71,55 +70,32 @@ class MagnitudePruning(WeightMethod):
 
     def apply(self, job: Job) -> Job:
         """All rounds; see :meth:`steps`."""
-        if self.rounds > 1:
-            for step in self.steps():
-                job = step.apply(job)
-            return job
-        return super().apply(job) if self.scope == "layer" else self._threshold(job).apply(job)
+        if self.rounds == 1:
+            return super().apply(job)
+        for step in self.steps():
+            job = step.apply(job)
+        return job
+
+    def decide(self, job: Job, leaves: Iterator[PlannedLeaf]) -> float | None:
+        """The one score from which on all layers keep their weights; None where each layer meets the sparsity."""
+        if self.scope == "layer":
+            return None
+        return masks.common_threshold("magnitude", leaves, lambda leaf: self._score(leaf.weight), self.sparsity)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask; of equal magnitudes the first in memory are kept."""
         return masks.highest(weight, weight.abs(), round((1 - self.sparsity) * torch.Size(site.shape).numel()))
 
-    def _threshold(self, job: Job) -> Method:
-        """The one threshold that all selected layers together meet the sparsity with."""
-        adaptive = self.scope == "lamp"
-        scores, total = list[Tensor](), 0
-        for site in selected_sites(job):
-            for _, leaf, part in leaves_of(form_at(job.model, site), site):
-                if leaf.role in self.ACCEPTS:
-                    scores.append(_score(leaf.values.detach().float(), adaptive))
-                    total += torch.Size(part.shape).numel()
-        try:
-            threshold = masks.common_threshold(scores, round((1 - self.sparsity) * total))
-        except NotApplicable as error:
-            raise NotApplicable(f"magnitude: {error}.") from error
-        return _Above(threshold=threshold, adaptive=adaptive)
+    def encode_planned(self, plan: float | None, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The weights whose score reaches the threshold, and of each layer at least the largest."""
+        return self.encode(weight, site, stats) if plan is None else masks.above(weight, self._score(weight), plan)
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Above(WeightMethod):
-    """Keep the weights whose score reaches the threshold, and of each layer at least the largest."""
-
-    threshold: float
-    adaptive: bool
-
-    ABOUT = MagnitudePruning.ABOUT
-    ACCEPTS = MagnitudePruning.ACCEPTS
-    LEAVES = MagnitudePruning.LEAVES
-
-    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The kept weights under a mask."""
-        return masks.above(weight, _score(weight, self.adaptive), self.threshold)
-
-
-def _score(weight: Tensor, adaptive: bool) -> Tensor:
-    """|w|, or the layer-adaptive score: higher is kept."""
-    if not adaptive:
-        return weight.abs()
-    square = weight.double().square().flatten()
-    order = square.argsort(descending=True, stable=True)
-    score = torch.empty_like(square)
-    score[order] = square[order] / square[order].cumsum(0)
-    return score.reshape(weight.shape)
+    def _score(self, weight: Tensor) -> Tensor:
+        """|w|, or the layer-adaptive score: higher is kept."""
+        if self.scope != "lamp":
+            return weight.abs()
+        square = weight.double().square().flatten()
+        order = square.argsort(descending=True, stable=True)
+        score = torch.empty_like(square)
+        score[order] = square[order] / square[order].cumsum(0)
+        return score.reshape(weight.shape)

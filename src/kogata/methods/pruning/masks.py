@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Masked
+from kogata.methods.base.planned import PlannedLeaf
 from kogata.methods.base.trained import TrainedLeaf
 from kogata.methods.kernels.obs import largest
 
@@ -31,14 +32,22 @@ def highest(weight: Tensor, score: Tensor, keep: int) -> Masked:
     return Masked.of(weight, largest(score, keep))
 
 
-def common_threshold(scores: Sequence[Tensor], keep: int) -> float:
-    """The score from which on entries are kept, so that all layers together keep ``keep``.
+def common_threshold(
+    name: str, leaves: Iterable[PlannedLeaf], score: Callable[[PlannedLeaf], Tensor], sparsity: float
+) -> float:
+    """The score from which on entries are kept, so that all leaves together have this part of zeros.
 
-    Raises NotApplicable where that is all or none of them.
+    Earlier pruning counts towards ``sparsity``. Raises NotApplicable, with the ``name`` of the method, where all entries or
+    none of them would be kept.
     """
-    ranked = torch.cat([score.flatten() for score in scores]).sort(descending=True).values if scores else torch.empty(0)
+    scores, total = list[Tensor](), 0
+    for leaf in leaves:
+        scores.append(score(leaf).flatten())
+        total += torch.Size(leaf.part.shape).numel()
+    ranked = torch.cat(scores).sort(descending=True).values if scores else torch.empty(0)
+    keep = round((1 - sparsity) * total)
     if not 0 < keep < len(ranked):
-        raise NotApplicable(f"keeping {keep} of {len(ranked)} weights changes nothing or leaves nothing")
+        raise NotApplicable(f"{name}: keeping {keep} of {len(ranked)} weights changes nothing or leaves nothing.")
     return float(ranked[keep - 1])
 
 

@@ -52,9 +52,9 @@ class MovementPruning(TrainingMethod):
         summary="drop the weights that training moves towards zero",
         paper="Sanh et al. 2020, arXiv 2005.07683",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.VALUES}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.VALUES})
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's leaf under a mask that its scores choose."""

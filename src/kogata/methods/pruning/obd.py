@@ -7,29 +7,26 @@ h_kk is the mean squared gradient of single samples, which for a log-likelihood 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from kogata.calibration.gather import gather
-from kogata.calibration.stats import Gathered, Stat, Stats
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
 from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
-from kogata.methods.base.weight import WeightMethod
+from kogata.methods.base.planned import PlannedLeaf, PlannedMethod
 from kogata.methods.pruning import masks
-from kogata.network import surgery
-from kogata.network.sites import form_at, leaves_of, selected_sites
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class OBD(WeightMethod):
+class OBD(PlannedMethod[float | None]):
     """Keep the weights that the loss would miss most.
 
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
@@ -44,54 +41,25 @@ class OBD(WeightMethod):
         family="pruning",
         summary="drop the weights of least saliency ½ h w², h the Fisher diagonal of the loss",
         paper="LeCun, Denker and Solla 1989",
+        needs=frozenset({Stat.FISHER}),
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.VALUES}),
     )
-    NEEDS = frozenset({Stat.FISHER})
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.VALUES})
 
-    def apply(self, job: Job) -> Job:
-        """Each layer by itself, or all under one threshold."""
+    def decide(self, job: Job, leaves: Iterator[PlannedLeaf]) -> float | None:
+        """The one saliency from which on all layers keep their weights; None where each layer meets the sparsity."""
         if self.scope == "layer":
-            return super().apply(job)
-        gathered = list(gather(job, selected_sites(job), self.NEEDS, job.model))
-        return self._threshold(job, gathered).encode_each(job, surgery.clone(job.model), gathered)
+            return None
+        return masks.common_threshold("obd", leaves, lambda leaf: saliency(leaf.weight, leaf.stats), self.sparsity)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask, as they were."""
         keep = round((1 - self.sparsity) * torch.Size(site.shape).numel())
         return masks.highest(weight, saliency(weight, stats), keep)
 
-    def _threshold(self, job: Job, gathered: Iterable[tuple[Site, Gathered]]) -> WeightMethod:
-        """The one saliency from which on weights are kept, so that the selected layers together meet the sparsity."""
-        scores, total = list[Tensor](), 0
-        for site, found in gathered:
-            form = form_at(job.model, site)
-            for path, leaf, part in leaves_of(form, site):
-                if leaf.role in self.ACCEPTS:
-                    scores.append(saliency(leaf.values.detach().float().cpu(), found.of(form, path)))
-                    total += torch.Size(part.shape).numel()
-        try:
-            threshold = masks.common_threshold(scores, round((1 - self.sparsity) * total))
-        except NotApplicable as error:
-            raise NotApplicable(f"obd: {error}.") from error
-        return _Above(threshold=threshold)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Above(WeightMethod):
-    """Keep the weights whose saliency reaches the threshold, and of each layer at least the most salient."""
-
-    threshold: float
-
-    ABOUT = OBD.ABOUT
-    NEEDS = OBD.NEEDS
-    ACCEPTS = OBD.ACCEPTS
-    LEAVES = OBD.LEAVES
-
-    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The kept weights under a mask, as they were."""
-        return masks.above(weight, saliency(weight, stats), self.threshold)
+    def encode_planned(self, plan: float | None, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """The weights whose saliency reaches the threshold, as they were, and of each layer at least the most salient."""
+        return self.encode(weight, site, stats) if plan is None else masks.above(weight, saliency(weight, stats), plan)
 
 
 def saliency(weight: Tensor, stats: Stats) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Masked, Role
-from kogata.job import Job, Kind, Site
+from kogata.job import Kind, Site
 from kogata.methods.base.guards import Damping, Sparsity
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
@@ -53,10 +53,10 @@ class OBS(WeightMethod):
         summary="drop the weights that the others can best make up for",
         paper="Hassibi and Stork 1992; Dong et al. 2017, arXiv 1705.07565",
         layers=(Kind.LINEAR, Kind.CONV, Kind.OTHER),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.VALUES}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.VALUES})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
@@ -64,38 +64,21 @@ class OBS(WeightMethod):
         sparsity = sizes.sparsity(shape, fraction)
         return None if sparsity is None else cls(sparsity=sparsity)
 
-    def apply(self, job: Job) -> Job:
-        """Gradients are gathered only where they are needed."""
-        if self.hessian == "layer":
-            return super().apply(job)
-        return _Kronecker(sparsity=self.sparsity, damping=self.damping).apply(job)
+    @property
+    def needs(self) -> frozenset[Stat]:
+        """The grams of the inputs, and for a Hessian of the loss gradients."""
+        return self.ABOUT.needs if self.hessian == "layer" else self.ABOUT.needs | {Stat.GRADIENT}
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask, compensated."""
-        return pruned(layer_of(weight, site, stats, self.damping), weight.shape, self.sparsity)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Kronecker(WeightMethod):
-    """With the Hessian A ⊗ G."""
-
-    sparsity: float
-    damping: float
-
-    ABOUT = OBS.ABOUT
-    NEEDS = frozenset({Stat.GRAM, Stat.GRADIENT})
-    ACCEPTS = OBS.ACCEPTS
-    LEAVES = OBS.LEAVES
-
-    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The kept weights under a mask, compensated."""
-        layer = layer_of(weight, site, stats, self.damping)
-        if stats.gradient_OO is None:
-            raise NotApplicable("the gradients of its outputs could not be seen")
-        if len(layer.gram_GII) > 1:
-            raise NotApplicable("the Hessian of a grouped convolution is no Kronecker product")
-        return pruned(layer, weight.shape, self.sparsity, obq.damped(stats.gradient_OO, self.damping))
+        layer, outer_OO = layer_of(weight, site, stats, self.damping), None
+        if self.hessian == "kronecker":
+            if stats.gradient_OO is None:
+                raise NotApplicable("the gradients of its outputs could not be seen")
+            if len(layer.gram_GII) > 1:
+                raise NotApplicable("the Hessian of a grouped convolution is no Kronecker product")
+            outer_OO = obq.damped(stats.gradient_OO, self.damping)
+        return pruned(layer, weight.shape, self.sparsity, outer_OO)
 
 
 def pruned(layer: RoundedLayer, shape: torch.Size, sparsity: float, outer_OO: Tensor | None = None) -> Masked:

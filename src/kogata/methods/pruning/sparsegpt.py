@@ -9,7 +9,6 @@ for the whole layer at once, in the paper's metric w² / [H⁻¹]_cc, and the ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Self, final
 
@@ -19,10 +18,9 @@ from torch import Tensor
 from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Masked, Role
-from kogata.job import Job, Site
+from kogata.job import Site
 from kogata.methods.base.guards import Damping, Group, Sparsity
 from kogata.methods.base.method import About
-from kogata.methods.base.selection import follow
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import obs, sizes
 from kogata.methods.kernels.compensated import layer_of, rounded
@@ -52,10 +50,10 @@ class SparseGPT(WeightMethod):
         family="pruning",
         summary="one-shot pruning, unstructured or N of M, that makes up for its errors",
         paper="Frantar and Alistarh 2023, arXiv 2301.00774; Boža 2024, arXiv 2401.02938",
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.VALUES}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.VALUES})  # with bits, scales: see check
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
@@ -72,10 +70,10 @@ class SparseGPT(WeightMethod):
         if self.group is not None and self.bits is None:
             raise UsageError(f"sparsegpt: group is {self.group} but bits is null; give bits too, or leave out the group.")
 
-    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
-        """Kept values, or with bits only scales, are what a next method finds."""
-        leaves = self.LEAVES if self.bits is None else frozenset({Role.SCALE})
-        return follow(self.ABOUT, self.ACCEPTS, leaves, roles, job)
+    @property
+    def leaves(self) -> frozenset[Role]:
+        """Kept values, or with bits only scales."""
+        return self.ABOUT.leaves if self.bits is None else frozenset({Role.SCALE})
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask, or codes."""

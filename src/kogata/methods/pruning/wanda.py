@@ -39,10 +39,10 @@ class Wanda(WeightMethod):
         summary="one-shot pruning by weight times the norm of its input",
         paper="Sun et al. 2024, arXiv 2306.11695",
         layers=(Kind.LINEAR, Kind.CONV),
+        needs=frozenset({Stat.SQUARE}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.VALUES}),
     )
-    NEEDS = frozenset({Stat.SQUARE})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.VALUES})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

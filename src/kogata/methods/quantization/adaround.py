@@ -54,10 +54,10 @@ class AdaRound(WeightMethod):
         summary="n-bit codes, rounded up or down to keep a layer's outputs",
         paper="Nagel et al. 2020, arXiv 2004.10568",
         layers=(Kind.LINEAR, Kind.CONV),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.SCALE}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.SCALE})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -40,9 +40,9 @@ class BinaryConnect(TrainingMethod):
         summary="train the signs of weights, with one scale for each layer",
         paper="Courbariaux et al. 2015, arXiv 1511.00363",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.SCALE})
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values become the real weights behind signs."""

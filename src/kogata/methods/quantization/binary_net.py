@@ -43,9 +43,9 @@ class BinaryNet(TrainingMethod):
         paper="Courbariaux et al. 2016, arXiv 1602.02830",
         layers=(Kind.LINEAR, Kind.CONV),
         training=True,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.SCALE})
 
     def unfit(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[Site, str]:
         """The sites before which there is no activation module."""

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from kogata.calibration.batches import calibration_batches
 from kogata.calibration.sequential import in_turn
-from kogata.errors import NotApplicable, UsageError
+from kogata.errors import UsageError
 from kogata.forms import Role
-from kogata.job import Job, Kind, Row, Site, Task
+from kogata.job import Job, Kind, Site, Task
 from kogata.methods.base.guards import Bits, Count
 from kogata.methods.base.method import About, Method
-from kogata.methods.base.selection import follow
+from kogata.methods.base.selection import follow, notes_of, refuse_idle, rows_of
 from kogata.methods.base.trained import PreciseWrapper, TrainedLeaf
 from kogata.methods.quantization.adaround import Rounding
 from kogata.network import surgery
@@ -60,39 +60,39 @@ class BRECQ(Method):
         paper="Li et al. 2021, arXiv 2102.05426",
         layers=(Kind.LINEAR, Kind.CONV),
         data=True,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.SCALE}),
     )
 
     def apply(self, job: Job) -> Job:
         """Round one block after the other; raises UsageError when no module matches, or one match lies within another."""
         model = surgery.clone(job.model, share=False)
         names = self._blocks(model)
-        notes = {site: self._note(model, site, names) for site in selected_sites(job)}
-        if all(notes.values()):
-            raise NotApplicable("brecq: nothing to do. " + "; ".join(f"{site.name}: {notes[site]}" for site in notes) + ".")
-        seen = {name: list[Any]() for name in names}
-        layers = [(name, model.get_submodule(name), partial(_catch, seen[name])) for name in names]
-        with evaluating(model):
-            forwards = [partial(call, model, inputs) for inputs, _ in calibration_batches(model, job.task)]
+        notes = notes_of(self, job, _unfit(selected_sites(job), names))
+        refuse_idle(self.ABOUT.name, {site.name: note for site, note in notes.items()})
+        sides = (job.model, {name: list[Any]() for name in names}), (model, {name: list[Any]() for name in names})
+        layers = [(name, each.get_submodule(name), partial(_catch, seen[name])) for name in names for each, seen in sides]
+        with evaluating(job.model), evaluating(model):
+            batches = calibration_batches(
+                model, job.task
+            )  # each also runs through the model as it was, for the outputs to keep
+            forwards = [partial(call, each, inputs) for inputs, _ in batches for each, _ in sides]
             with closing(in_turn(forwards, layers)) as arrived:
                 for name in arrived:
                     chosen = [site for site, note in notes.items() if not note and _within(site, name)]
+                    (before, unchanged), (_, changed) = sides
                     if chosen:
-                        self._round(job, model.get_submodule(name), name, _Pairs(seen[name], _outputs(job, name)), chosen)
-                    seen[name].clear()
-        rows = tuple(
-            Row(
-                method=self.ABOUT.name, site=site.name, bits_before=form_at(job.model, site).stored_bits(),
-                bits_after=form_at(model, site).stored_bits(), note=note,
-            )
-            for site, note in notes.items()
-        )  # fmt: skip
+                        outputs = [call(before.get_submodule(name), inputs) for inputs in unchanged[name]]
+                        self._round(job, model.get_submodule(name), name, _Pairs(changed[name], outputs), chosen)
+                    unchanged[name].clear()
+                    changed[name].clear()
+        rows = rows_of(self.ABOUT.name, job.model, model, notes)
         return replace(job, model=model, ledger=(*job.ledger, *rows))
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles; raises NotApplicable when no selected site has a matrix."""
-        names = self._blocks(job.model)
-        outside = [site for site in selected_sites(job) if not any(_within(site, name) for name in names)]
-        return follow(self.ABOUT, frozenset({Role.MATRIX}), frozenset({Role.SCALE}), roles, job, outside)
+        chosen = selected_sites(job)
+        return follow(self, roles, chosen, _unfit(chosen, self._blocks(job.model)))
 
     def _blocks(self, model: nn.Module) -> list[str]:
         """The paths that match, none within another."""
@@ -105,17 +105,6 @@ class BRECQ(Method):
             if inner := [other for other in names if other.startswith(f"{name}.")]:
                 raise UsageError(f"brecq: blocks {list(self.blocks)} match {name} and, within it, {inner[0]}; match only one.")
         return names
-
-    def _note(self, model: nn.Module, site: Site, names: Sequence[str]) -> str:
-        """Why a site is left alone, if it is."""
-        if not any(_within(site, name) for name in names):
-            return "it is in none of the blocks"
-        if site.aliases:
-            return "it is tied to another layer"
-        if site.kind not in self.ABOUT.layers:
-            return f"it is for {', '.join(self.ABOUT.layers)} layers, this is {site.kind}"
-        roles = {leaf.role for _, leaf in form_at(model, site).leaves()}
-        return "" if Role.MATRIX in roles else f"it takes matrix, but the steps before left {' or '.join(sorted(roles))}"
 
     def _round(self, job: Job, block: nn.Module, name: str, pairs: _Pairs, sites: Sequence[Site]) -> None:
         """Learn the roundings of one block, in place."""
@@ -192,6 +181,12 @@ def _objective(base: float, output: Any, inputs: Any, targets: Any) -> Tensor:
     return output_error(output, targets) / base
 
 
+def _unfit(sites: Sequence[Site], blocks: Sequence[str]) -> dict[Site, str]:
+    """The sites that no block rounds, and why."""
+    outside = {site: "it is in none of the blocks" for site in sites if not any(_within(site, name) for name in blocks)}
+    return {site: "it is tied to another layer" for site in sites if site.aliases} | outside
+
+
 def _within(site: Site, name: str) -> bool:
     return site.module == name or site.module.startswith(f"{name}.")
 
@@ -200,20 +195,3 @@ def _catch(seen: list[Any], block: nn.Module, args: tuple[Any, ...], kwargs: dic
     """Keep the inputs of one call."""
     bound = dict(inspect.signature(block.forward).bind(*args, **kwargs).arguments) if kwargs else args
     seen.append(copy.deepcopy(bound))
-
-
-def _outputs(job: Job, name: str) -> list[Any]:
-    """What the block gives in the model as it was before this method, call by call."""
-    found: list[Any] = []
-
-    def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        found.append(copy.deepcopy(output))
-
-    handle = job.model.get_submodule(name).register_forward_hook(keep)
-    try:
-        with evaluating(job.model) as model:
-            for inputs, _ in calibration_batches(model, job.task):
-                call(model, inputs)
-    finally:
-        handle.remove()
-    return found

@@ -56,9 +56,9 @@ class FixedPoint(TrainingMethod):
         summary="train in fixed-point numbers with stochastic rounding",
         paper="Gupta et al. 2015, arXiv 1502.02551",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR})
-    LEAVES = frozenset({Role.SCALE})
 
     def __post_init__(self) -> None:
         super().__post_init__()

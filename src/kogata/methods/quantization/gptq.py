@@ -47,10 +47,10 @@ class GPTQ(WeightMethod):
         family="quantization",
         summary="one-shot rounding that makes up for its errors through the inverse Hessian",
         paper="Frantar et al. 2022, arXiv 2210.17323 and 2208.11580",
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.SCALE}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.SCALE})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

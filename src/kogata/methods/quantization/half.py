@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Role
-from kogata.job import Job, Site
+from kogata.job import Site
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 
@@ -27,9 +26,9 @@ class Half(WeightMethod):
         family="quantization",
         summary="16-bit floats for weights, scales or centroids",
         paper="IEEE 754-2008, binary16",
+        accepts=frozenset(Role),
+        leaves=frozenset(Role),
     )
-    ACCEPTS = frozenset(Role)
-    LEAVES = frozenset(Role)
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
@@ -42,8 +41,3 @@ class Half(WeightMethod):
         if not torch.isfinite(rounded).all():
             raise NotApplicable("it has weights past 65,504, the largest half precision number")
         return Dense(rounded, Role.VECTOR)
-
-    def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
-        """Every leaf keeps its role."""
-        super().check(roles, job)
-        return roles

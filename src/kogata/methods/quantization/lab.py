@@ -40,9 +40,9 @@ class LAB(TrainingMethod):
         summary="train the signs of weights, with loss-aware scales for each row",
         paper="Hou et al. 2017, arXiv 1611.01600",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.SCALE})
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values become real weights behind signs."""

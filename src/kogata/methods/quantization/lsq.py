@@ -51,9 +51,9 @@ class LSQ(TrainingMethod):
         summary="train n-bit weights, and n-bit inputs, together with their steps",
         paper="Esser et al. 2020, arXiv 1902.08153",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.SCALE})
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values become the real weights behind quantized ones; quantizers go on the layers' inputs."""

@@ -45,9 +45,9 @@ class RoundToNearest(WeightMethod):
         family="quantization",
         summary="n-bit codes with a scale for each group of a row",
         paper="Vanhoucke et al. 2011; Jacob et al. 2018, arXiv 1712.05877",
+        accepts=frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES, Role.VECTOR})
-    LEAVES = frozenset({Role.SCALE})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

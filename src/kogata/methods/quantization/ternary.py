@@ -37,9 +37,9 @@ class Ternary(TrainingMethod):
         summary="train weights of three values, with a scale for each row",
         paper="Li et al. 2016, arXiv 1605.04711",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.SCALE})
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """Each target's values become the real weights behind ternary ones."""

@@ -45,9 +45,9 @@ class XNORNet(TrainingMethod):
         paper="Rastegari et al. 2016, arXiv 1603.05279",
         layers=(Kind.LINEAR, Kind.CONV),
         training=True,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.SCALE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.SCALE})
 
     def unfit(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[Site, str]:
         """The sites before which there is no activation module."""

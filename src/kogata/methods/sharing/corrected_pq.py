@@ -47,10 +47,10 @@ class CorrectedPQ(WeightMethod):
         summary="product quantization that keeps a layer's outputs on the calibration data",
         paper="Wu et al. 2016, arXiv 1512.06473",
         layers=(Kind.LINEAR, Kind.CONV),
+        needs=frozenset({Stat.GRAM}),
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.TABLE}),
     )
-    NEEDS = frozenset({Stat.GRAM})
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.TABLE})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

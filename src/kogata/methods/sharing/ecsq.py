@@ -14,25 +14,22 @@ the layers. One λ means that a bit more would lower the loss as much in any lay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, final
 
 import torch
 from torch import Tensor
 
-from kogata.calibration.gather import gather
-from kogata.calibration.stats import Gathered, Stat, Stats
+from kogata.calibration.stats import Stat, Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
 from kogata.methods.base.guards import Clusters
 from kogata.methods.base.method import About
-from kogata.methods.base.weight import WeightMethod
+from kogata.methods.base.planned import PlannedLeaf, PlannedMethod
 from kogata.methods.sharing import scalar
 from kogata.methods.sharing.hessian_kmeans import HessianKMeans
-from kogata.network import surgery
-from kogata.network.sites import form_at, leaves_of, selected_sites
 from kogata.settings import Range
 
 SAMPLE = 16_381  # weights of a layer that λ and the first centroids are found on; prime, so that they fall in all columns
@@ -43,7 +40,7 @@ HALVINGS = 12  # of the interval of log λ
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ECSQ(WeightMethod):
+class ECSQ(PlannedMethod[float]):
     """Share at most ``clusters`` values in each layer, so that all indices together have ``bits`` of entropy for each weight.
 
     ``bits`` is the mean over the weights of all selected layers; layers that the loss feels most get more. If k-means with
@@ -58,58 +55,36 @@ class ECSQ(WeightMethod):
         family="sharing",
         summary="shared values chosen for loss and entropy together, over all layers",
         paper="Choi et al. 2017, arXiv 1612.01543",
+        needs=frozenset({Stat.FISHER}),
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.TABLE}),
     )
-    NEEDS = frozenset({Stat.FISHER})
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.TABLE})
 
-    def apply(self, job: Job) -> Job:
-        """Find the one λ for all selected layers, then quantize each with it."""
-        gathered = list(gather(job, selected_sites(job), self.NEEDS, job.model))
-        method = AtPenalty(penalty=self._penalty(job, gathered), clusters=self.clusters)
-        return method.encode_each(job, surgery.clone(job.model), gathered)
+    def decide(self, job: Job, leaves: Iterator[PlannedLeaf]) -> float:
+        """The λ for all leaves together: the loss that one bit is worth."""
+        parts = list[Part]()
+        for leaf in leaves:
+            try:
+                parts.append(self._part(leaf.weight, leaf.stats))
+            except NotApplicable:
+                continue  # encoding will say so
+        return smallest(parts, self.bits) if parts else 0.0
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The layer as if it were the only one."""
-        part = Part.of(weight, scalar.importance(weight, stats.fisher), self.clusters)
-        return AtPenalty(penalty=smallest([part], self.bits), clusters=self.clusters).encode(weight, site, stats)
+        return self.encode_planned(smallest([self._part(weight, stats)], self.bits), weight, site, stats)
 
-    def _penalty(self, job: Job, gathered: Iterable[tuple[Site, Gathered]]) -> float:
-        """The λ for all leaves of all selected layers."""
-        parts = list[Part]()
-        for site, found in gathered:
-            root = form_at(job.model, site)
-            for path, leaf, _ in leaves_of(root, site):
-                if leaf.role in self.ACCEPTS:
-                    weight = leaf.values.detach().float().cpu()
-                    try:
-                        parts.append(Part.of(weight, scalar.importance(weight, found.of(root, path).fisher), self.clusters))
-                    except NotApplicable:
-                        continue  # the report will say so
-        return smallest(parts, self.bits) if parts else 0.0
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class AtPenalty(WeightMethod):
-    """ECSQ of each layer with a given λ, the loss that one bit is worth; 0 is Hessian-weighted k-means."""
-
-    penalty: float
-    clusters: int
-
-    ABOUT = ECSQ.ABOUT
-    NEEDS = ECSQ.NEEDS
-    ACCEPTS = ECSQ.ACCEPTS
-    LEAVES = ECSQ.LEAVES
-
-    def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Indices and centroids of least J."""
-        if self.penalty == 0:
+    def encode_planned(self, plan: float, weight: Tensor, site: Site, stats: Stats) -> Form:
+        """Indices and centroids of least J for the λ of the plan; 0 is Hessian-weighted k-means."""
+        if plan == 0:
             return HessianKMeans(clusters=self.clusters).encode(weight, site, stats)
         values, importance = weight.flatten().double(), scalar.importance(weight, stats.fisher)
-        found = Part.of(weight, importance, self.clusters).quantized(self.penalty)
-        found = descended(values, importance, found.centroids, found.price, self.penalty)
+        found = Part.of(weight, importance, self.clusters).quantized(plan)
+        found = descended(values, importance, found.centroids, found.price, plan)
         return scalar.codebook(weight, found.index, found.centroids.to(weight.dtype))
+
+    def _part(self, weight: Tensor, stats: Stats) -> Part:
+        return Part.of(weight, scalar.importance(weight, stats.fisher), self.clusters)
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ class Hashed(WeightMethod):
         family="sharing",
         summary="a hash function decides which weights are the same number",
         paper="Chen et al. 2015, arXiv 1504.04788",
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.VALUES}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.VALUES})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

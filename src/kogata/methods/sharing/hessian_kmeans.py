@@ -35,10 +35,10 @@ class HessianKMeans(WeightMethod):
         family="sharing",
         summary="k-means in which weights count by the curvature of the loss",
         paper="Choi et al. 2017, arXiv 1612.01543",
+        needs=frozenset({Stat.FISHER}),
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.TABLE}),
     )
-    NEEDS = frozenset({Stat.FISHER})
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.TABLE})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

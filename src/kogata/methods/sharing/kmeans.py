@@ -37,9 +37,9 @@ class KMeans(WeightMethod):
         family="sharing",
         summary="every weight is one of k shared, trainable centroids",
         paper="Gong et al. 2014, arXiv 1412.6115; Han et al. 2016, arXiv 1510.00149",
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.TABLE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.TABLE})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

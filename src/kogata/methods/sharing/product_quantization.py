@@ -40,9 +40,9 @@ class ProductQuantization(WeightMethod):
         family="sharing",
         summary="short stretches of each row are shared, trainable vectors",
         paper="Gong et al. 2014, arXiv 1412.6115",
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.TABLE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.TABLE})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -40,9 +40,9 @@ class ResidualQuantization(WeightMethod):
         family="sharing",
         summary="rows are sums of shared, trainable vectors, one from each of several tables",
         paper="Gong et al. 2014, arXiv 1412.6115",
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.TABLE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.TABLE})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -57,9 +57,9 @@ class SoftWeightSharing(TrainingMethod):
         summary="weights gather around the means of a mixture that is learnt with them",
         paper="Ullrich et al. 2017, arXiv 1702.04008",
         training=True,
+        accepts=frozenset({Role.MATRIX, Role.VALUES}),
+        leaves=frozenset({Role.TABLE}),
     )
-    ACCEPTS = frozenset({Role.MATRIX, Role.VALUES})
-    LEAVES = frozenset({Role.TABLE})
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
         """The weights of all targets under one mixture."""

@@ -53,9 +53,9 @@ class AdaptiveFastfood(WeightMethod):
         summary="learnt diagonals around Hadamard transforms",
         paper="Yang et al. 2015, arXiv 1412.7149",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

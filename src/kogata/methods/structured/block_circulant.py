@@ -45,9 +45,9 @@ class BlockCirculant(WeightMethod):
         summary="blocks of one rotated vector each, multiplied by Fourier transforms",
         paper="Cheng et al. 2015, arXiv 1502.03436",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

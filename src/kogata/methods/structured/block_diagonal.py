@@ -44,9 +44,9 @@ class BlockDiagonal(WeightMethod):
         summary="each stretch of outputs reads one stretch of inputs",
         paper="Dao et al. 2022, arXiv 2204.00595",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

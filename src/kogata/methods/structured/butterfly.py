@@ -49,9 +49,9 @@ class Butterfly(WeightMethod):
         summary="a product of sparse factors, each mixing one digit of the index",
         paper="Dao et al. 2019, arXiv 1903.05895; Zheng et al. 2023, arXiv 2110.01230",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

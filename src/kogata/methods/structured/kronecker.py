@@ -44,9 +44,9 @@ class Kronecker(WeightMethod):
         summary="a sum of Kronecker products of two small matrices",
         paper="Van Loan, Pitsianis 1993; Zhou et al. 2015, arXiv 1507.05775",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

@@ -46,9 +46,9 @@ class LowDisplacement(WeightMethod):
         summary="a Toeplitz-like matrix: few products of a circulant and a skew-circulant one",
         paper="Sindhwani et al. 2015, arXiv 1510.01722",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

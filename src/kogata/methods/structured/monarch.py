@@ -47,9 +47,9 @@ class Monarch(WeightMethod):
         summary="two block-diagonal matrices with a shuffle between them",
         paper="Dao et al. 2022, arXiv 2204.00595",
         layers=projection.LAYERS,
+        accepts=frozenset({Role.MATRIX}),
+        leaves=frozenset({Role.MATRIX}),
     )
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.MATRIX})
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
