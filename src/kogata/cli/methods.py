@@ -63,7 +63,7 @@ def line(method: type[Method]) -> Line:
         method=about.name, family=about.family, layers=[str(kind) for kind in about.layers],
         data=bool(about.needs) or about.data or about.training, labels=about.labels, training=about.training,
         summary=about.summary, paper=about.paper, when=WHEN[about.family],
-        paper=about.paper, when=WHEN[about.family], settings=[asdict(setting) for setting in described(method)],
+        settings=[asdict(setting) for setting in described(method)],
     )  # fmt: skip
 
 

@@ -115,8 +115,7 @@ def _method(values: dict[str, Any], where: str) -> Method:
     """A method by its name, with its settings."""
     title = values.pop("method")
     kind = _named(title, [(method.ABOUT.name, method) for method in METHODS], Method, f"{where}: method")
-    method = cast("Method", _build(kind, values, f"{where} ({title})"))
-    return cast("Method", _build(kinds[title], values, f"{where} ({title})"))
+    return cast("Method", _build(kind, values, f"{where} ({title})"))
 
 
 def _named(title: Any, ours: Sequence[tuple[str, type[Named]]], base: type[Named], where: str) -> type[Named]:
