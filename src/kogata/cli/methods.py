@@ -1,4 +1,4 @@
-"""``kogata methods``: the survey's table of methods, printed from the code, with its advice on when to use which.
+"""``kogata methods``: the survey's table of methods, printed from the code, with advice on when to use each family.
 
 Cheng, Wang, Zhou, Zhang, "A Survey of Model Compression and Acceleration for Deep Neural Networks", arXiv 1710.09282,
 table I and its general guidelines.
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from kogata.methods.base.method import Method
 
 WHEN = {
-    "pruning": "A trained model whose accuracy must stay: the steadiest way to fewer bytes. Retrain after it.",
-    "sharing": "Right after pruning, for the last factor in bytes; the shared values can be trained further.",
+    "pruning": "A trained model whose accuracy must stay: the most reliable way to fewer bytes. Retrain after it.",
+    "sharing": "Right after pruning, to shrink the file further; the shared values can be trained further.",
     "quantization": "Any trained model, no training needed: the first thing to try. Comes last in a chain.",
-    "low rank": "A trained model with large linear layers must become faster in any engine. Comes first in a chain.",
-    "structured": "Large linear layers on a device with little memory: far fewer numbers, multiplied fast. Train after it.",
+    "low rank": "A trained model with large linear layers that must run faster in any engine. Comes first in a chain.",
+    "structured": "Large linear layers on a device with little memory: far fewer numbers, fast products. Train after it.",
     "filters": "Convolutions, best trained from scratch or where `inspect --structure` finds the symmetry. Train after it.",
-    "distillation": "There is little data, or a step cost accuracy: the original model teaches the smaller one.",
+    "distillation": "Little data, or accuracy lost in a step: the original model teaches the smaller one.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One method as the table shows it."""
+    """One method as a row of the table."""
 
     method: str
     family: str
     layers: list[str]
-    data: bool  # looks at inputs, for statistics or for training
+    data: bool  # needs inputs, for statistics or for training
     labels: bool
     training: bool
     summary: str
@@ -43,7 +43,7 @@ class Line:
 
 
 def run(as_json: JsonOption = False) -> None:
-    """List every method: what it does, needs, and is best for."""
+    """List every method: what it does, what it needs, and when to use it."""
     from kogata.methods import METHODS
 
     lines = [line(method) for method in METHODS]
@@ -54,7 +54,7 @@ def run(as_json: JsonOption = False) -> None:
 
 
 def line(method: type[Method]) -> Line:
-    """What the code says of a method."""
+    """The row of a method, from its class."""
     from kogata.methods.base.weight import WeightMethod
 
     about = method.ABOUT

@@ -1,8 +1,7 @@
-"""Relative indices: a mask as the gaps between its ones, entropy coded.
+"""Relative indices: a mask as the entropy-coded gaps between its ones.
 
-Han, Mao and Dally, "Deep Compression", ICLR 2016, section 2, store gaps in a fixed width and bridge a longer one by
-filler zeros; here a gap too long for a symbol is bridged the same way, but each symbol costs its entropy instead of its
-width.
+Han, Mao and Dally, "Deep Compression", ICLR 2016, section 2, store gaps in a fixed width and bridge longer gaps by filler
+zeros. Here longer gaps are bridged in the same way, but each symbol costs its entropy instead of a fixed width.
 """
 
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ BRIDGE = 255
 
 
 class Relative(Coder):
-    """Masks, best when ones are few and scattered. The gaps are coded by the best of ``symbol_coders``."""
+    """For masks, best when ones are few and scattered. The gaps are coded by the best of ``symbol_coders``."""
 
     name: ClassVar[str] = "relative index"
     tag: ClassVar[int] = 6
