@@ -33,7 +33,7 @@ def run(
     fraction: Annotated[
         float | None,
         typer.Option(
-            "--fraction", metavar="PART", help=f"With --structure: the part of a layer's bytes to keep, from 0 to 1.  [default: {FRACTION}]"
+            "--fraction", metavar="PART", help=f"With --structure: part of a layer's bytes, from 0 to 1.  [default: {FRACTION}]"
         ),
     ] = None,
     as_json: JsonOption = False,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kogata.engines import Engine
 
-# A copy of the names in kogata.tasks.builtin, which takes seconds to import, too long for shell completion; a test compares.
+# A copy of the names in kogata.tasks.builtin, which is too slow to import for shell completion; a test compares the two.
 TASKS = (
     "fashion-lenet300", "fashion-lenet5", "mnist-lenet300", "mnist-lenet5", "digits-mlp", "cifar-vgg", "cifar-vgg-small",
     "cifar-resnet20", "cifar-resnet20-small", "cifar-resnet56", "cifar-nin", "cifar-allcnn",
@@ -60,11 +60,11 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data", metavar="DIR", exists=True, file_okay=False,
-        help="Folder with mnist/, fashion-mnist/ and cifar10/ for built-in tasks. Default: $KOGATA_DATA, then the usual places.",
+        help="Folder with mnist/, fashion-mnist/ and cifar10/ for built-in tasks. Default: $KOGATA_DATA, the usual places.",
     ),
 ]  # fmt: skip
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="Engine that speed is measured in; none: do not measure speed.")]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="Engine for measuring speed; none measures no speed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 
 

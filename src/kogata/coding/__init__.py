@@ -1,7 +1,7 @@
 """Entropy coding: planes, their symbol models, and the coders that turn them into bytes.
 
-``encode`` tries every coder that accepts a plane and keeps the shortest result; ``decode`` reads from the first byte which coder
-it was. The plane's spec (kind, shape, dtype, alphabet) is not in these bytes and must be kept elsewhere.
+``encode`` tries every coder that accepts a plane and keeps the shortest result; ``decode`` reads from the first byte which
+coder it was. The plane's spec (kind, shape, dtype, alphabet) is not in these bytes and must be kept elsewhere.
 
 >>> import numpy as np
 >>> plane = Plane.symbols(np.array([3, 1, 3, 3, 0, 3]), alphabet=4)

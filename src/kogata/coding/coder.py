@@ -78,7 +78,7 @@ def from_symbols(symbols: NDArray[Any], spec: PlaneSpec) -> NDArray[Any]:
 
 
 def byte_array(data: bytes) -> NDArray[np.uint8]:
-    """Bytes as a writable array, because the kernels are compiled for writable arrays only."""
+    """Bytes as a writable array, so that kernels are compiled for one array type, for reading and writing alike."""
     return np.frombuffer(bytearray(data), np.uint8)
 
 

@@ -2,8 +2,8 @@
 
 Columns of a pruned layer differ in density (an input that is always 0 keeps no weight), and so do rows. If both were
 independent, P(cell) would be P(column) P(row) / P(any). That estimate is one prediction, and it is part of the context of
-counters that are indexed by the neighbours. ``stride`` is the period of the inputs in columns (the width of an image, the taps of
-a kernel), so that cells at +-stride are neighbours too; a mask without such a period has stride 1.
+counters that are indexed by the neighbours. ``stride`` is the period of the inputs in columns (the width of an image, the taps
+of a kernel), so that cells at +-stride are neighbours too; a mask without such a period has stride 1.
 """
 
 # pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportReturnType=false

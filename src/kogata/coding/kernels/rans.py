@@ -56,7 +56,7 @@ def _pop(x: int, table: NDArray[np.uint32], words: NDArray[np.uint16], at: int) 
     entry = table[x & uint32(SCALE - 1)]
     offset = uint32(uint32(entry >> uint32(8)) & uint32(SCALE - 1))
     x = uint32(uint32(uint32(entry >> uint32(20)) * uint32(x >> uint32(SCALE_BITS))) + offset)
-    refilled = uint32(uint32(x << uint32(16)) | uint32(words[at]))  # always loaded, because a conditional load would be a branch
+    refilled = uint32(uint32(x << uint32(16)) | uint32(words[at]))  # always loaded: a conditional load is a branch
     low = x < uint32(LOWEST_STATE)
     x = refilled if low else x
     return np.uint8(entry), x, at + uint64(low)

@@ -31,7 +31,7 @@ def code_symbols(
     data: NDArray[np.uint8],
     decoding: bool,
 ) -> int:
-    """Write or read ``symbols`` [rows, columns] of ``width`` <= 8 bits. Returns the length in ``data``, or -1 if it did not fit."""
+    """Write or read ``symbols`` [rows, columns] of ``width`` <= 8 bits. Returns the length, or -1 if it did not fit."""
     span = 1 << width
     n_rows, n_columns = symbols.shape
     n_own_columns = min(n_columns, COLUMN_COUNTERS >> width)
