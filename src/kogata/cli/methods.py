@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from kogata.methods.base.method import Method
 
 WHEN = {
-    "pruning": "A trained model whose accuracy must stay: the most reliable way to fewer bytes. Retrain after it.",
-    "sharing": "Right after pruning, to shrink the file further; the shared values can be trained further.",
+    "pruning": "A trained model whose accuracy must stay: the steadiest way to fewer bytes. Retrain after it.",
+    "sharing": "Right after pruning, for the last factor in bytes; the shared values can be trained further.",
     "quantization": "Any trained model, no training needed: the first thing to try. Comes last in a chain.",
-    "low rank": "A trained model with large linear layers that must run faster in any engine. Comes first in a chain.",
-    "structured": "Large linear layers on a device with little memory: far fewer numbers, fast products. Train after it.",
+    "low rank": "A trained model with large linear layers must become faster in any engine. Comes first in a chain.",
+    "structured": "Large linear layers on a device with little memory: far fewer numbers, multiplied fast. Train after it.",
     "filters": "Convolutions, best trained from scratch or where `inspect --structure` finds the symmetry. Train after it.",
-    "distillation": "Little data, or accuracy lost in a step: the original model teaches the smaller one.",
+    "distillation": "There is little data, or a step cost accuracy: the original model teaches the smaller one.",
 }
 
 

@@ -98,4 +98,4 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
             return value, at + shift + 1
-    raise FileFormatError("A number in a coded plane does not end; the file is damaged or truncated.")
+    raise FileFormatError("A number in a coded plane is cut off or too long; the file is damaged. Get the file again.")

@@ -57,7 +57,7 @@ class Huffman(Coder):
             raise damaged(self, spec, "its code lengths are not those of a complete prefix code")
         symbols = np.empty(spec.size, np.uint16)
         if (bits.read_codes(body, _decoding_table(lengths), symbols) + 7) // 8 != len(body):
-            raise damaged(self, spec, "its last symbol is not where its bytes end")
+            raise damaged(self, spec, "its last symbol does not end where its bytes end")
         return from_symbols(symbols, spec)
 
 

@@ -60,7 +60,7 @@ class StaticRans(Coder):
         symbols = np.empty(-(-spec.size // LANES) * LANES, np.uint8)
         n_read = rans.decode(states, words, _decoding_table(freqs), symbols)
         if n_read != len(words) - LANES or np.any(states != LOWEST_STATE):
-            raise damaged(self, spec, "its last symbol is not where its words end")
+            raise damaged(self, spec, "its last symbol does not end where its words end")
         return from_symbols(symbols[: spec.size], spec)
 
 

@@ -41,12 +41,12 @@ class Relative(Coder):
     def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
         n_symbols, at = read_varint(data, 0)
         if n_symbols > spec.size:
-            raise damaged(self, spec, f"it has {n_symbols} gaps")
+            raise damaged(self, spec, f"it states {n_symbols} gaps for {spec.size} elements")
         gaps = decode_tagged(data[at:], PlaneSpec(PlaneKind.SYMBOLS, (n_symbols,), "uint8", BRIDGE + 1), SYMBOL_CODERS)
         sets_one = gaps != BRIDGE
         ones = (np.cumsum(gaps.astype(np.int64) + sets_one) - 1)[sets_one]
         if ones.size and int(ones[-1]) >= spec.size:
-            raise damaged(self, spec, f"its last one lies at {ones[-1]}")
+            raise damaged(self, spec, f"its last set element is {ones[-1]}, outside the mask")
         mask = np.zeros(spec.size, np.bool_)
         mask[ones] = True
         return mask.reshape(spec.shape)

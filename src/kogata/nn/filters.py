@@ -250,7 +250,7 @@ def equivariance(model: nn.Module, images: Tensor, *, turns: int = 1, mirrored: 
     """
     element = turns % 4 + 4 * mirrored
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
-        raise DataError(f"equivariance: images of shape {tuple(images.shape)}; expected square ones [N, C, H, W].")
+        raise DataError(f"equivariance: images of shape {tuple(images.shape)}; expected square images [N, C, H, W].")
     plain, turned = _maps(model, images), _maps(model, moved(images, element))
     return {name: _mismatch(moved(plain[name], element), maps, name) for name, maps in turned.items()}
 
@@ -278,7 +278,7 @@ def _maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def _mismatch(wanted_NCHW: Tensor, found_NCHW: Tensor, name: str) -> float:
     """‖permuted wanted − found‖ / ‖found‖ with the channels of ``wanted`` permuted to match; 0 when ``found`` is zero."""
     if wanted_NCHW.shape != found_NCHW.shape:
-        raise DataError(f"equivariance: {name} sees maps that are not square, {tuple(found_NCHW.shape)}.")
+        raise DataError(f"equivariance: {name} gives feature maps that are not square, {tuple(found_NCHW.shape)}.")
     wanted_CX, found_CX = (maps.transpose(0, 1).flatten(1).double() for maps in (wanted_NCHW, found_NCHW))
     squares_CC = wanted_CX.square().sum(1)[:, None] + found_CX.square().sum(1) - 2 * wanted_CX @ found_CX.T
     channels, left_C = len(squares_CC), torch.arange(len(squares_CC))

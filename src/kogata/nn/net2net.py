@@ -107,7 +107,7 @@ def _group(model: nn.Module, layer: str, inputs: Any) -> Group:
     coupling, name = coupled(model, inputs), f"{layer}.weight"
     group = next((g for g in coupling.groups if any(part.name == name and part.makes for part in g.slices)), None)
     if group is None:
-        raise NotApplicable(f"net2net: {layer!r} cannot be wider: {coupling.refused.get(name, 'it makes no channels')}.")
+        raise NotApplicable(f"net2net: {layer!r} cannot be wider: {coupling.refused.get(name, 'it has no output channels')}.")
     return group
 
 

@@ -65,7 +65,7 @@ class Training:
             if not (low <= value < math.inf):
                 raise UsageError(f"training: {field} is {value}; expected {low} or more.")
         if self.patience is not None and self.patience < 1:
-            raise UsageError(f"training: patience is {self.patience}; expected 1 or more epochs, or null to train them all.")
+            raise UsageError(f"training: patience is {self.patience}; expected 1 or more epochs, or null for no limit.")
 
     def rate(self, progress: float) -> float:
         """The learning rate after a fraction ``progress``, from 0 to 1, of all steps."""
