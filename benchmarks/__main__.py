@@ -11,10 +11,10 @@ from benchmarks.results_page import DOCS, HERE, SUMMARY, page, read_results
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print each benchmark with how long it takes and what it measures, or write the page of results."""
+    """Print each benchmark with its duration and what it measures, or write the page of results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="List the benchmarks, or write their results.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--list", action="store_true", help="name each with what it takes")
+    what.add_argument("--list", action="store_true", help="list the benchmarks and their durations")
     what.add_argument(
         "--write-results", nargs="?", type=Path, const=DOCS / "results.md", metavar="FILE",
         help="write the committed figures as Markdown, to docs/results.md if no file is named",

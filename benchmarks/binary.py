@@ -1,12 +1,13 @@
-"""Binary, ternary and 2-bit weights on CIFAR-10: error and file bytes of every method, from one dense net, with one budget.
+"""Binary, ternary and 2-bit weights on CIFAR-10: error and file bytes of each method, from one dense net, in equal epochs.
 
-The net is ``cifar-vgg-small``: six convolutions at a width that two cores can train, whatever the machine. All methods, and the
-dense net itself, go on from the same trained dense net for the same epochs on labels alone; the first convolution and the
-classifier stay dense, as in the papers. Errors are of the model read back from its file, on the 10,000 test images, and bytes
-are those of the file. Training images are JPEG-coded again in some copies of the data set, so compare with the dense row.
+The net is ``cifar-vgg-small``: six convolutions, narrow enough to be trained on two cores. All methods start from the same
+trained dense net and train for the same number of epochs, on labels alone; so does the dense net, for comparison. The first
+convolution and the classifier stay dense, as in the papers. Errors are those of the model reloaded from its file, on the 10,000
+test images; bytes are those of the file. Some copies of the data set hold images that were JPEG-compressed again, so compare
+errors with the dense row, not with published ones.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/binary/`` to measure anew. One argument
-names the only method to run, so that several can run side by side.
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/binary/`` to measure again. One argument names the
+only method to run, so that several can run side by side.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def trained(name: str) -> Report:
-    """The report of one method's run."""
+    """The report of one method, which is trained unless it has a report already."""
     folder = Folder(RUNS / name.lower().replace(", ", "-").replace(" ", "-"))
     if folder.finished:
         return Report.load(folder.report)
@@ -57,7 +58,7 @@ def trained(name: str) -> Report:
 
 
 def main() -> int:
-    """Every method, or only the one that is named."""
+    """Run every method, or only the one named as argument."""
     if len(sys.argv) > 1:
         trained(sys.argv[1])
         return 0

@@ -1,9 +1,9 @@
-"""Regression distilled: boxes around digits, from a teacher's boxes of pictures without any, against few true boxes.
+"""Distillation of a regression: boxes around digits, learnt from a teacher's boxes on unlabelled images or from few true boxes.
 
 The boxes (left, top, right, bottom) lie around the ink of an MNIST digit that was scaled and moved on a noisy canvas. The
-teacher learns from 10,000 true boxes. One student, a sixteenth of its size, learns from the teacher's boxes of these pictures;
-its twin, in as many steps, from the true boxes of 500 of them. Scores are the mean intersection over union with the true boxes
-of 2,000 other pictures, of the model reloaded from its file. The folder of the data holds ``mnist/``.
+teacher learns from 10,000 true boxes. One student, a sixteenth of its size, learns from the teacher's boxes for these images.
+Another student of the same size learns in as many steps from the true boxes of 500 of them. Scores are the mean intersection
+over union with the true boxes of 2,000 other images, of the model reloaded from its file. The data folder holds ``mnist/``.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from kogata.training.loop import Training, fit
 MINUTES = 6
 SEED = 0
 RUNS = Path(__file__).parent.parent / "runs" / "boxes"
-CANVAS = 40  # pixels
+CANVAS = 40  # height and width of the canvas in pixels
 BATCH = 64
 PICTURES, LABELLED, TEST = 10_000, 500, 2_000
 LEARN = Training(epochs=8, learning_rate=2e-3)
 
 
 def detector(width: int) -> nn.Sequential:
-    """Pictures ``[N, 1, 40, 40]`` to boxes ``[N, 4]``, as fractions of the canvas."""
+    """A network from images ``[N, 1, 40, 40]`` to boxes ``[N, 4]``, as fractions of the canvas."""
     torch.manual_seed(SEED)
     return nn.Sequential(
         nn.Conv2d(1, width, 5, 2, 2), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU(),
@@ -45,7 +45,7 @@ def detector(width: int) -> nn.Sequential:
 
 
 def scene(digits_NHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each digit scaled and moved on a canvas with noise, and the box around its ink."""
+    """Images of digits, scaled and shifted at random on a noisy canvas, and the boxes around their ink."""
     pictures = 0.3 * torch.rand((len(digits_NHW), 1, CANVAS, CANVAS), generator=generator)
     boxes = torch.empty(len(digits_NHW), 4)
     for picture, box, digit in zip(pictures, boxes, digits_NHW.float() / 255, strict=True):
@@ -60,13 +60,13 @@ def scene(digits_NHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
 
 
 def boxes_of(model: nn.Module, pictures: Tensor) -> Tensor:
-    """What a model says of pictures, ``[N, 4]``."""
+    """The boxes ``[N, 4]`` that a model predicts for images."""
     with evaluating(model):
         return torch.cat([model(some) for some in pictures.split(500)])
 
 
 def overlap(model: nn.Module, pictures: Tensor, boxes: Tensor) -> float:
-    """Mean intersection over union."""
+    """Mean intersection over union of two sets of boxes."""
     found = boxes_of(model, pictures)
     low, high = torch.maximum(found[:, :2], boxes[:, :2]), torch.minimum(found[:, 2:], boxes[:, 2:])
     shared = (high - low).clamp_min(0).prod(1)
@@ -75,7 +75,7 @@ def overlap(model: nn.Module, pictures: Tensor, boxes: Tensor) -> float:
 
 
 def trained(name: str, width: int, pictures: Tensor, boxes: Tensor) -> Path:
-    """The file of a net trained on these boxes, kept once it is there. A pass has as many steps whatever there is to see."""
+    """The file of a net trained on these boxes, made if missing. An epoch has the same number of steps for any data."""
     path = RUNS / f"{name}.kogata"
     if path.exists():
         return path
@@ -92,7 +92,7 @@ def trained(name: str, width: int, pictures: Tensor, boxes: Tensor) -> Path:
 
 
 def rows() -> list[Row]:
-    """The teacher, its student, and the student's twin."""
+    """The figures of the teacher and of both students."""
     images, generator = data.load("mnist", None), torch.Generator().manual_seed(SEED)
     pictures, boxes = scene(torch.tensor(images.train_images_NHW[:PICTURES]), generator)
     test = scene(torch.tensor(images.test_images_NHW[:TEST]), generator)
@@ -111,7 +111,7 @@ def rows() -> list[Row]:
 
 
 def main() -> int:
-    """Everything."""
+    """Measure all rows."""
     RUNS.mkdir(parents=True, exist_ok=True)
     return harness.run("boxes", rows(), [SEED])
 

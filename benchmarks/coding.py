@@ -1,11 +1,11 @@
 """Entropy coding of a pruned, weight-shared LeNet-300-100: bytes against Shannon's entropy, and speed of every coder.
 
-The net is trained on MNIST for three epochs, pruned by magnitude to a few percent a layer, tuned for one epoch, and the
-kept weights of each layer share 32 centroids (k-means). Its planes are what a file must store: a mask and a plane of
-centroid indices for each layer. Speed is measured on ten million symbols drawn independently from the histogram of the
-first layer's indices, so no model can find anything in them but that histogram: a plane as large as those of large
-nets, and skewed as real ones are. The slow coders (zstd -19, adaptive, context mixing) get its first million. One core
-throughout; all coders take turns, round by round, and the median round counts.
+The net is trained on MNIST for three epochs and pruned by magnitude to a few percent of each layer. After one more epoch the
+kept weights of each layer share 32 centroids (k-means). Its planes are what a file must store: a mask and a plane of centroid
+indices for each layer. Speed is measured on ten million symbols drawn independently from the histogram of the first layer's
+indices: a plane as large as those of large nets and as skewed as real ones, with no structure but its histogram. The slow
+coders (zstd -19, adaptive, context mixing) get its first million symbols. All runs use one core; the coders run in turn, round
+by round, and the median over the rounds is reported.
 """
 
 import argparse
@@ -43,7 +43,7 @@ ROUNDS = 7
 
 
 def pruned_layers(data: Path | None) -> list[tuple[NDArray[np.bool_], NDArray[np.float32]]]:
-    """Mask and weight [out, in] of every layer of a LeNet-300-100 pruned by magnitude and tuned again."""
+    """Mask and weight [out, in] of every layer of a LeNet-300-100 that was pruned by magnitude and retrained."""
     images = load("mnist", data)
     x_NI = torch.tensor(images.train_images_NHW).flatten(1).float() / 255
     y_N = torch.tensor(images.train_labels_N).long()
@@ -83,7 +83,7 @@ def _epoch(
 
 
 def shared_indices(values_N: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Index of each value's centroid, centroids in rising order, after Lloyd's algorithm from a linear start."""
+    """The index of each value's centroid, in ascending order, by Lloyd's algorithm from evenly spaced centroids."""
     centroids = np.linspace(values_N.min(), values_N.max(), CENTROIDS)
     for _ in range(50):
         indices = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values_N)
@@ -111,7 +111,7 @@ def plane_rows(case: str, plane: Plane, saved_bar: float | None = None) -> list[
 
 @dataclass(frozen=True)
 class Contender:
-    """One coder as the clock sees it: ``encode()`` gives what ``decode`` takes and ``n_bytes`` measures."""
+    """One coder to be timed: ``encode()`` returns what ``decode`` reads and ``n_bytes`` measures."""
 
     name: str
     plane: Plane
@@ -121,12 +121,12 @@ class Contender:
 
 
 def _ours(coder: Coder, plane: Plane) -> Contender:
-    """The whole coder: histogram, table, checks."""
+    """One of our coders, timed with everything it does: histogram, table, checks."""
     return Contender(coder.name, plane, lambda: coder.encode(plane), lambda data: coder.decode(data, plane.spec))
 
 
 def _constriction(plane: Plane) -> Contender:
-    """Its vectorised ANS coder; array and model are prepared for it before the clock starts."""
+    """constriction's vectorised ANS coder; its array and model are prepared before timing starts."""
     stream = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
     symbols_N = plane.array.astype(np.int32)
     model = stream.model.Categorical(plane.counts() / plane.spec.size, perfect=False)
@@ -143,14 +143,14 @@ def _constriction(plane: Plane) -> Contender:
 
 
 def _zstd19(plane: Plane) -> Contender:
-    """One byte a symbol at level 19."""
+    """zstd at level 19, on one byte per symbol."""
     raw = plane.array.tobytes()
     compress, decompress = zstandard.ZstdCompressor(level=19).compress, zstandard.ZstdDecompressor().decompress
     return Contender("zstd -19", plane, lambda: compress(raw), lambda data: np.frombuffer(decompress(data), np.uint8))
 
 
 def _raced(contenders: list[Contender]) -> tuple[dict[str, int], dict[tuple[str, str], float]]:
-    """Bytes by name, and M symbols/s by name and way: the median over the rounds, in each of which all take turns."""
+    """Bytes by coder, and million symbols/s by coder and direction: medians over rounds in which the coders alternate."""
     n_bytes: dict[str, int] = {}
     seconds: dict[tuple[str, str], list[float]] = {}
     for contender in contenders * ROUNDS:
@@ -169,7 +169,7 @@ def _raced(contenders: list[Contender]) -> tuple[dict[str, int], dict[tuple[str,
 
 
 def speed_rows(plane: Plane) -> list[Row]:
-    """Bytes and speed of every coder on one large plane, and static rANS beside constriction."""
+    """Bytes and speed of every coder on one large plane, and static rANS compared with constriction."""
     part = Plane.symbols(plane.array[:N_SLOW_SYMBOLS], plane.spec.alphabet)
     contenders = [
         _ours(StaticRans(), plane),
@@ -209,7 +209,7 @@ def rows(data: Path | None) -> list[Row]:
 
 
 def main() -> None:
-    """Print and keep all rows; exit with 1 where a bar does not hold."""
+    """Print and store all rows; the exit status is 1 if a bar does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coding", description=__doc__)
     parser.add_argument("--data", type=Path, help="folder with a sub-folder mnist (default: $KOGATA_DATA, or download)")
     raise SystemExit(run("coding", rows(parser.parse_args().data), [SEED]))

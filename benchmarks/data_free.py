@@ -1,11 +1,11 @@
-"""A small student of LeNet-5 on Fashion-MNIST with no data, little data or all of it: the gap, in the same number of steps.
+"""Distillation of LeNet-5 on Fashion-MNIST into a small student without data, with little data, or with all of it.
 
-Every student, a LeNet with 6 and 16 channels, starts from the same random weights and learns in 1,200 steps of 128 inputs from
-what the teacher says of them (KL at temperature 4): on the 60,000 training images; on 500 of them, as they are or mixed with
-each other; on images drawn out of the teacher alone, by output classes that resemble its own; and on Gaussian noise. No student
-sees a label. Scores are on the 10,000 test images, of the model reloaded from its file.
+Every student, a LeNet with 6 and 16 channels, starts from the same random weights and learns from the teacher's outputs (KL at
+temperature 4) in 1,200 steps of 128 inputs: the 60,000 training images; 500 of them, as they are or mixed with each other
+(mixup); images synthesized from the teacher alone, such that its softened outputs follow its similarities of classes; or
+Gaussian noise. No student sees a label. Scores are on the 10,000 test images, of the model reloaded from its file.
 
-Finished cases are not repeated: delete ``runs/data_free/`` to measure anew.
+Finished cases are not repeated: delete ``runs/data_free/`` to measure again.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ BATCH = 128
 STEPS, EPOCHS = 1200, 4
 FEW = 500
 LEARN = Recover(epochs=EPOCHS, learning_rate=2e-3, distill=1.0)
-BLACK, WHITE = -0.8102, 2.0227  # of the normalized images
-DRAWN = 24  # batches
+BLACK, WHITE = -0.8102, 2.0227  # extreme values of the normalized images
+DRAWN = 24  # number of synthesized batches
 SYNTHESIS = Synthesis(steps=150, learning_rate=0.1, temperature=4.0, smoothness=0.5, bounds=(BLACK, WHITE))
 CASES = ("all data", f"{FEW} images", f"{FEW} images, mixed", "no data, drawn from the teacher", "no data, noise")
 
 
 class Repeated:
-    """Batches, over and over or cut short, so that a pass has as many as there are steps in an epoch."""
+    """Batches, repeated or cut short, so that an epoch has a given number of steps."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """The number of steps in an epoch."""
         return STEPS // EPOCHS
 
     def __iter__(self) -> Any:
@@ -77,7 +77,7 @@ def small_lenet() -> nn.Sequential:
 
 
 def data_of(case: str, teacher: nn.Module, task: Task) -> Iterable[Any]:
-    """What the student of a case sees."""
+    """The training batches of a case."""
     batches = task.train
     assert isinstance(batches, Batches)
     few = Batches(batches.inputs[:FEW], batches.targets[:FEW], BATCH, shuffle=True)
@@ -93,7 +93,7 @@ def data_of(case: str, teacher: nn.Module, task: Task) -> Iterable[Any]:
 
 
 def rows_of(case: str) -> list[Row]:
-    """The figures of one case, kept once they are known."""
+    """The figures of one case, measured unless they are stored already."""
     kept = RUNS / f"{case.replace(',', '').replace(' ', '-')}.json"
     if not kept.exists():
         teacher, task = open_task("fashion-lenet5", SEED, None)
@@ -118,7 +118,7 @@ def rows_of(case: str) -> list[Row]:
 
 
 def main() -> int:
-    """All cases."""
+    """Run all cases."""
     RUNS.mkdir(parents=True, exist_ok=True)
     found = {case: rows_of(case) for case in CASES}
     score = {case: rows[0].value for case, rows in found.items()}

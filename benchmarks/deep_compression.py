@@ -1,13 +1,13 @@
 """Deep compression of the LeNets: file bytes and errors on MNIST and Fashion-MNIST, over three seeds.
 
-Each task and seed runs ``compress`` with ``benchmarks/recipes/TASK.yaml`` in ``runs/deep_compression/``; bytes are those of the
-file on disk, graph and header included, and errors those of the model read back from it, in ONNX Runtime, on the 10,000 test
-images. A run that was interrupted goes on, and a finished one is not repeated: delete the folder to measure anew. The file of
-the first seed is kept as ``benchmarks/artifacts/TASK.kogata``. Huffman's bytes are the same planes in the coding of the paper:
-relative indices and Huffman codes.
+Each task and seed runs ``compress`` with ``benchmarks/recipes/TASK.yaml`` in ``runs/deep_compression/``. Bytes are those of the
+file on disk, graph and header included; errors are those of the model reloaded from it, in ONNX Runtime, on the 10,000 test
+images. An interrupted run resumes, and a finished one is not repeated: delete the folder to measure again. The file of
+the first seed is kept as ``benchmarks/artifacts/TASK.kogata``. The bytes "in Huffman coding" are the same planes in
+the coding of the paper: relative indices and Huffman codes.
 
-The recipes for Fashion-MNIST were chosen among several by 10,000 images held out of the training set; those for MNIST go
-on from settings found on 5,000 held-out images, at a higher sparsity. No recipe was kept for its test error.
+The recipes for Fashion-MNIST were chosen among several on 10,000 images held out of the training set; those for MNIST start
+from settings found on 5,000 held-out images, at a higher sparsity. No recipe was selected by its test error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HUFFMAN = (Packed(), Bitmap(), Huffman(), Relative((Huffman(),)))
 
 @dataclass(frozen=True)
 class Bar:
-    """What a task must reach: file bytes, and either an error in percent, or a loss of points against its dense model."""
+    """The bars of a task: file bytes, and either an error in percent or a loss in points against its dense model."""
 
     task: str
     bytes: int
@@ -63,14 +63,14 @@ BARS = (
 
 
 def compressed(task: str, seed: int) -> tuple[Report, int]:
-    """The report of one run, and the bytes of its file in Huffman's coding."""
+    """The report of one run, and the bytes of its file in Huffman coding."""
     folder = Folder(RUNS / f"{task}-seed{seed}")
     recipe = open_recipe(str(HERE / "recipes" / f"{task}.yaml"))
     model, opened = open_task(task, seed, None)
     if folder.finished:
         report = Report.load(folder.report)
         if parse(yaml.safe_dump(report.recipe), str(folder.path)) != recipe:
-            raise SystemExit(f"{folder.path} holds a run of another recipe: delete it to measure anew.")
+            raise SystemExit(f"{folder.path} holds a run of another recipe: delete it to measure again.")
     else:
         report = compress(model, opened, recipe, output=folder.path, seed=seed, resume=folder.path.exists()).report
     stored = read_file(folder.model)
@@ -79,13 +79,13 @@ def compressed(task: str, seed: int) -> tuple[Report, int]:
 
 
 def rows_of(bar: Bar) -> list[Row]:
-    """Three seeds of one task."""
+    """The rows of one task over three seeds."""
     reports, huffman = zip(*(compressed(bar.task, seed) for seed in SEEDS), strict=True)
     shutil.copy(RUNS / f"{bar.task}-seed{SEEDS[0]}" / "model.kogata", HERE / "artifacts" / f"{bar.task}.kogata")
     sizes = [report.compressed.bytes for report in reports]
     errors = [100 - (report.compressed.score or 0) for report in reports]
     dense = [100 - (report.dense.score or 0) for report in reports]
-    # counts of 10,000 images: past the sixth digit there is only the noise of subtracting floats
+    # rounded, because errors are counts of 10,000 images and further digits are rounding noise
     losses = [round(error - before, 6) for error, before in zip(errors, dense, strict=True)]
     lost = round(statistics.mean(losses), 6)
     limit = (bar.drop, "<=") if bar.drop is not None else (None, None)
@@ -100,12 +100,12 @@ def rows_of(bar: Bar) -> list[Row]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Each seed's value, then the standard deviation."""
+    """The value of each seed, then the standard deviation."""
     return f"seeds: {', '.join(f'{value:.6g}' for value in values)}; s = {statistics.stdev(values):.2g}"
 
 
 def main() -> int:
-    """All four tasks."""
+    """Run all four tasks."""
     return harness.run("deep_compression", [row for bar in BARS for row in rows_of(bar)], SEEDS)
 
 

@@ -1,12 +1,12 @@
-"""Distillation on CIFAR-10: students 3, 10 and 36 times smaller than ResNet-20, by each term and by labels alone.
+"""Distillation on CIFAR-10: students 3, 10 and 36 times smaller than ResNet-20, with each term and with labels alone.
 
-All train on the first 10,000 images, without augmentation, so that one cache serves what the teacher says to all of them.
-At 10x each term is compared with labels alone; the best one and labels alone also at 3x and 36x; all with three seeds. Which is
-the best is decided on 5,000 other training images, which the teacher has seen and no student has. Scores are of the student
-reloaded from its file, on the 10,000 test images; ONNX Runtime times teacher and student in turn.
+All students train on the first 10,000 images without augmentation, so one cache holds the teacher's outputs for all of them. At
+10x each term is compared with labels alone; at 3x and 36x only the best term is; all with three seeds. The best term is
+selected on 5,000 other training images, which the teacher has seen and no student has. Scores are those of the student reloaded
+from its file, on the 10,000 test images; latencies of teacher and student are measured alternately in ONNX Runtime.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/distillation/`` to measure anew. Arguments
-name the only cases to run, such as ``10x-hints``, so that several can run side by side; the first to come makes the cache.
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/distillation/`` to measure again. Arguments name
+the only cases to run, such as ``10x-hints``, so that several can run side by side; the first one makes the cache.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ RUNS = Path(__file__).parent.parent / "runs" / "distillation"
 CACHE = RUNS / "teacher"
 STAGES = ("5", "8", "11")  # the last blocks of the teacher's stages
 POOLED = ("13",)
-SOFT = (Labels(weight=0.1), SoftTargets(weight=0.9, temperature=1.5))  # of five, best on the held-out images with one seed
-BAR = 1.0  # points
+SOFT = (Labels(weight=0.1), SoftTargets(weight=0.9, temperature=1.5))  # best of five on held-out images, with one seed
+BAR = 1.0  # percentage points
 
 
 @dataclass(frozen=True)
 class Student:
-    """A residual network: its layers, how wide it is, its last block of each stage, and its layer of pooled features."""
+    """A residual network: depth, width factor, the last block of each stage, and the layer of pooled features."""
 
     depth: int
     width: float
@@ -105,7 +105,7 @@ class Figures:
 
 
 def method(name: str, student: Student) -> Method:
-    """What a case trains by. Terms on layers are added to labels, with about the weights of their papers."""
+    """The training of a case. Terms on layers are added to labels, with about the weights of their papers."""
     stages, pooled = student.stages, student.pooled
     terms: Mapping[str, Term] = {
         "none": Labels(),
@@ -132,7 +132,7 @@ def method(name: str, student: Student) -> Method:
 
 @cache
 def opened() -> tuple[nn.Module, Task, Batches]:
-    """The teacher, its task with fewer images that stay as they are, and images held out; the cache is there."""
+    """The teacher, its task with fewer images and no augmentation, and held-out images; the cache exists afterwards."""
     teacher, task = open_task("cifar-resnet20", 0, None)
     batches = task.train
     if not isinstance(batches, Batches):
@@ -147,7 +147,7 @@ def opened() -> tuple[nn.Module, Task, Batches]:
 
 
 def measured(size: str, name: str, seed: int) -> Figures:
-    """One student, or what was measured of it before."""
+    """The figures of one student, measured unless they are stored already."""
     path = RUNS / f"{size}-{name}-{seed}.json"
     if path.exists():
         return Figures(**json.loads(path.read_text(encoding="utf-8")))
@@ -174,7 +174,7 @@ def measured(size: str, name: str, seed: int) -> Figures:
 
 
 def mean(size: str, name: str) -> float:
-    """The mean score of the seeds."""
+    """The mean score over the seeds."""
     return statistics.fmean(measured(size, name, seed).student for seed in SEEDS)
 
 
@@ -209,7 +209,7 @@ def rows() -> list[Row]:
 
 
 def main() -> int:
-    """Everything, or only the cases that are named."""
+    """Run everything, or only the cases named as arguments."""
     for case in sys.argv[1:]:
         size, _, name = case.partition("-")
         for seed in SEEDS:

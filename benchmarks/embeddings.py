@@ -1,14 +1,14 @@
-"""Regression distilled: sentence embeddings of MiniLM-L6 from three layers or half the width, without labels.
+"""Distillation of a regression: sentence embeddings of MiniLM-L6 by three layers or half the width, without labels.
 
-The students see the first 64 tokens of each training document of R8 and what the teacher makes of them, computed once: the
-last hidden states and their mean, the embedding. The loss is ‖h − t‖²/‖t‖² over the tokens plus 1 − cos of the embeddings.
+The students learn from the first 64 tokens of each training document of R8 and the teacher's outputs for them, computed once:
+the last hidden states and their mean, the embedding. The loss is ‖h − t‖²/‖t‖² over the tokens plus 1 − cos of the embeddings.
 Cosine and accuracy are on the test documents, of the model reloaded from its file; the accuracy is that of a logistic head
-fitted to the teacher's embeddings of the training documents: labels serve nothing else. A tenth of the training documents is
-held out; the learning rate was chosen on it. The student of three layers is cut from the teacher; that of half the width
-starts from the teacher projected onto the principal axes of its residual stream.
+fitted to the teacher's embeddings of the training documents. Labels are used for nothing else. A tenth of the training
+documents is held out; the learning rate was chosen on it. The student of three layers is made of layers of the teacher; that of
+half the width starts from the teacher projected onto the principal axes of its residual stream.
 
-A run that was interrupted goes on, and a finished case is not repeated: delete ``runs/embeddings/`` to measure anew. Arguments
-name the only cases to run. The folder of the data holds ``r8/train.tsv.gz`` and ``r8/test.tsv.gz``.
+An interrupted run resumes, and a finished case is not repeated: delete ``runs/embeddings/`` to measure again. Arguments name
+the only cases to run. The folder of the data holds ``r8/train.tsv.gz`` and ``r8/test.tsv.gz``.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ SEED = 0
 RUNS = Path(__file__).parent.parent / "runs" / "embeddings"
 TOKENS = 64
 BATCH = 32
-HELD = 0.1  # of the training documents
+HELD = 0.1  # held-out fraction of the training documents
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Tokens ``[N, T]`` and what the teacher makes of them: hidden states ``[N, T, 384]``, float16, and embeddings."""
+    """Tokens ``[N, T]`` and the teacher's outputs for them: hidden states ``[N, T, 384]``, float16, and embeddings."""
 
     tokens_NT: Tensor
     mask_NT: Tensor
@@ -58,7 +58,7 @@ class Windows:
     embedded_ND: Tensor
 
     def __len__(self) -> int:
-        """The batches of a pass."""
+        """The number of batches in a pass."""
         return -(-len(self.tokens_NT) // BATCH)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], tuple[Tensor, Tensor]]]:
@@ -69,7 +69,7 @@ class Windows:
             yield inputs, (self.hidden_NTD[some, :longest].float(), self.embedded_ND[some])
 
     def part(self, chosen: slice) -> Windows:
-        """Some of the windows."""
+        """A subset of the windows."""
         return Windows(self.tokens_NT[chosen], self.mask_NT[chosen], self.hidden_NTD[chosen], self.embedded_ND[chosen])
 
 
@@ -93,7 +93,7 @@ class Sentences:
         self.weight_DC = fitted(known.embedded_ND, self.targets_N)
 
     def _windows(self, documents: Sequence[Document]) -> Windows:
-        """The first window of each document, and what the teacher makes of it, which is kept in the folder of the runs."""
+        """The first window of each document with the teacher's outputs, which are stored in the folder of the runs."""
         options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
         found = self.tokenizer([text for _, text in documents], **options)
         tokens_NT, mask_NT = found["input_ids"], found["attention_mask"]
@@ -109,19 +109,19 @@ class Sentences:
         return Windows(tokens_NT, mask_NT, hidden_NTD, pooled(hidden_NTD.float(), mask_NT))
 
     def task(self) -> Task:
-        """The regression: data, and the cosine on what is held out."""
+        """The task: the regression on the training windows, validated by the cosine on held-out windows."""
         inputs = {"input_ids": self.held.tokens_NT[:BATCH], "attention_mask": self.held.mask_NT[:BATCH]}
         held = partial(cosine, windows=self.held.part(slice(0, 8 * BATCH)))
         return Task(name="sentences", calibration=[inputs], train=self.train, validate=held)
 
     def accuracy(self, embedded_ND: Tensor) -> float:
-        """Of the head on the test documents, in percent."""
+        """Accuracy of the head on the test documents, in percent."""
         return 100 * float(((embedded_ND @ self.weight_DC).argmax(1) == self.test_targets_N).float().mean())
 
 
 @cache
 def sentences() -> Sentences:
-    """The documents and the teacher, read once."""
+    """The documents and the teacher, read from disk once."""
     folder = named_folder(None)
     if folder is None or not (folder / "r8" / "train.tsv.gz").exists():
         raise SystemExit("embeddings needs r8/train.tsv.gz and r8/test.tsv.gz: name their folder in KOGATA_DATA.")
@@ -129,25 +129,25 @@ def sentences() -> Sentences:
 
 
 def pooled(hidden_NTD: Tensor, mask_NT: Tensor) -> Tensor:
-    """Unit vectors ``[N, D]``: the mean over the tokens that are there."""
+    """Unit vectors ``[N, D]``: the normalized mean over the unpadded tokens."""
     mask_NT1 = mask_NT[..., None].float()
     return functional.normalize((hidden_NTD * mask_NT1).sum(1) / mask_NT1.sum(1), dim=1)
 
 
 @torch.no_grad()
 def embedded(model: nn.Module, windows: Windows) -> Tensor:
-    """What a student makes of the windows, ``[N, D]``."""
+    """A student's embeddings of the windows, ``[N, D]``."""
     parts = zip(windows.tokens_NT.split(BATCH), windows.mask_NT.split(BATCH), strict=True)
     return torch.cat([pooled(model(input_ids=t, attention_mask=m).last_hidden_state, m) for t, m in parts])
 
 
 def cosine(model: nn.Module, windows: Windows) -> float:
-    """Of a student's embeddings with the teacher's, on average."""
+    """The mean cosine between a student's and the teacher's embeddings."""
     return float((embedded(model, windows) * windows.embedded_ND).sum(1).mean())
 
 
 def regression(output: Any, inputs: Mapping[str, Tensor], targets: tuple[Tensor, Tensor]) -> Tensor:
-    """‖h − t‖²/‖t‖² over the tokens that are there, and 1 − cos of the embeddings."""
+    """The loss: ‖h − t‖²/‖t‖² over the unpadded tokens plus 1 − cos of the embeddings."""
     hidden_NTD, (wanted_NTD, embedded_ND), mask_NT = output.last_hidden_state.float(), targets, inputs["attention_mask"]
     mask_NT1 = mask_NT[..., None]
     tokens = ((hidden_NTD - wanted_NTD).square() * mask_NT1).sum() / (wanted_NTD.square() * mask_NT1).sum()
@@ -155,7 +155,7 @@ def regression(output: Any, inputs: Mapping[str, Tensor], targets: tuple[Tensor,
 
 
 def three_layers(teacher: nn.Module) -> nn.Module:
-    """Layers 0, 4 and 5 of the teacher: of ten triples with the last, the nearest before training on held-out documents."""
+    """Layers 0, 4 and 5 of the teacher: of ten triples with the last layer, the best on held-out documents before training."""
     job = prepare(teacher, sentences().task())
     return surgery.clone(Shallower(lists="encoder.layer", keep=(0, 4, 5)).apply(job).model, share=False)
 
@@ -176,11 +176,11 @@ class Narrow(nn.Module):
 
 @torch.no_grad()
 def half_width(teacher: Any) -> nn.Module:
-    """The teacher on the principal axes P of its residual stream, half as many as it is wide; heads are half as wide, too.
+    """The teacher projected onto the principal axes P of its residual stream, half as many as its width; heads are halved too.
 
-    In a head, queries meet keys and values meet the output as products QᵀK and O V, and each product keeps its best
-    approximation of half the rank on the inputs seen. Of the neurons those with the largest outputs stay. The gains and biases
-    of normalization are fitted to what they gave, for they do not commute with P.
+    In a head, queries and keys enter as the product QᵀK, values and output as the product O V; each product is replaced by its
+    best approximation of half the rank on the observed inputs. The neurons with the largest outputs are kept. Gains and biases
+    of the normalization layers are fitted to their original outputs, because normalization does not commute with P.
     """
     text, wide = sentences(), teacher.config.hidden_size
     seen = Seen(teacher, text.train.part(slice(0, 256)))
@@ -213,7 +213,7 @@ def half_width(teacher: Any) -> nn.Module:
 
 
 class Seen:
-    """What flows into and out of the teacher's normalization layers, and into the layers behind its neurons, by token."""
+    """Inputs and outputs of the teacher's normalization layers, and inputs of the layers behind its neurons, per token."""
 
     def __init__(self, teacher: nn.Module, windows: Windows) -> None:
         self.norms = [name for name, module in teacher.named_modules() if isinstance(module, nn.LayerNorm)]
@@ -232,12 +232,12 @@ class Seen:
             handle.remove()
 
     def of(self, norm: str) -> tuple[Tensor, Tensor]:
-        """What flows into and out of a normalization layer, ``[tokens, D]`` each."""
+        """Inputs and outputs of a normalization layer, ``[tokens, D]`` each."""
         return self.inputs[norm], self.outputs[norm]
 
 
 def _gains(before_ND: Tensor, after_ND: Tensor, axes_DK: Tensor) -> tuple[Tensor, Tensor]:
-    """Gain and bias of each channel that take the normalized projection of the input nearest to that of the output."""
+    """Least-squares gain and bias of each channel, from the normalized projection of the input to that of the output."""
     x_NK, y_NK = functional.layer_norm(before_ND @ axes_DK, (axes_DK.shape[1],)), after_ND @ axes_DK
     gain_K = ((x_NK - x_NK.mean(0)) * (y_NK - y_NK.mean(0))).mean(0) / x_NK.var(0, correction=0)
     return gain_K, y_NK.mean(0) - gain_K * x_NK.mean(0)
@@ -279,21 +279,21 @@ def _set(model: nn.Module, path: str, weight: Tensor, bias: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A student of MiniLM: how it begins, how it is trained, and the bars of cosine and accuracy."""
+    """A student of MiniLM: its initialization, its training, and the bars of cosine and accuracy."""
 
     name: str
     begin: Callable[[nn.Module], nn.Module]
-    original: Callable[[nn.Module], nn.Module]  # what its file loads into
+    original: Callable[[nn.Module], nn.Module]  # builds the model that its file loads into
     training: Training
     cosine: float | None = None
     accuracy: float | None = None
 
     def rows(self, where: Path) -> list[Row]:
-        """Train the student, and measure what its file gives back."""
+        """Train the student, and measure the model reloaded from its file."""
         text = sentences()
         student = self.begin(text.teacher)
         for name, parameter in student.named_parameters():
-            parameter.requires_grad_("word_embeddings" not in name)  # 30,522 rows of which few are seen
+            parameter.requires_grad_("word_embeddings" not in name)  # few of the 30,522 rows occur
         before = cosine(student, text.held), text.accuracy(embedded(student, text.test))
         checkpoint = where.with_suffix(".pt")
         epochs = fit(student, text.task(), self.training, regression, seed=SEED, what=self.name, checkpoint=checkpoint)
@@ -327,7 +327,7 @@ CASES = {
 
 
 def rows_of(name: str) -> list[Row]:
-    """The figures of one case, kept once they are known."""
+    """The figures of one case, measured unless they are stored already."""
     where = RUNS / name.replace(" ", "-")
     kept = where.with_suffix(".json")
     if not kept.exists():
@@ -338,7 +338,7 @@ def rows_of(name: str) -> list[Row]:
 
 
 def main() -> int:
-    """All cases, or only those that are named."""
+    """Run all cases, or only those named as arguments."""
     RUNS.mkdir(parents=True, exist_ok=True)
     chosen = sys.argv[1:]
     if unknown := [name for name in chosen if name not in CASES]:

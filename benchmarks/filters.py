@@ -1,19 +1,19 @@
 """Transferred filters trained from scratch: table 3 of the survey on CIFAR-10, and rotated MNIST.
 
-The net on CIFAR-10 is that of ``cifar-vgg-small``: six convolutions. CIRC and p4m replace all of them by layers of their own,
-of the width and the products of the dense net, with a quarter and an eighth of its filters. MBA computes half of a layer's maps
-and copies them, CReLU negates them, and DCNN takes its filters out of a quarter as many larger ones: each in all layers, in the
-first two or in the last two, and the net as much wider as no more parameters than those of the dense net let it be. Which
-layers, is decided on 5,000 training images that no net was trained on; the nets so chosen and the dense one are trained with
-three seeds, the others with one. Errors are those of the net read back from its file, on the 10,000 test images, and bytes are
-those of the file. The block of CReLU was changed twice after test errors of earlier ones had been seen, and the choice of
-layers was added after sharing in all of them had missed the bar, so what is within it is a little flattered.
+The net on CIFAR-10 is ``cifar-vgg-small``, six convolutions. CIRC and p4m replace all of them by group-equivariant layers of
+the same width and number of multiply-adds, with a quarter and an eighth of the filters. MBA computes half of a layer's maps and
+repeats them with another bias, CReLU adds their negatives, and DCNN crops its filters out of a quarter as many larger ones.
+Each of these three is applied to all layers, to the first two or to the last two, and the net is widened as far as the number
+of parameters of the dense net allows. Which layers share filters is chosen on 5,000 held-out training images. The chosen nets
+and the dense net are trained with three seeds, the others with one. Errors are those of the net reloaded from its file, on the
+10,000 test images; bytes are those of the file. The results are slightly optimistic: the block of CReLU was changed twice after
+test errors had been seen, and the choice of layers was added after sharing in all layers had missed the bar.
 
-Rotated MNIST is made here: 12,000 images of the training set, each turned by a random angle, and the 10,000 test images, turned
-alike. Both nets have seven convolutions (Cohen and Welling, 1602.07576, section 8.1), and the same number of parameters.
+Rotated MNIST is made here: 12,000 images of the training set and the 10,000 test images, each rotated by a random angle. Both
+nets have seven convolutions (Cohen and Welling, 1602.07576, section 8.1) and the same number of parameters.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/filters/`` to measure anew. Arguments name
-the only cases to run, such as ``MBA-all-0``, so that several can run side by side.
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/filters/`` to measure again. Arguments name the
+only cases to run, such as ``MBA-all-0``, so that several can run side by side.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ MINUTES = 130
 SEEDS = (0, 1, 2)
 RUNS = Path(__file__).parent.parent / "runs" / "filters"
 CIFAR_EPOCHS, HELD_OUT = 8, 5_000
-LAYERS = ((32, True), (32, False), (64, True), (64, False), (128, True), (128, False))  # of cifar-vgg-small: width, pooling
+LAYERS = ((32, True), (32, False), (64, True), (64, False), (128, True), (128, False))  # in cifar-vgg-small: width, pooling
 MNIST_IMAGES, MNIST_EPOCHS, ORDER = 12_000, 20, 4
 
 
 @dataclass(frozen=True)
 class Point:
-    """Errors in percent, on test and on held-out images (rotated MNIST has none); bytes of the file; parameters as trained."""
+    """Errors in percent on test and held-out images (rotated MNIST has none), bytes of the file, trained parameters."""
 
     error: float
     held_out: float | None
@@ -71,11 +71,11 @@ class Point:
 
 
 Block = Callable[[int, int, bool], tuple[list[nn.Module], int]]
-"""Of inputs, wanted outputs, and whether to pool: the layers, and the channels they give."""
+"""A function of input channels, wanted output channels and whether to pool, to the layers and their output channels."""
 
 
 def _pooled(layers: Sequence[nn.Module], pool: bool) -> list[nn.Module]:
-    """The pooling comes right after the convolution, as in the dense net."""
+    """Insert the pooling right after the convolution, as in the dense net."""
     return [layers[0], nn.MaxPool2d(2), *layers[1:]] if pool else list(layers)
 
 
@@ -91,14 +91,14 @@ def multi_bias(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], 
 
 
 def crelu(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], int]:
-    """Each map and its negative have a scale and a threshold of their own, as in PVANet (Kim et al. 2016, 1608.08021)."""
+    """Each map and its negative have their own scale and threshold, as in PVANet (Kim et al. 2016, 1608.08021)."""
     half = outputs // 2
     layers = [opposite_convolution(inputs, half, 3, padding=1), nn.BatchNorm2d(2 * half), nn.ReLU()]
     return _pooled(layers, pool), 2 * half
 
 
 def cyclic(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], int]:
-    """Of images in four orientations, one quarter of the filters each."""
+    """A layer on images in four rotations, with a quarter of the filters."""
     base = outputs // 4
     layers = [nn.Conv2d(inputs, base, 3, padding=1, bias=False), nn.BatchNorm2d(base), nn.ReLU(), CyclicRoll()]
     return _pooled(layers, pool), 4 * base
@@ -118,12 +118,12 @@ def p4m(inputs: int, outputs: int, pool: bool) -> tuple[list[nn.Module], int]:
 
 SHARED: Mapping[str, Block] = {"MBA": multi_bias, "CReLU": crelu, "DCNN": doubly}
 PLACES: Mapping[str, frozenset[int]] = {"all": frozenset(range(6)), "first": frozenset({0, 1}), "last": frozenset({4, 5})}
-STEP = 32  # widths are tried in steps of a 32nd
-POINTS = 0.3  # that the error of the chosen nets may be above that of the dense one
+STEP = 32  # width factors are tried in steps of 1/32
+POINTS = 0.3  # points by which the error of a chosen net may exceed that of the dense net
 
 
 def vgg(blocks: Sequence[Block], width: float) -> nn.Sequential:
-    """The six convolutions of cifar-vgg-small, made of such blocks."""
+    """The network cifar-vgg-small with these six blocks in place of its convolutions, at ``width`` times its width."""
     layers: list[nn.Module] = []
     channels, unit = 3, 8 if p4m in blocks else 4
     for block, (full, pool) in zip(blocks, LAYERS, strict=True):
@@ -134,12 +134,12 @@ def vgg(blocks: Sequence[Block], width: float) -> nn.Sequential:
 
 
 def of_one_kind(block: Block) -> nn.Sequential:
-    """All layers alike, as wide as the dense ones."""
+    """The network with the same block in all layers, at the width of the dense one."""
     return vgg((block,) * len(LAYERS), 1.0)
 
 
 def sharing(block: Block, places: frozenset[int]) -> nn.Sequential:
-    """These layers share filters, the others are dense; as wide as the parameters of the dense net let it be."""
+    """The widest network with this block in these layers that has no more parameters than the dense network."""
     blocks = [block if layer in places else dense for layer in range(len(LAYERS))]
     most = parameters(of_one_kind(dense))
     width = STEP
@@ -150,17 +150,17 @@ def sharing(block: Block, places: frozenset[int]) -> nn.Sequential:
 
 
 def parameters(net: nn.Module) -> int:
-    """As trained: what is shared counts once."""
+    """Number of trained parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 def plain_cnn() -> nn.Sequential:
-    """Seven convolutions of 20 channels; the last one reads what is left of the image."""
+    """Seven convolutions of 20 channels; the last one covers the whole remaining feature map."""
     return _digits(lambda inputs, kernel: [nn.Conv2d(inputs, 20, kernel, bias=False), nn.BatchNorm2d(20), nn.ReLU()], 20)
 
 
 def p4_cnn() -> nn.Sequential:
-    """The same with 10 channels in four orientations: as many parameters, the orientations pooled at the end."""
+    """The same with 10 channels in four rotations, pooled over rotations at the end; it has as many parameters."""
 
     def block(inputs: int, kernel: int) -> list[nn.Module]:
         images = inputs == 1
@@ -178,7 +178,7 @@ def _digits(block: Callable[[int, int], list[nn.Module]], channels: int, *pool: 
 
 
 def turned(images_N1HW: Tensor, seed: int) -> Tensor:
-    """Each image turned about its centre by an angle of its own, between the pixels bilinearly; black outside."""
+    """Rotate each image about its centre by a random angle, with bilinear interpolation; black outside."""
     generator = torch.Generator().manual_seed(seed)
     angle_N = 2 * math.pi * torch.rand(len(images_N1HW), generator=generator)
     rows = [[angle_N.cos(), -angle_N.sin(), 0 * angle_N], [angle_N.sin(), angle_N.cos(), 0 * angle_N]]
@@ -189,7 +189,7 @@ def turned(images_N1HW: Tensor, seed: int) -> Tensor:
 
 
 def cifar() -> tuple[Task, Training, Batches]:
-    """The data of ``cifar-vgg-small`` without the images held out, its training for these epochs, and the images held out."""
+    """The task ``cifar-vgg-small`` without held-out images, its training settings, and the held-out images."""
     builtin = next(task for task in BUILTIN_TASKS if task.name == "cifar-vgg-small")
     _, task = builtin.open(0, None)
     batches = task.train
@@ -203,7 +203,7 @@ def cifar() -> tuple[Task, Training, Batches]:
 
 
 def rotated_mnist() -> tuple[Task, Training, None]:
-    """The images of ``mnist-lenet5``, turned."""
+    """The task ``mnist-lenet5`` with rotated images."""
     builtin = next(task for task in BUILTIN_TASKS if task.name == "mnist-lenet5")
     split = builtin.split(None)
     images, labels = split.train[0][:MNIST_IMAGES], split.train[1][:MNIST_IMAGES]
@@ -225,7 +225,7 @@ NETS: Mapping[str, Callable[[], nn.Sequential]] = {
 
 
 def measured(case: str, seed: int) -> Point:
-    """One net trained, stored and read back, or what that gave before."""
+    """Train, store and reload one net and return its figures, unless they are stored already."""
     path = RUNS / f"{case}-{seed}.json"
     if path.exists():
         return Point(**json.loads(path.read_text(encoding="utf-8")))
@@ -247,14 +247,14 @@ def measured(case: str, seed: int) -> Point:
 
 
 def chosen(name: str) -> str:
-    """The case of this way of sharing with the least error on held-out images."""
+    """The case of this method with the least error on held-out images."""
     cases = (f"{name}-{place}" for place in PLACES)
     errors = {case: error for case in cases if (error := measured(case, 0).held_out) is not None}
     return min(errors, key=errors.__getitem__)
 
 
 def rows() -> list[Row]:
-    """Every net with one seed, then the chosen ones with three, and the two on rotated MNIST."""
+    """The rows of every net with one seed, then of the chosen nets with three."""
     found: list[Row] = []
     for case in NETS:
         point = measured(case, 0)
@@ -276,7 +276,7 @@ def rows() -> list[Row]:
 
 
 def main() -> int:
-    """Every case, or only those that are named."""
+    """Run every case, or only those named as arguments."""
     for argument in sys.argv[1:]:
         case, _, seed = argument.rpartition("-")
         print(argument, measured(case, int(seed)), flush=True)

@@ -1,12 +1,12 @@
 """Fixed-point training from scratch: 16-bit numbers, rounded stochastically or to nearest, against floating point.
 
-LeNet-300-100 on Fashion-MNIST from random weights, each with the same seed, epochs and learning rate: in floating point, and in
-numbers of 6 integer and 10 fraction bits under both roundings (Gupta et al. 2015, 1502.02551). Test errors are those of the
-model read back from its file, on 10,000 images; the weights in the files are the 16-bit numbers themselves.
+LeNet-300-100 is trained on Fashion-MNIST from the same random weights, with the same epochs and learning rate: in floating
+point, and in numbers with 6 integer and 10 fraction bits under both roundings (Gupta et al. 2015, 1502.02551). Test errors are
+those of the model reloaded from its file, on 10,000 images; the files hold the 16-bit numbers themselves.
 
-The format, the epochs and a loss scale of the batch size were chosen on 10,000 held-out training images.
+The number format, the epochs and a loss scale equal to the batch size were chosen on 10,000 held-out training images.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/fixed_point/`` to measure anew.
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/fixed_point/`` to measure again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 TASK = "fashion-lenet300"
 RUNS = Path(__file__).parent.parent / "runs" / "fixed_point"
 TRAINING = Recover(epochs=8, learning_rate=1e-3, distill=0.0)
-STALLED = 1.0  # points of error past floating point, from which on a rounding has failed
+STALLED = 1.0  # points of error above floating point from which a rounding counts as failed
 
 METHODS: Mapping[str, Method] = {
     "float32": TRAINING,
@@ -60,7 +60,7 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
 
 
 def trained(name: str, seed: int) -> Report:
-    """The report of one run."""
+    """The report of one run, trained unless there is a report already."""
     folder = Folder(RUNS / f"{name.replace(', ', '-').replace(' ', '-')}-seed{seed}")
     if folder.finished:
         return Report.load(folder.report)
@@ -70,7 +70,7 @@ def trained(name: str, seed: int) -> Report:
 
 
 def main() -> int:
-    """Every rounding on every seed."""
+    """Run every rounding with every seed."""
     reports = {name: [trained(name, seed) for seed in SEEDS] for name in METHODS}
     errors = {
         name: round(statistics.mean(100 - (run.compressed.score or 0) for run in runs), 6) for name, runs in reports.items()

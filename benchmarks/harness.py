@@ -1,4 +1,4 @@
-"""What all benchmarks share: rows with the bar each must hold, one table, one JSON file per benchmark."""
+"""Shared parts of the benchmarks: rows with bars, a table, and one JSON file of results per benchmark."""
 
 import ast
 import json
@@ -21,7 +21,7 @@ NO_BENCHMARKS = {"__init__", "__main__", "harness", "results_page"}  # modules o
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: what was measured, and on which side of which bar it must lie.
+    """One figure: what was measured, and the bar that it must not pass.
 
     >>> Row("lenet5", "size", 40.0, "x", bar=35.0, direction=">=").holds
     True
@@ -36,13 +36,13 @@ class Row:
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a bar without a direction, and the reverse: neither could be judged."""
+        """Refuse a bar without a direction and a direction without a bar."""
         if (self.bar is None) != (self.direction is None):
             raise ValueError(f"{self.case}, {self.metric}: a bar and its direction belong together")
 
     @property
     def holds(self) -> bool | None:
-        """Whether the value is on the right side of the bar (a NaN is not); None without a bar."""
+        """Whether the value is on the right side of the bar (NaN never is); None without a bar."""
         if self.bar is None:
             return None
         return self.value <= self.bar if self.direction == "<=" else self.value >= self.bar
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's module name, about how many minutes it takes, and what it measures."""
+    """A benchmark: its module name, its approximate duration in minutes, and what it measures."""
 
     name: str
     minutes: float
@@ -58,7 +58,7 @@ class Benchmark:
 
 
 def benchmarks(folder: Path) -> list[Benchmark]:
-    """Return the benchmarks of a folder by name, read from their source: importing them all would take long.
+    """Return the benchmarks of a folder by name, read from their source, because importing them would take long.
 
     :raises ValueError: a module lacks its docstring or ``MINUTES``.
     """

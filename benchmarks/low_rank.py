@@ -1,8 +1,8 @@
 """Low rank without training: how far sentence embeddings of R8 move when MiniLM-L6 keeps half its encoder's parameters.
 
-Model, documents and figures are those of ``one_shot``. Each linear layer of the encoder keeps the same part of its parameters
-as two factors, by plain or by whitened SVD, or all together keep as many, with ranks that share one budget, without and with
-the correction for the layers compressed before. Figures are those of the model reloaded from its file.
+Model, documents and figures are those of ``one_shot``. Each linear layer of the encoder becomes two factors, by plain or
+whitened SVD. Either every layer keeps the same fraction of its parameters, or the ranks are allocated from one common budget,
+without and with the correction for errors of earlier layers. Figures are those of the model reloaded from its file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEED = 0
 @final
 @dataclass(frozen=True, kw_only=True)
 class Uniform(WeightMethod):
-    """The same part of the parameters of each layer."""
+    """A method that keeps the same fraction of the parameters of each layer."""
 
     fraction: float
     by: Literal["svd", "whitened"]
@@ -45,14 +45,14 @@ class Uniform(WeightMethod):
     ABOUT = WhitenedSVD.ABOUT
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Two factors."""
+        """The weight as a product of two factors."""
         rank = int(self.fraction * weight.numel() / sum(weight.shape))
         return (SVD(rank=rank) if self.by == "svd" else WhitenedSVD(rank=rank)).encode(weight, site, stats)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Cosine, accuracy in percent, the file's bytes, and the part of the parameters that is left in percent."""
+    """Cosine, accuracy in percent, bytes of the file, and kept parameters in percent."""
 
     cosine: float
     accuracy: float
@@ -61,7 +61,7 @@ class Figures:
 
 
 def measured(sentences: Sentences, method: Method) -> Figures:
-    """The figures of a method, by the model that was reloaded from its file."""
+    """The figures of a method, of the model reloaded from its file."""
     job = prepare(sentences.model, sentences.task).within(Where(layers=("encoder.*",)))
     model = method.apply(job).model
     kept = sum(form_at(model, site).kept() for site in selected_sites(job))
@@ -70,7 +70,7 @@ def measured(sentences: Sentences, method: Method) -> Figures:
 
 
 def rows(sentences: Sentences) -> list[Row]:
-    """Half the parameters in four ways, and 35 % in three."""
+    """The rows of four methods at half the parameters, and of three at 35 %."""
     found: list[Row] = []
     for name, fraction in (("half", 0.5), ("35 %", 0.35)):
         budget = RankAllocation(fraction=fraction), RankAllocation(fraction=fraction, correct=True)
@@ -99,7 +99,7 @@ def _row(case: str, metric: str, value: float, unit: str, bar: float | None) -> 
 
 
 def main() -> int:
-    """All cases."""
+    """Run all cases."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder that holds r8/; default: $KOGATA_DATA")
     folder = named_folder(parser.parse_args().data)

@@ -1,17 +1,17 @@
-"""Low-rank convolutions: separable, Tucker-2 and CP at two rates on two CIFAR-10 nets, after one short recovery each.
+"""Low-rank convolutions: separable, Tucker-2 and CP at two rates on two CIFAR-10 nets, each after a short recovery.
 
-All convolutions with an extent but the first keep one part in ``rate`` of their numbers together. How much each of them keeps
-is chosen by what it does to the loss of one calibration batch, before any training. Ranks are multiples of 16 channels, which
-ONNX Runtime's fast layout wants, or of 8 at the higher rate, for which 16 leaves too much; none that keeps more than 0.7 of a
-layer's numbers is tried, so that every layer becomes cheaper, and a layer that no such rank suits stays dense.
+All convolutions larger than 1×1, except the first, together keep 1 / ``rate`` of their parameters. The ranks are allocated by
+their effect on the loss of one calibration batch, before any training. Ranks are multiples of 16 channels, which suits ONNX
+Runtime's fast memory layout, or of 8 at the higher rate, for which multiples of 16 are too large. A layer may keep at most 0.7
+of its parameters, so that it becomes cheaper; a layer without such a rank stays dense.
 
-All runs see the same training batches with the original as teacher, for 4 epochs where the originals saw 24 and 25; the
-original itself, trained on alike, stands beside them. Errors are those of the model reloaded from its file, on the 10,000 test
-images; times are of the lowered graphs in ONNX Runtime, interleaved with the dense net's in one run. That sharing the numbers
-out helps was seen on 5,000 training images, kept from a net trained on the others; the multiples and the 0.7 were settled by
-times and by the loss of the calibration batch, before training; 4 epochs are what there was time for.
+All runs train for 4 epochs on the same batches with the original as teacher (the originals were trained for 24 and 25 epochs);
+the original trained further alike is listed for comparison. Errors are those of the model reloaded from its file, on the 10,000
+test images; times are those of the lowered graphs in ONNX Runtime, measured alternately with the dense net. The allocation of
+ranks was found to help on 5,000 held-out training images; the multiples and the limit of 0.7 were chosen by times and by the
+loss of the calibration batch, before training. The 4 epochs are a limit of compute.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/low_rank_convolutions/`` to measure anew.
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/low_rank_convolutions/`` to measure again.
 Arguments name the only networks to train, so that two can be trained side by side.
 """
 
@@ -52,24 +52,24 @@ MINUTES = 120
 SEED = 0
 RUNS = Path(__file__).parent.parent / "runs" / "low_rank_convolutions"
 TASKS = ("cifar-resnet20", "cifar-vgg-small")
-RATES = {2.7: 16, 5.0: 8}  # and what the ranks are multiples of
-MOST = 0.7  # of a layer's numbers
+RATES = {2.7: 16, 5.0: 8}  # rate: ranks are multiples of this
+MOST = 0.7  # largest fraction of its numbers that a factorized layer may hold
 Structure = type[Separable] | type[Tucker2] | type[CP]
 Case = tuple[Structure, float] | None  # a method at a rate; None is the dense net
 LOW_RANK = [(kind, rate) for rate in RATES for kind in (Separable, Tucker2, CP)]
 CASES: list[Case] = [*LOW_RANK, None]
 RECOVERY = Recover(epochs=4, learning_rate=2e-3)
 BATCHES = (1, 64)
-LOW, LOST, FASTER = 2.7, 0.2, 1.5  # at this rate no more points lost, and so many times faster: as in the survey's table 2
+LOW, LOST, FASTER = 2.7, 0.2, 1.5  # bars as in the survey's table 2: a rate, points lost, speed-up
 
 
 def spatial(model: nn.Module) -> list[Site]:
-    """The convolutions with an extent, without the first."""
+    """The convolutions larger than 1×1, without the first."""
     return [site for site in sites_of(model) if site.kind is Kind.CONV and math.prod(site.shape[2:]) > 1][1:]
 
 
 def plan(kind: Structure, model: nn.Module, task: Task, rate: float) -> Method:
-    """For each of these convolutions the rank with which all keep one part in ``rate`` and the loss rises least."""
+    """One method per convolution, with ranks that keep 1 / ``rate`` of all parameters at the least increase of the loss."""
     sites, probe = spatial(model), Probe(Job(model=model, reference=model, task=task, seed=SEED))
     layers = [hull(options(kind, RATES[rate], form_at(model, site).dense().detach(), site, probe)) for site in sites]
     chosen = allocated(layers, sum(math.prod(site.shape) for site in sites) / rate)
@@ -78,13 +78,13 @@ def plan(kind: Structure, model: nn.Module, task: Task, rate: float) -> Method:
 
 
 def options(kind: Structure, step: int, weight: Tensor, site: Site, probe: Probe) -> list[Option[WeightMethod | None]]:
-    """What a weight may become, how many numbers that holds, and what it alone does to the loss; None is dense."""
+    """The options for a weight: a method (None for dense), its stored numbers, and its change of the loss when used alone."""
     found = list[Option[WeightMethod | None]]()
     for rank in count(step, step):
         method = kind(rank=rank)
         try:
             form = method.encode(weight, site, Stats())
-        except NotApplicable:  # it holds no fewer numbers
+        except NotApplicable:  # the factors hold no fewer numbers than the weight
             break
         if form.kept() > MOST * weight.numel():
             break
@@ -93,17 +93,17 @@ def options(kind: Structure, step: int, weight: Tensor, site: Site, probe: Probe
 
 
 def folder(task: str, case: Case) -> Folder:
-    """Where a run is kept."""
+    """The folder of a run."""
     return Folder(RUNS / f"{task} {named(case)}".replace(" ", "-"))
 
 
 def named(case: Case) -> str:
-    """As the results call it."""
+    """The name of a case in the results."""
     return "dense trained on alike" if case is None else f"{case[0].ABOUT.name} at {case[1]:g}x"
 
 
 def trained(task: str, case: Case) -> Report:
-    """The report of one run."""
+    """The report of one run, trained unless there is a report already."""
     kept = folder(task, case)
     if kept.finished:
         return Report.load(kept.report)
@@ -113,7 +113,7 @@ def trained(task: str, case: Case) -> Report:
 
 
 def times(task: str, batch: int) -> dict[Case, float]:
-    """How many times faster than the dense net each file is: medians of one interleaved run."""
+    """The speed-up of each file over the dense net: ratios of medians, measured alternately in one run."""
     model, opened = open_task(task, SEED, None)
     inputs, engine = first_batch(model, opened)[0], OnnxRuntime()
     files = [load(folder(task, case).model, into=surgery.clone(model)).eval() for case in LOW_RANK]
@@ -124,7 +124,7 @@ def times(task: str, batch: int) -> dict[Case, float]:
 
 
 def rows(task: str) -> list[Row]:
-    """One net: its own error, then each method at each rate."""
+    """The rows of one net: its own error, then each method at each rate."""
     reports = {case: trained(task, case) for case in CASES}
     speeds = {batch: times(task, batch) for batch in BATCHES}
     dense = reports[None].dense
@@ -147,7 +147,7 @@ def rows(task: str) -> list[Row]:
 
 
 def main() -> int:
-    """Everything, or only the training of the networks that are named."""
+    """Run everything, or only train the networks named as arguments."""
     if len(sys.argv) > 1:
         for task in sys.argv[1:]:
             for case in CASES:

@@ -1,13 +1,14 @@
-"""Transferred filters on a narrow net: shared everywhere, or only where measured to cost little.
+"""Transferred filters on a narrow net: shared in all layers, or only in layers where the measured error is small.
 
-The survey finds that transferred filters fail on narrow nets: their assumption is too strong. The net is
+The survey finds that transferred filters fail on narrow nets, for which their assumption is too strong. The net is
 ``cifar-resnet20-small``, 8 to 32 channels wide, trained. Each layer's filters become pairs that differ by their bias
-(multi-bias filters). ``everywhere`` does so in all layers; ``measured`` adds to each a product of a quarter of the full rank,
-and leaves a layer dense where its outputs would still change by more than the tolerance on the calibration data. All, the dense
-net too, then go on for the same epochs with the original as teacher. Errors are those of the net read back from its file.
+(multi-bias filters). ``everywhere`` does so in all layers. ``measured`` adds to each a low-rank product of a quarter of the
+full rank, and leaves a layer dense if its outputs on the calibration data would still change by more than the tolerance. All
+nets, the dense net too, are then trained for the same epochs with the original as teacher. Errors are those of the net reloaded
+from its file.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/narrow_nets/`` to measure anew. Arguments
-name the only cases to run, so that several can run side by side.
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/narrow_nets/`` to measure again. Arguments name
+the only cases to run, so that several can run side by side.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MINUTES = 10
 SEED = 0
 TASK = "cifar-resnet20-small"
 RUNS = Path(__file__).parent.parent / "runs" / "narrow_nets"
-TOLERANCE, RESIDUAL = 0.2, 0.25  # the second setting: 0.35 and a rank of 2 shared in 17 layers, and lost 3.6 points
+TOLERANCE, RESIDUAL = 0.2, 0.25  # the second setting tried; 0.35 and a rank of 2 shared in 17 layers and lost 3.6 points
 RECOVER = Recover(epochs=2, learning_rate=2e-3)
 POINTS = 0.5
 CONVOLUTIONS = Where(kinds=(Kind.CONV,))
@@ -65,7 +66,7 @@ class Point:
 
 
 def measured(case: str) -> Point:
-    """One case, or what it gave before."""
+    """The figures of one case, measured unless they are stored already."""
     path = RUNS / f"{case}.json"
     if path.exists():
         return Point(**json.loads(path.read_text(encoding="utf-8")))
@@ -94,7 +95,7 @@ def _error(job: Job, model: nn.Module) -> float:
 
 
 def main() -> int:
-    """Every case, or only those that are named."""
+    """Run every case, or only those named as arguments."""
     if len(sys.argv) > 1:
         for case in sys.argv[1:]:
             print(case, measured(case), flush=True)

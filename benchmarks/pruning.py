@@ -1,12 +1,13 @@
 """Every pruning criterion on two nets: error against sparsity, with one small budget of training for each.
 
-Settings of the criteria were chosen on another data set, Fashion-MNIST. All start from the same dense net, prune each layer
-alike, and see the same number of training batches with the original as teacher: criteria that learn the mask spend them on
-that (ADMM one half, and the other on retraining, its own second phase), the others prune first and spend them on recovery.
+Settings of the criteria were chosen on another data set, Fashion-MNIST. All start from the same dense net, prune every layer to
+the same sparsity, and use the same number of training batches with the original as teacher. Criteria that learn the mask spend
+these on learning it (ADMM one half, and the other on retraining, its second phase); the others prune first and spend them on
+recovery.
 Errors are on the 10,000 test images, of the model reloaded from its file. The first batch of the calibration data gives the
 loss before recovery.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/pruning/`` to measure anew. Arguments name
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/pruning/`` to measure again. Arguments name
 the only criteria to run, so that several can run side by side. The picture is ``docs/pruning.svg``.
 """
 
@@ -48,27 +49,27 @@ RUNS = HERE.parent / "runs" / "pruning"
 PICTURE = HERE.parent / "docs" / "pruning.svg"
 SPARSITIES = (0.8, 0.9, 0.95)
 TASKS = ("mnist-lenet5", "cifar-resnet20-small")
-IMAGES = 30_000  # of the training set: each epoch passes over these
+IMAGES = 30_000  # number of training images used in each epoch
 WHOLE = Recover(epochs=2, learning_rate=2e-3)
 HALF = Recover(epochs=1, learning_rate=2e-3)
 BUDGET: Mapping[str, tuple[Recover, Recover | None]] = {
     "movement": (WHOLE, None),
     "admm": (HALF, HALF),
-}  # with the mask, after it
+}  # training with the mask learnt, and training after it
 CRITERIA = tuple(
     method
     for method in METHODS
     if issubclass(method, WeightMethod | TrainingMethod) and Role.VALUES in method.ABOUT.leaves
     and dataclasses.is_dataclass(method) and "sparsity" in {field.name for field in dataclasses.fields(method)}
 )  # fmt: skip
-BETTER = ("sparsegpt", "obs", "movement")  # must not lose to magnitude
+BETTER = ("sparsegpt", "obs", "movement")  # criteria that must not be worse than magnitude
 COLOURS = ("#444444", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
-WIDTH, HEIGHT, LEFT, TOP = 300, 220, 50, 40  # of one plot of the picture, and its margins
+WIDTH, HEIGHT, LEFT, TOP = 300, 220, 50, 40  # size and margins of one plot of the picture
 
 
 @dataclass(frozen=True)
 class Point:
-    """Test error in percent after the whole budget; of a one-shot criterion also before recovery, with the calibration loss."""
+    """Test error in percent after all training; for one-shot criteria also error and calibration loss before recovery."""
 
     error: float
     error_before: float | None = None
@@ -76,7 +77,7 @@ class Point:
 
 
 def method(criterion: type[Method], sparsity: float) -> tuple[Method, Recover | None]:
-    """A criterion at a sparsity, and the training after it."""
+    """A criterion at a sparsity, and the recovery after it."""
     name = criterion.ABOUT.name
     training, rest = BUDGET.get(name, (None, WHOLE))
     step = {"method": name, "sparsity": sparsity} | ({"recover": training.settings()} if training else {})
@@ -94,7 +95,7 @@ def small(task: Task) -> Task:
 
 
 def measured(task: str, criterion: type[Method], sparsity: float) -> Point:
-    """One run, or what it gave before."""
+    """The figures of one run, measured unless they are stored already."""
     path = RUNS / f"{task}-{criterion.ABOUT.name}-{sparsity}.json"
     if path.exists():
         return Point(**json.loads(path.read_text(encoding="utf-8")))
@@ -120,7 +121,7 @@ def _error(job: Job) -> float:
 
 
 def drawn(points: Mapping[str, Mapping[str, Sequence[Point]]]) -> str:
-    """The picture, as SVG: a plot for each task, error on a log scale, dashed before recovery."""
+    """The picture as SVG: one plot for each task with errors on a log scale; dashed lines are before recovery."""
     names = list(points[TASKS[0]])
     colours = dict(zip(names, COLOURS, strict=False))
     wide, high = len(points) * (WIDTH + LEFT) + 20, HEIGHT + TOP + 50 + 18 * math.ceil(len(names) / 5)
@@ -172,7 +173,7 @@ def _plot(left: float, task: str, curves: Mapping[str, Sequence[Point]], colours
 
 
 def rows_of(task: str, curves: Mapping[str, Sequence[Point]]) -> list[Row]:
-    """The dense net, then each criterion at each sparsity, the better ones against magnitude."""
+    """The rows of the dense net and of each criterion at each sparsity; the better criteria have magnitude's error as bar."""
     model, opened = open_task(task, SEED, None)
     rows = [Row(task, "test error, dense", _error(prepare(model, opened)), "%")]
     for name, line in curves.items():
@@ -203,7 +204,7 @@ def rows_of(task: str, curves: Mapping[str, Sequence[Point]]) -> list[Row]:
 
 
 def main() -> int:
-    """Every criterion, or only those that are named."""
+    """Run every criterion, or only those named as arguments."""
     if len(sys.argv) > 1:
         for criterion in (criterion for criterion in CRITERIA if criterion.ABOUT.name in sys.argv[1:]):
             for task in TASKS:

@@ -1,10 +1,10 @@
 """Recovery with a teacher: a net pruned, quantized or factorized, then retrained by labels, soft targets, or features too.
 
-Three passes over 20,000 training images after each step, the same batches for all; the original is the teacher. Scores are of
-the model reloaded from its file, on the 10,000 test images.
+After each step the net is trained for three epochs on 20,000 training images, on the same batches in all cases, with the
+original as teacher. Scores are those of the model reloaded from its file, on the 10,000 test images.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/recovery/`` to measure anew. Arguments
-name the only steps to run (pruned, quantized, factorized), so that several can run side by side.
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/recovery/`` to measure again. Arguments name the
+only steps to run (pruned, quantized, factorized), so that several can run side by side.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TERMS: Mapping[str, Term | None] = {
 
 
 def small(task: Task) -> Task:
-    """The task with fewer training images, which stay as they are."""
+    """The task with fewer training images, without augmentation."""
     batches = task.train
     if not isinstance(batches, Batches):
         raise TypeError(f"{task.name}: expected batches in memory, found {type(batches).__name__}")
@@ -58,7 +58,7 @@ def small(task: Task) -> Task:
 
 
 def measured(step: str, name: str) -> tuple[float, float]:
-    """Scores in percent of the original and of one compressed net, or what was measured of it before."""
+    """Scores in percent of the original and of one compressed net, measured unless they are stored already."""
     path = RUNS / f"{step}-{name.replace(' ', '-')}.json"
     if path.exists():
         dense, ours = json.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def measured(step: str, name: str) -> tuple[float, float]:
 
 
 def rows() -> list[Row]:
-    """The original, then each step before and after each recovery; distillation must be ahead of labels."""
+    """The rows of the original and of each step before and after each recovery; distillation must be better than labels."""
     found = [Row(TASK, "score", measured("pruned", "nothing")[0], "%")]
     for step in STEPS:
         labels = measured(step, "labels")[1]
@@ -92,7 +92,7 @@ def rows() -> list[Row]:
 
 
 def main() -> int:
-    """Everything, or only the steps that are named."""
+    """Run everything, or only the steps named as arguments."""
     for step in sys.argv[1:]:
         for name in TERMS:
             measured(step, name)

@@ -1,7 +1,7 @@
-"""The page ``docs/results.md``, made from the committed results alone: no figure on it is typed by hand.
+"""Write the page ``docs/results.md`` from the committed results alone; no figure on it is typed by hand.
 
 Its opening is ``results_summary.md``, sentences in which ``{benchmark | case | metric}`` stands for a figure. Then come the
-bars that are missed, every figure of every benchmark in tables, and every bar. What a benchmark does, its docstring says.
+bars that are missed, tables of all figures, and all bars. The description of a benchmark is its docstring.
 """
 
 import ast
@@ -24,7 +24,7 @@ MISSED = " †"
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What one benchmark left behind: its figures, where they were measured, and its docstring."""
+    """The results of one benchmark: its figures, the machine they were measured on, and its docstring."""
 
     name: str
     rows: tuple[Row, ...]
@@ -35,7 +35,7 @@ class Results:
 def read_results(folder: Path, sources: Path) -> list[Results]:
     """Read each ``NAME.json`` of ``folder`` beside the docstring of ``NAME.py`` in ``sources``, by name.
 
-    :raises FileNotFoundError: results are left of a benchmark that is gone.
+    :raises FileNotFoundError: there are results of a benchmark that no longer exists.
     """
     found: list[Results] = []
     for path in sorted(folder.glob("*.json")):
@@ -68,7 +68,7 @@ def page(results: Sequence[Results], summary: str) -> str:
 
 
 def fill(summary: str, results: Sequence[Results]) -> str:
-    """Return the text with a figure and its unit in the place of each ``{benchmark | case | metric}``, an item on one line.
+    """Return the text with each ``{benchmark | case | metric}`` replaced by a figure and its unit, one line per item.
 
     :raises ValueError: a placeholder names no figure, or more than one.
     """
@@ -106,7 +106,7 @@ def section(results: Results) -> str:
 
 
 def bars(rows: Sequence[tuple[str, Row]]) -> str:
-    """Return figures with a bar as a table."""
+    """Return the figures that have a bar as a table."""
     return _table(
         ["benchmark", "case", "figure", "value", "bar", "what the bar is"],
         [
@@ -125,7 +125,7 @@ def _row(kept: dict[str, Any]) -> Row:
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:
-    """Share the rows out over tables: cases that have a figure in common stand in one, so that they can be compared."""
+    """Group the rows into tables: cases with a metric in common share a table, so that they can be compared."""
     groups: list[list[Row]] = []
     for row in rows:
         related = [
@@ -139,7 +139,7 @@ def _groups(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _figures(rows: Sequence[Row]) -> str:
-    """Return a table with a line for each case, or for each figure where those are more than twice as many."""
+    """Return a table with one row for each case, or for each metric if there are more than twice as many metrics."""
     cases, metrics = list(dict.fromkeys(row.case for row in rows)), list(dict.fromkeys(map(_metric, rows)))
     cells = {(row.case, _metric(row)): _number(row.value) + (MISSED if row.holds is False else "") for row in rows}
     if len(metrics) > 2 * len(cases):

@@ -1,10 +1,11 @@
-"""Weight sharing on MNIST: soft weight sharing and entropy-constrained quantization, each beside k-means in the same recipe.
+"""Weight sharing on MNIST: soft weight sharing and entropy-constrained quantization, each against k-means in the same recipe.
 
-Each case runs ``compress`` with ``benchmarks/recipes/TASK-CASE.yaml``; the naive twin is the same recipe with k-means in the
-place of the sharing step. Bytes are those of the file on disk, graph and header included, the rate is against
-the dense model as a safetensors file, and errors are those of the model read back, in ONNX Runtime, on the 10,000 test images.
+Each case runs ``compress`` with ``benchmarks/recipes/TASK-CASE.yaml``; the naive counterpart is the same recipe with
+k-means in the place of the sharing step. Bytes are those of the file on disk, graph and header included, the rate is
+relative to the dense model as a safetensors file, and errors are those of the reloaded model in ONNX Runtime, on the 10,000
+test images.
 
-A run that was interrupted goes on, and a finished one is not repeated: delete ``runs/sharing/`` to measure anew. Arguments name
+An interrupted run resumes, and a finished one is not repeated: delete ``runs/sharing/`` to measure again. Arguments name
 the only cases to run.
 """
 
@@ -40,7 +41,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Task and recipe."""
+        """The name of the task and the recipe."""
         return f"{self.task}, {self.recipe}"
 
 
@@ -55,7 +56,7 @@ CASES = (
 
 
 def compressed(case: Case) -> Report:
-    """The report of one run."""
+    """The report of one run, which is run unless there is a report already."""
     folder = Folder(RUNS / f"{case.task}-{case.recipe}")
     if folder.finished:
         return Report.load(folder.report)
@@ -65,7 +66,7 @@ def compressed(case: Case) -> Report:
 
 
 def rows_of(case: Case) -> list[Row]:
-    """Rate, error and bytes."""
+    """The rows of rate, error and bytes."""
     report = compressed(case)
     error = round(100 - (report.compressed.score or 0), 6)
     dense = round(100 - (report.dense.score or 0), 6)
@@ -77,7 +78,7 @@ def rows_of(case: Case) -> list[Row]:
 
 
 def main() -> int:
-    """All cases, or those that are named."""
+    """Run all cases, or those named as arguments."""
     if len(sys.argv) > 1:
         for case in CASES:
             if case.name in sys.argv[1:]:

@@ -1,7 +1,7 @@
 """The whole of ``compress``: wall time and peak memory, on LeNet-5 with training and on MiniLM-L6 without.
 
-Each case runs in a process of its own. Memory is the highest resident size while ``compress`` runs (the model included), less
-the resident size before the model was loaded, when all libraries had been imported and used once on a tiny model.
+Each case runs in a process of its own. Memory is the peak resident size while ``compress`` runs (with the model), minus the
+resident size before the model is loaded, after all libraries have been imported and used once on a tiny model.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from benchmarks.harness import Row
 
 MINUTES = 8
 SEED = 0
-BAR = 2.5  # times the model
+BAR = 2.5  # largest memory, relative to the bytes of the model
 
 
 def resident(field: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (the highest) of this process, in bytes; Linux tells them in kB."""
+    """``VmRSS`` (present) or ``VmHWM`` (peak) of this process in bytes; Linux reports kB."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(f"{field}:"))
 
 
 def lenet5() -> dict[str, float]:
-    """Fashion-MNIST, the recipe ``deep-compression``, measured in ONNX Runtime."""
+    """LeNet-5 on Fashion-MNIST with the recipe ``deep-compression``, measured in ONNX Runtime."""
     from kogata.engines import OnnxRuntime
     from kogata.recipes.recipe import open_recipe
     from kogata.tasks.taskfile import open_task
@@ -63,7 +63,7 @@ CASES = {"fashion-lenet5, deep-compression": lenet5, "MiniLM-L6, 4-bit": minilm}
 
 
 def optional(module: str) -> Any:
-    """A package that only this benchmark needs."""
+    """Import a package that only this benchmark needs."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -73,7 +73,7 @@ def optional(module: str) -> Any:
 
 
 def warm_up() -> None:
-    """Import and use everything once, so that libraries are not counted as memory of the model."""
+    """Import and use every library once, so that their memory is not counted as that of the model."""
     import torch
 
     from kogata.engines import OnnxRuntime
@@ -81,17 +81,17 @@ def warm_up() -> None:
     from kogata.job import Task
     from kogata.methods import KMeans, MagnitudePruning
 
-    layer = torch.nn.TransformerEncoderLayer(384, 12, 1536, batch_first=True).eval()  # the libraries' own buffers
+    layer = torch.nn.TransformerEncoderLayer(384, 12, 1536, batch_first=True).eval()  # fills library buffers
     task = Task(calibration=[torch.ones(8, 64, 384)])
     for method in (MagnitudePruning(sparsity=0.5), KMeans(clusters=4)):
         compress(layer, task, method, engine=OnnxRuntime())
 
 
 def measured(before: int, model: object, task: object, recipe: object, engine: object) -> dict[str, float]:
-    """Compress, and say how long it took, how much memory, and what became of the model."""
+    """Compress a model; returns time, memory and results."""
     from kogata.flow import compress
 
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # restarts VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = compress(model, task, recipe, output=Path(folder) / "run", seed=SEED, engine=engine).report  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def measured(before: int, model: object, task: object, recipe: object, engine: o
 
 
 def rows() -> list[Row]:
-    """Every case in a fresh process."""
+    """The rows of every case, each measured in a fresh process."""
     found: list[Row] = []
     for case in CASES:
         command = [sys.executable, "-m", "benchmarks.spine", case]

@@ -1,11 +1,11 @@
 """Structured matrices: time of one layer against dense, and LeNet-300-100 with each structure at equal bytes.
 
-Times are of y = W x on one thread, all layers of one size and batch in one interleaved run: the lowered layer in PyTorch
-against MKL's dense one. Beside circulant blocks stands the block-diagonal layer with the fewest blocks that is no slower,
-which says what the time would buy without the structure. ONNX Runtime is timed the same way.
+Times are those of y = W x on one thread, measured alternately for all layers of one size and batch: the lowered layer in
+PyTorch against the dense layer in MKL. Circulant blocks are compared with the block-diagonal layer with the fewest blocks that
+is no slower, which shows what the same time achieves without the structure. ONNX Runtime is timed in the same way.
 
-The nets share one file size, set by the numbers that each structure may hold, and one recovery; the test error is that of the
-model reloaded from its file. A run that was interrupted goes on: delete ``runs/structured/`` to measure anew.
+The nets have equal file sizes, set by the numbers that each structure may hold, and the same recovery; the test error is that
+of the model reloaded from its file. An interrupted run resumes: delete ``runs/structured/`` to measure again.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ SIZES = (1024, 4096, 8192)
 BATCHES = (1, 64)
 BLOCK = 64
 GROUPS = (8, 16, 32, 64, 128)
-BARS: Mapping[str, Mapping[int, float]] = {  # times faster than dense at batch 1
+BARS: Mapping[str, Mapping[int, float]] = {  # speed-up over dense at batch 1
     "circulant": {1024: 4, 4096: 40, 8192: 100},
     f"circulant, blocks of {BLOCK}": {1024: 1.8, 4096: 15, 8192: 20},
 }
-ENGINE_SIZES = (1024, 4096)  # that ONNX Runtime is timed at
+ENGINE_SIZES = (1024, 4096)  # sizes that are timed in ONNX Runtime
 TASK = "mnist-lenet300"
 RECOVERY = Recover(epochs=3, learning_rate=2e-3)
-HIDDEN = ("fc1", "fc2")  # the last layer has a thousand numbers
+HIDDEN = ("fc1", "fc2")  # not the last layer, which has only a thousand numbers
 
 
 def forms(size: int) -> dict[str, Form]:
-    """Square structures with random numbers, as methods leave them."""
+    """Square structured matrices of random numbers, as the methods produce them."""
     root = 1 << (size.bit_length() // 2)
     rest, shape = size // root, (size, size)
 
@@ -76,7 +76,7 @@ def forms(size: int) -> dict[str, Form]:
 
 
 def speed(size: int, batch: int, opened: Callable[[nn.Module, Tensor], Callable[[], object]], engine: str) -> list[Row]:
-    """Times faster than the dense layer in one engine."""
+    """Speed-ups over the dense layer in one engine."""
     dense, x = nn.Linear(size, size, bias=False).requires_grad_(False), torch.randn(batch, size)
     calls, names = [opened(dense, x)], list[str]()
     for name, form in forms(size).items():
@@ -99,7 +99,7 @@ def speed(size: int, batch: int, opened: Callable[[nn.Module, Tensor], Callable[
 
 
 def in_torch(layer: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A layer as a call in PyTorch."""
+    """A layer as a function that runs it in PyTorch."""
 
     def call() -> Tensor:
         with torch.inference_mode():
@@ -109,15 +109,15 @@ def in_torch(layer: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def in_onnx_runtime(layer: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A layer as a call in ONNX Runtime."""
+    """A layer as a function that runs it in ONNX Runtime."""
     session = OnnxRuntime().open_model(nn.Sequential(layer), torch.cat([x, x]))
     return lambda: session(x)
 
 
 def structures() -> dict[str, tuple[Method, Method]]:
-    """For each structure what becomes of the two hidden layers, 300 by 784 and 100 by 300: about 8,600 and 3,100 numbers.
+    """For each structure the methods of the two hidden layers, 300 by 784 and 100 by 300, with about 8,600 and 3,100 numbers.
 
-    A residual fills up what a structure alone leaves of these.
+    Where a structure holds fewer numbers, a residual uses the rest.
     """
     return {
         "low rank": (SVD(rank=8), SVD(rank=8)),
@@ -133,7 +133,7 @@ def structures() -> dict[str, tuple[Method, Method]]:
 
 
 def accuracy(name: str) -> list[Row]:
-    """Bytes and test error of one structure."""
+    """The rows of bytes and test error of one structure."""
     kept = Folder(RUNS / name.replace(" ", "-"))
     if kept.finished:
         report = Report.load(kept.report)
@@ -150,7 +150,7 @@ def accuracy(name: str) -> list[Row]:
 
 
 def main() -> int:
-    """Everything; with the argument ``speed``, only the times, which are then printed and not kept."""
+    """Run everything; with the argument ``speed`` only the times, which are then printed but not stored."""
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     rows = [row for size in SIZES for batch in BATCHES for row in speed(size, batch, in_torch, "torch")]

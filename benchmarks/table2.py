@@ -1,11 +1,11 @@
-"""The geometry of the survey's table 2: AlexNet, VGG-16 and GoogLeNet at its compression rates, in ONNX Runtime.
+"""The shapes of the survey's table 2: AlexNet, VGG-16 and GoogLeNet at its compression rates, in ONNX Runtime.
 
-The table's rates and times are taken as those of the whole nets: convolutions become separable or CP ones, matrices, of linear
-layers and of convolutions with a kernel of one place, two factors. All layers are cut at one rate, each rank to the nearest
-multiple of 16, since ONNX Runtime computes on 16 channels at a time and leaves that layout for filters on each channel if these
-are no multiple; a layer that this does not make smaller stays as it is. So does the first convolution of a net, for it has
-hardly a hundredth of the parameters, and factors in front of its stride would work on whole images. Time depends on shapes, not
-on numbers: the weights are drawn at random, so accuracy is not claimed. Seconds are for the decomposition of the whole net.
+The rates and times of the table are taken as those of the whole nets. Convolutions become separable or CP convolutions; linear
+layers and 1×1 convolutions become two factors. All layers are compressed at one rate, with ranks rounded to the nearest
+multiple of 16: ONNX Runtime computes on 16 channels at a time, and leaves this layout for depthwise filters on other numbers of
+channels. A layer that does not become smaller is kept. So is the first convolution of a net, which has hardly 1 % of the
+parameters, and whose factors in front of its stride would run on full-size images. Time depends on shapes, not on values; the
+weights are random, so no accuracy is claimed. Seconds are those of decomposing the whole net.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from kogata.tasks.networks import alexnet, googlenet, vgg16
 MINUTES = 15
 SEED = 0
 IMAGE = 224
-CHANNELS = 16  # that ONNX Runtime computes on at a time
-STEPS = 40  # of the search for a rate
+CHANNELS = 16  # channels that ONNX Runtime computes on at a time
+STEPS = 40  # bisection steps of the search for a rate
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table: rate of the parameters, and the speed-up that it reports."""
+    """One line of the table: the compression rate of the parameters and the reported speed-up."""
 
     network: Callable[[], nn.Module]
     method: type[Separable | CP]
@@ -57,7 +57,7 @@ CASES = {
 
 
 def of_a_rank(method: type[Separable | CP], shape: Sequence[int]) -> int:
-    """The numbers that one unit of rank costs a layer: of the factors of a matrix, or of those of the method."""
+    """The numbers that one unit of rank adds to a layer: in two factors of a matrix, or in the factors of the method."""
     outputs, inputs, *kernel = shape
     if math.prod(kernel) == 1:
         return outputs + inputs
@@ -65,7 +65,7 @@ def of_a_rank(method: type[Separable | CP], shape: Sequence[int]) -> int:
 
 
 def ranks(method: type[Separable | CP], layers: Sequence[Site], rate: float) -> dict[str, int]:
-    """By name, the rank of each layer that becomes smaller."""
+    """The rank of each layer that becomes smaller, by name."""
     found: dict[str, int] = {}
     for site in layers:
         size, each = math.prod(site.shape), of_a_rank(method, site.shape)
@@ -76,14 +76,14 @@ def ranks(method: type[Separable | CP], layers: Sequence[Site], rate: float) -> 
 
 
 def kept(method: type[Separable | CP], layers: Sequence[Site], found: Mapping[str, int]) -> int:
-    """The numbers of all layers with such ranks."""
+    """The number of parameters of all layers with these ranks."""
     return sum(
         found[site.name] * of_a_rank(method, site.shape) if site.name in found else math.prod(site.shape) for site in layers
     )
 
 
 def at_rate(case: Case, layers: Sequence[Site]) -> dict[str, int]:
-    """The ranks for the least rate at which all layers together reach that of the case."""
+    """The ranks at the lowest rate per layer for which all layers together reach the rate of the case."""
     whole, low, high = kept(case.method, layers, {}), 1.0, 4 * case.rate
     for _ in range(STEPS):
         middle = (low + high) / 2
@@ -95,7 +95,7 @@ def at_rate(case: Case, layers: Sequence[Site]) -> dict[str, int]:
 
 
 def rows(name: str, case: Case) -> list[Row]:
-    """Decompose, and time beside the dense net."""
+    """Decompose the net, and time it alternately with the dense net."""
     torch.manual_seed(SEED)
     model, image = case.network().eval(), torch.randn(1, 3, IMAGE, IMAGE)
     layers = [site for site in sites_of(model) if site.kind in (Kind.CONV, Kind.LINEAR) and len(site.shape) > 1]
@@ -121,7 +121,7 @@ def rows(name: str, case: Case) -> list[Row]:
 
 
 def main() -> int:
-    """Every line of the table."""
+    """Run every line of the table."""
     return harness.run("table2", [row for name, case in CASES.items() for row in rows(name, case)], [SEED])
 
 

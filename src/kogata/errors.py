@@ -1,4 +1,4 @@
-"""Every error Kogata raises on purpose. Each message says what, where, what was expected and what to do."""
+"""Every error that Kogata raises on purpose. Each message says what is wrong, where, what was expected and what to do."""
 
 
 class KogataError(Exception):
@@ -18,7 +18,7 @@ class NotApplicable(UsageError):  # noqa: N818 - reads as the reason it is
 
 
 class TargetMissed(KogataError):  # noqa: N818 - the run succeeded, its result did not
-    """The run finished, but its result misses the budget that was asked for."""
+    """The run finished, but its result misses a requested target."""
 
     exit_code = 3
 
@@ -30,7 +30,7 @@ class DataError(KogataError):
 
 
 class FileFormatError(KogataError):
-    """A ``.kogata`` file is damaged, truncated, of a newer schema, or does not fit the model."""
+    """A ``.kogata`` file is damaged, truncated, has a newer schema, or does not fit the model."""
 
     exit_code = 5
 

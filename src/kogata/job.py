@@ -1,4 +1,4 @@
-"""The plain data that flows through a compression: the user's task, one weight, and the state between two steps."""
+"""The plain data of a compression: the user's task, one weight of the model, and the state between two steps."""
 
 from __future__ import annotations
 
@@ -15,22 +15,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that depends on the user's data. Any field but ``calibration`` may be missing: a method that needs it says so.
+    """Everything that depends on the user's data. Only ``calibration`` is required; methods that need more say so.
 
-    A batch is ``(inputs, targets)`` or just ``inputs``. Inputs are a tensor, a tuple of positional arguments or a
-    dictionary of keyword arguments of the model.
+    A batch is ``(inputs, targets)`` or only ``inputs``. Inputs are a tensor, a tuple of positional arguments, or a dictionary
+    of keyword arguments of the model's forward.
+
+    >>> import torch
+    >>> batch = torch.randn(8, 4), torch.randint(2, (8,))
+    >>> task = Task(calibration=[batch], train=[batch], loss=torch.nn.functional.cross_entropy, name="example")
+    >>> task.evaluate is None
+    True
+
+    :param calibration: a few batches, labels not needed; or a function that is given the model and runs it on data.
+    :param train: batches ``(inputs, targets)``; iterated once per epoch.
+    :param loss: a function of (output, targets) that returns a scalar tensor; lower is better.
+    :param evaluate: the score to report, from a model; higher is better. It never influences the compression.
+    :param validate: a score on held-out data, higher is better; early stopping uses it.
+    :param name: used in messages and reports.
     """
 
-    calibration: Iterable[Any] | Callable[[nn.Module], object]  # a few batches, no labels needed; or feed the model itself
-    train: Iterable[Any] | None = None  # (inputs, targets) batches, iterated once per epoch
-    loss: Callable[[Any, Any], Tensor] | None = None  # of (output, targets): a scalar, lower is better
-    evaluate: Callable[[nn.Module], float] | None = None  # the score to report, higher is better; never used to choose
-    validate: Callable[[nn.Module], float] | None = None  # a score on held-out data that early stopping may look at
+    calibration: Iterable[Any] | Callable[[nn.Module], object]
+    train: Iterable[Any] | None = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    evaluate: Callable[[nn.Module], float] | None = None
+    validate: Callable[[nn.Module], float] | None = None
     name: str = "task"
 
 
 class Kind(StrEnum):
-    """What kind of layer a weight belongs to."""
+    """The kind of layer that a weight belongs to."""
 
     LINEAR = "linear"
     CONV = "conv"
@@ -39,9 +52,9 @@ class Kind(StrEnum):
 
 
 class Role(StrEnum):
-    """What the numbers of a leaf are."""
+    """The meaning of the numbers in a leaf of a form."""
 
-    MATRIX = "matrix"  # a weight, or a factor of one, in its own shape
+    MATRIX = "matrix"  # a weight, or a factor of a weight, in its own shape
     VALUES = "values"  # the kept entries of a masked weight, one-dimensional
     VECTOR = "vector"  # a bias, or a scale or shift of a normalization layer
     SCALE = "scale"  # the steps of an affine quantizer
@@ -50,7 +63,13 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Site:
-    """One parameter of the model. ``name`` is its first qualified name, ``aliases`` those of other owners it is tied to."""
+    """One parameter of the model.
+
+    ``name`` is its first qualified name; ``aliases`` are its qualified names in other modules that share it (tied weights).
+
+    >>> Site("features.0", "weight", (8, 3, 3, 3), Kind.CONV, Role.MATRIX).name
+    'features.0.weight'
+    """
 
     module: str
     parameter: str
@@ -67,19 +86,24 @@ class Site:
 
 @dataclass(frozen=True)
 class Where:
-    """Which sites: by glob on the qualified name or the module's path, by kind, minus ``ignore``; of one role.
+    """A selection of sites, used to restrict a method to some of the layers.
 
     >>> Where(layers=("features.*",)).wants("features.0.weight", "features.0")
     True
+
+    :param layers: globs on the qualified name of a parameter or the path of its module; one must match.
+    :param ignore: globs of the same kind; none may match.
+    :param kinds: the kinds of layers selected.
+    :param vectors: select biases and parameters of normalization layers in place of matrices.
     """
 
     layers: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
     kinds: tuple[Kind, ...] = tuple(Kind)
-    vectors: bool = False  # biases and normalization layers are left alone unless asked for
+    vectors: bool = False
 
     def wants(self, name: str, module: str) -> bool:
-        """Whether the globs pick this name; they are matched in full and with case."""
+        """Whether the globs select this parameter. They match the whole string, case-sensitive; kinds are not checked."""
 
         def hit(pattern: str) -> bool:
             return fnmatchcase(name, pattern) or fnmatchcase(module, pattern)
@@ -95,14 +119,14 @@ class Row:
     site: str
     bits_before: float
     bits_after: float
-    predicted: float | None = None  # relative squared error of the weight the step replaced
+    predicted: float | None = None  # relative squared error against the weight that the step replaced
     loss: float | None = None  # measured if the job explains: increase of the calibration loss with only this site changed
-    note: str = ""  # why the site was left as it was, if it was
+    note: str = ""  # why the site was left unchanged, if it was
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One epoch of training: its number from 1, mean loss, last learning rate, and the validation score if there is one."""
+    """One epoch of training: its number (from 1), mean loss, last learning rate, and validation score if there is one."""
 
     epoch: int
     loss: float
@@ -112,7 +136,7 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one step of a chain took and gave, for the report."""
+    """The time, sizes and losses of one step of a chain, for the report."""
 
     name: str
     settings: dict[str, Any]
@@ -125,16 +149,16 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The state between two steps. Never mutated: a method returns another one, sharing the tensors it did not change."""
+    """The state between two steps. It is never mutated: a method returns a new job, which shares all unchanged tensors."""
 
     model: nn.Module
-    reference: nn.Module  # the original: teacher of every recovery and baseline of every error
+    reference: nn.Module  # the original model: teacher in every recovery, baseline of every error
     task: Task
     seed: int = 0
     where: tuple[Where, ...] = ()  # the restrictions in force: a site must satisfy all of them
     ledger: tuple[Row, ...] = ()
-    epochs: tuple[Epoch, ...] = ()  # of the step in progress
-    folder: Path | None = None  # where a training step may leave checkpoints
+    epochs: tuple[Epoch, ...] = ()  # epochs of the step in progress
+    folder: Path | None = None  # where training steps may write checkpoints
     explain: bool = False  # measure what each change alone does to the loss, at the cost of a forward for each
 
     def within(self, where: Where) -> Job:

@@ -114,7 +114,7 @@ def test_refusals() -> None:
         list(Mixup(batches=[torch.zeros(2, 2, dtype=torch.int64)], teacher=nn.Linear(2, 2)))
     with pytest.raises(UsageError, match="steps is 0"):
         Synthesis(steps=0)
-    with pytest.raises(NotApplicable, match="does not end in a linear layer"):
+    with pytest.raises(NotApplicable, match="must end in a linear layer"):
         synthesized(nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (3, 1))), (2, 4), 1)
     assert isinstance(synthesized(nn.Linear(4, 3), (2, 4), 2, Synthesis(steps=1)), Batches)
     assert functional.one_hot(synthesized(nn.Linear(4, 3), (2, 4), 2, Synthesis(steps=1)).targets, 3).shape == (4, 3)

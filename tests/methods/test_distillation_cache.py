@@ -143,16 +143,16 @@ def test_a_cache_that_does_not_fit(tmp_path: Path) -> None:
     learnt(folder, term=SoftTargets())
     torch.manual_seed(9)
     for reason, attempt in {
-        "of another teacher": lambda: learnt(folder, on=job(teacher=network())),
+        "made with another teacher": lambda: learnt(folder, on=job(teacher=network())),
         "lacks the layers 5; it holds none": lambda: learnt(folder),
-        "holds float32, asked for is float16": lambda: learnt(folder, "float16", term=SoftTargets()),
+        "holds float32 but float16 was requested": lambda: learnt(folder, "float16", term=SoftTargets()),
         "32 of 32 examples": lambda: learnt(folder, term=SoftTargets(), on=job([(torch.randn(32, 12), examples()[1][:32])])),
     }.items():
         with pytest.raises(DataError, match=reason):
             attempt()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="exists and is no cache"):
+    with pytest.raises(DataError, match="exists and is not a cache"):
         learnt(tmp_path / "full")
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
 

@@ -268,7 +268,7 @@ def test_review_teaches_shallow_layers_by_the_deeper_ones() -> None:
     assert torch.isfinite(only_shallow)
     gradients = torch.autograd.grad(term(student, teacher, None), list(student.layers.values()))
     assert all(float(gradient.norm()) > 0 for gradient in gradients)
-    with pytest.raises(UsageError, match="expected images"):
+    with pytest.raises(UsageError, match="expected feature maps"):
         layers(Review(student=A, teacher=A), random(4, 3), random(4, 3))
 
 

@@ -95,7 +95,7 @@ def test_deeper_linear_and_then_wider_and_trainable() -> None:
 def test_refusals() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
     x = torch.randn(5, 4)
-    with pytest.raises(NotApplicable, match="only behind a rectifier"):
+    with pytest.raises(NotApplicable, match="only behind a ReLU"):
         net2net.deeper(net, "1", x)
     with pytest.raises(NotApplicable, match="'2' cannot be wider"):
         net2net.wider(net, "2", 5, x)

@@ -1,6 +1,6 @@
-"""The command line, one file for each command.
+"""The command line, with one module for each command.
 
-PyTorch takes seconds to import: whatever needs it is imported inside the commands, so that ``kogata --help`` is quick.
+Importing PyTorch takes seconds. Everything that needs it is imported inside the commands, so that ``kogata --help`` is quick.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Compress a trained PyTorch network to a budget: the bytes are counted, the milliseconds measured.",
     epilog="Exit codes: 2 usage, 3 target missed, 4 data, 5 file, 6 engine, 130 interrupted.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain help comes in half the time
+    rich_markup_mode=None,  # plain help takes half the time
     pretty_exceptions_enable=False,
 )
 app.command("methods")(methods.run)
@@ -52,10 +52,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the program. A KogataError becomes one message and its exit code; any other error is a bug, and says so."""
+    """Run the program. A KogataError prints one message and sets the exit code; any other exception is reported as a bug."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows "?" for it
+            stream.reconfigure(errors="replace")  # characters that the terminal lacks are shown as "?"
     _narrate()
     try:
         app(prog_name="kogata")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _narrate() -> None:
-    """Show Kogata's warnings on stderr and, to someone who watches, what a long run is at; training has its bars."""
+    """Log to stderr: Kogata's warnings and, on a terminal, the progress of long runs (training has its own bars)."""
 
     def shown(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING or (record.name == "kogata.run" and sys.stderr.isatty())

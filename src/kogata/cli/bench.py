@@ -1,4 +1,4 @@
-"""``kogata bench``: measure a file again."""
+"""``kogata bench``: measure a compressed file again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(
     engine: EngineOption = EngineName.ONNXRUNTIME,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a file again, beside the task's dense model: bytes, score, latency in one engine and run."""
+    """Measure a compressed file again and the task's dense model beside it: bytes, score, and latency in one engine."""
     from kogata.calibration.batches import first_batch
     from kogata.measure import compare
     from kogata.measure.sizes import dense_bytes
@@ -40,7 +40,7 @@ def run(
     from kogata.storage.read import read_file
     from kogata.tasks.taskfile import open_task
 
-    stored = read_file(file)  # a damaged file is told before a model is trained
+    stored = read_file(file)  # first, so that a damaged file is reported before a dense model has to be trained
     model, opened = open_task(task, seed, data)
     loaded = load(file, into=surgery.clone(model))
     dense, ours, latency = model, loaded, (None, None)

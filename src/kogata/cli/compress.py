@@ -1,4 +1,4 @@
-"""``kogata compress``: from a task and a recipe to a folder with one small file and its report."""
+"""``kogata compress``: compress a task's model by a recipe into a folder with one small file and its report."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def run(
     data: DataOption = None,
     engine: EngineOption = EngineName.ONNXRUNTIME,
     size: Annotated[str | None, typer.Option(help="Target for the file, such as 1/20, 5% or 20kB.")] = None,
-    drop: Annotated[str | None, typer.Option(help="Target for the loss of score, such as 0.5pt.")] = None,
-    latency: Annotated[str | None, typer.Option(help="Target for the time of one sample, such as 60% or 3ms.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Target for the drop of the score, such as 0.5pt.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Target for the latency of one sample, such as 60% or 3ms.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     explain: ExplainOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe, and write nothing.")
     ] = False,
@@ -67,7 +67,8 @@ def run(
 ) -> None:
     """Compress a task's model by a recipe, and measure the result.
 
-    Targets given here override the recipe's. A missed one exits with code 3, after the result was written and shown.
+    Targets given here override those of the recipe. If a target is missed, the result is still written and shown, and the exit
+    code is 3.
     """
     from kogata.flow import compress
     from kogata.recipes.recipe import open_recipe
@@ -102,7 +103,7 @@ def carry_out(
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Start a run, or find it finished, and show its report; ``command`` is what to type to go on with one that is stopped."""
+    """Run, or find the run finished, and show its report. ``command`` with ``--resume`` continues an interrupted run."""
     if resume and folder.finished:
         report = _finished(folder, task, plan, seed)
     else:
@@ -112,7 +113,7 @@ def carry_out(
             typer.echo(f"Interrupted. To go on: {command} --resume", err=True)
             raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") != "0":
-        return  # of several processes the first one speaks
+        return  # of several processes only the first one prints
     _show(report, folder, as_json)
     if report.missed:
         raise TargetMissed(f"the result misses what was asked for: {'; '.join(report.missed)}.")
@@ -128,7 +129,7 @@ def _with_targets(recipe: Recipe, asked: dict[str, str]) -> Recipe:
 def _command(
     task: str, recipe: str, output: Path, seed: int, data: Path | None, engine: EngineName, asked: dict[str, str], explain: bool
 ) -> str:
-    """What to type for the same bytes again."""
+    """The command line that gives the same bytes again."""
     words = ["kogata", "compress", task, "--recipe", recipe, "-o", str(output)]
     words += ["--seed", str(seed), "--engine", engine]
     if data is not None:
@@ -140,7 +141,7 @@ def _command(
 
 
 def _finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
-    """The report of a run that has ended; raises UsageError when it was another run."""
+    """The report of a finished run. Raises UsageError when its task, recipe or seed differ."""
     from kogata.report.data import Report
 
     report = Report.load(folder.report)
@@ -161,7 +162,7 @@ def _show(report: Report, folder: Folder, as_json: bool) -> None:
 
 
 def _preview(model: nn.Module, task: Task, recipe: Recipe, seed: int, as_json: bool) -> None:
-    """The resolved recipe, and which weights each step will try: YAML that can be saved and used as it is."""
+    """Print the resolved recipe and the weights of each step, as YAML that is itself a valid recipe."""
     import yaml
 
     from kogata.calibration.prepare import prepare
@@ -180,5 +181,5 @@ def _preview(model: nn.Module, task: Task, recipe: Recipe, seed: int, as_json: b
 
 
 def _plain(recipe: Recipe) -> Any:
-    """The resolved recipe as it is read back from JSON."""
+    """The resolved recipe as plain JSON values."""
     return json.loads(json.dumps(recipe.resolved(), default=str))

@@ -1,4 +1,4 @@
-"""``kogata distill``: another network learns from a task's model, into a folder with one small file and its report."""
+"""``kogata distill``: train another network with a task's model as its teacher, into a folder with a file and its report."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from kogata.report.data import Report
 
 StudentOption = Annotated[
-    str, typer.Option("--student", metavar="FILE.py:FUNCTION", help="A function that returns the network that is to learn.")
+    str, typer.Option("--student", metavar="FILE.py:FUNCTION", help="A function that returns the student network.")
 ]
 TermOption = Annotated[
     list[str] | None,
     typer.Option(
         "--term", metavar="[WEIGHT*]NAME",
-        help="What to learn by, such as 0.9*soft-targets; several are summed. Terms that look at layers need a recipe. "
-        "Without any: 0.5*labels and 0.5*soft-targets, or the teacher's output alone where there are no labels.",
+        help="A term of the loss, such as 0.9*soft-targets; several are summed. Terms that compare layers need a recipe. "
+        "Default: 0.5*labels and 0.5*soft-targets, or the teacher's output alone if there are no labels.",
     ),
 ]  # fmt: skip
 
@@ -52,21 +52,21 @@ def run(
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data (10).")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW, at the start (0.001).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Initial learning rate of AdamW (0.001).")] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", file_okay=False, help="Keep what the teacher says there, or read it; for fixed inputs."),
+        typer.Option(metavar="DIR", file_okay=False, help="Folder to cache the teacher's outputs in; for fixed inputs."),
     ] = None,
     seed: SeedOption = 0,
     data: DataOption = None,
     engine: EngineOption = EngineName.ONNXRUNTIME,
     explain: ExplainOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Train another network with a task's model as its teacher, and measure the result beside the teacher.
 
-    A checkpoint is kept after every epoch. To keep the best epoch by held-out data, set patience in a recipe's recover step.
+    A checkpoint is written after every epoch. To keep the best epoch on held-out data, set patience in a recipe's recover step.
     """
     from kogata.flow import compress
     from kogata.recipes.recipe import open_recipe
@@ -76,7 +76,7 @@ def run(
     settings = {"epochs": epochs, "learning_rate": learning_rate, "cache": None if cache is None else str(cache)}
     given = {key: value for key, value in settings.items() if value is not None}
     if recipe is not None and (given or term):
-        raise UsageError("--recipe says what to train; leave out --term, --epochs, --learning-rate and --cache.")
+        raise UsageError("--recipe defines the training; leave out --term, --epochs, --learning-rate and --cache.")
     plan = open_recipe(recipe) if recipe is not None else _plan(given, term or [])
     command = _command(task, student, output, term or [], recipe, given, seed, data, engine, explain)
 
@@ -91,7 +91,7 @@ def run(
 
 
 def _plan(settings: Mapping[str, object], terms: list[str]) -> Recipe:
-    """One step of recovery, checked as a recipe is."""
+    """A recipe of one recovery step, checked like any recipe."""
     import yaml
 
     from kogata.recipes.recipe import parse
@@ -103,7 +103,7 @@ def _plan(settings: Mapping[str, object], terms: list[str]) -> Recipe:
 
 
 def _weighted(text: str) -> dict[str, object]:
-    """A term and its weight, such as ``0.9*soft-targets``."""
+    """Parse a term with an optional weight, such as ``0.9*soft-targets``."""
     weight, times, name = text.rpartition("*")
     try:
         return {"term": name, "weight": float(weight) if times else 1.0}
@@ -115,7 +115,7 @@ def _command(
     task: str, student: str, output: Path, terms: list[str], recipe: str | None, settings: Mapping[str, object], seed: int,
     data: Path | None, engine: EngineName, explain: bool,
 ) -> str:  # fmt: skip
-    """What to type for the same bytes again."""
+    """The command line that gives the same bytes again."""
     words = ["kogata", "distill", task, "--student", student, "-o", str(output), "--seed", str(seed), "--engine", engine]
     for term in terms:
         words += ["--term", term]

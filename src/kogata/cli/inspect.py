@@ -28,23 +28,23 @@ def run(
     data: DataOption = None,
     seed: SeedOption = 0,
     structure: Annotated[
-        bool, typer.Option("--structure", help="Measure what each structure would cost each layer, on calibration data.")
+        bool, typer.Option("--structure", help="Measure the error of each structure on each layer, on calibration data.")
     ] = False,
     fraction: Annotated[
         float | None,
         typer.Option(
-            "--fraction", metavar="PART", help=f"With --structure: of a layer's bytes, between 0 and 1.  [default: {FRACTION}]"
+            "--fraction", metavar="PART", help=f"With --structure: part of a layer's bytes, from 0 to 1.  [default: {FRACTION}]"
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where a model's or a file's bytes lie, layer by layer.
+    """Show the bytes of a model or of a compressed file, layer by layer.
 
-    All bits are for one weight of the dense model. Of a model, "entropy" is what coding the bytes of its floats could
-    reach without changing one. Of a file, it is the static entropy of what it stores; adaptive coders go below it.
+    Bits are per weight of the dense model. For a model, "entropy" is the size that lossless coding of its floats, byte by byte,
+    could reach. For a file, it is the entropy of the stored arrays under a static model; adaptive coders can go below it.
     """
     if fraction is not None and not structure:
-        raise UsageError("inspect: --fraction is the size of a structure; add --structure.")
+        raise UsageError("inspect: --fraction sets the size of structures; add --structure.")
     if structure:
         _structure(what, data, seed, FRACTION if fraction is None else fraction, as_json)
     elif what.endswith(".kogata"):
@@ -71,7 +71,7 @@ def _model(reference: str, data: Path | None, seed: int, as_json: bool) -> None:
 
 def _structure(reference: str, data: Path | None, seed: int, fraction: float, as_json: bool) -> None:
     if reference.endswith(".kogata"):
-        raise UsageError(f"inspect: --structure looks at calibration data, which {reference} has not; give the task instead.")
+        raise UsageError(f"inspect: --structure needs calibration data, which {reference} lacks; give the task instead.")
     from kogata.search.structures import scores
     from kogata.tasks.taskfile import open_task
 
@@ -180,7 +180,7 @@ def _print_structure(name: str, fraction: float, layers: tuple[LayerScores, ...]
 
 
 def _errors(out: Console, layer: LayerScores, beside: tuple[Score, ...]) -> RenderableType:
-    """The errors from the least on, the best in bold; then the refused; then what they are compared with."""
+    """Errors in ascending order with the best in bold, then the refused structures, then the baselines for comparison."""
     from rich.columns import Columns
     from rich.console import Group
 

@@ -1,4 +1,4 @@
-"""``kogata methods``: the survey's table of methods, printed from the code, with its advice on when to use which.
+"""``kogata methods``: the survey's table of methods, printed from the code, with advice on when to use each family.
 
 Cheng, Wang, Zhou, Zhang, "A Survey of Model Compression and Acceleration for Deep Neural Networks", arXiv 1710.09282,
 table I and its general guidelines.
@@ -29,12 +29,12 @@ WHEN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One method as the table shows it."""
+    """One method as a row of the table."""
 
     method: str
     family: str
     layers: list[str]
-    data: bool  # looks at inputs, for statistics or for training
+    data: bool  # needs inputs, for statistics or for training
     labels: bool
     training: bool
     summary: str
@@ -44,7 +44,7 @@ class Line:
 
 
 def run(as_json: JsonOption = False) -> None:
-    """List every method: what it does, needs, and is best for."""
+    """List every method: what it does, what it needs, and when to use it."""
     from kogata.methods import METHODS
 
     lines = [line(method) for method in METHODS]
@@ -55,7 +55,7 @@ def run(as_json: JsonOption = False) -> None:
 
 
 def line(method: type[Method]) -> Line:
-    """What the code says of a method with its default settings."""
+    """The row of a method with its default settings, from its class."""
     from kogata.settings import described
 
     about = method.ABOUT

@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how they print."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kogata.engines import Engine
 
-# The names of kogata.tasks.builtin, which a test compares: importing that takes seconds, a key press must not.
+# A copy of the names in kogata.tasks.builtin, which is too slow to import for shell completion; a test compares the two.
 TASKS = (
     "fashion-lenet300", "fashion-lenet5", "mnist-lenet300", "mnist-lenet5", "digits-mlp", "cifar-vgg", "cifar-vgg-small",
     "cifar-resnet20", "cifar-resnet20-small", "cifar-resnet56", "cifar-nin", "cifar-allcnn",
@@ -30,26 +30,26 @@ RECIPES = tuple(
 
 
 class EngineName(StrEnum):
-    """The engines of kogata.engines, and none."""
+    """The names of the engines of kogata.engines, and "none"."""
 
     ONNXRUNTIME = "onnxruntime"
     EAGER = "eager"
     NONE = "none"
 
     def engine(self) -> Engine | None:
-        """The engine itself."""
+        """The engine of this name; None for "none"."""
         from kogata.engines import ENGINES
 
         return next((engine() for engine in ENGINES if engine.name == self), None)
 
 
 def complete_task(incomplete: str) -> Iterator[str]:
-    """The built-in tasks that start so; the shell itself completes paths."""
+    """The built-in tasks with this prefix; the shell itself completes paths."""
     return (name for name in TASKS if name.startswith(incomplete))
 
 
 def complete_recipe(incomplete: str) -> Iterator[str]:
-    """The built-in recipes that start so."""
+    """The built-in recipes with this prefix."""
     return (name for name in RECIPES if name.startswith(incomplete))
 
 
@@ -60,11 +60,12 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data", metavar="DIR", exists=True, file_okay=False,
-        help="Folder with mnist/, fashion-mnist/ and cifar10/, for built-in tasks. Without it: $KOGATA_DATA, the usual places.",
+        help="Folder with mnist/, fashion-mnist/ and cifar10/ for built-in tasks. Default: $KOGATA_DATA, the usual places.",
     ),
 ]  # fmt: skip
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")]
-EngineOption = Annotated[EngineName, typer.Option("--engine", help="Where speed is measured; none measures no speed.")]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="Engine for measuring speed; none measures no speed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 ExplainOption = Annotated[
     bool,
     typer.Option(
@@ -73,7 +74,6 @@ ExplainOption = Annotated[
         "for each, for the 64 layers of a step whose weights changed most.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 
 
 def print_json(value: object) -> None:
@@ -82,7 +82,7 @@ def print_json(value: object) -> None:
 
 
 def console() -> Console:
-    """Standard output, with colours and at the width of the terminal, if it is one."""
+    """A console on standard output; it uses colours and the width of the terminal if there is one."""
     from rich.console import Console
 
     return Console(file=sys.stdout, highlight=False)

@@ -12,7 +12,7 @@ from kogata.cli.options import JsonOption, console, print_json
 
 def run(
     where: Annotated[Path, typer.Argument(metavar="DIR|JSON", help="The folder of a run, or its report.json.")],
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page anew to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the HTML page to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the report of a finished run."""

@@ -1,4 +1,4 @@
-"""``kogata unpack``: the plain dense weights, or the runnable graph, out of a file."""
+"""``kogata unpack``: extract plain dense weights or a runnable ONNX graph from a compressed file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def run(
     ],
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
 ) -> None:  # fmt: skip
-    """Write plain safetensors or ONNX from a file, without the model's code."""
+    """Extract plain safetensors or ONNX from a compressed file, without the model's code."""
     for output in outputs:
         if output.suffix not in (".safetensors", ".onnx"):
-            raise UsageError(f"{output}: its name must end in .safetensors or .onnx, which says what to write.")
+            raise UsageError(f"{output}: its name must end in .safetensors or .onnx, which selects the format.")
         if output.exists() and not force:
             raise UsageError(f"{output}: exists. Choose another name, or overwrite it with --force.")
 
@@ -44,7 +44,7 @@ def run(
 
 
 def _weights(stored: Artifact) -> bytes:
-    """Every weight under each of its names, and the buffers: what the model's load_state_dict takes."""
+    """All weights under all of their names, and the buffers, as the model's load_state_dict expects them."""
     from safetensors.torch import save
 
     state = {name: form.dense().detach().clone() for names, form in stored.forms.items() for name in names}

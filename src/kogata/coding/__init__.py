@@ -1,7 +1,13 @@
 """Entropy coding: planes, their symbol models, and the coders that turn them into bytes.
 
-``encode`` tries every coder that accepts a plane and keeps the fewest bytes; ``decode`` reads which one it was from the
-first byte. What remains outside is the plane's spec: kind, shape, dtype and alphabet.
+``encode`` tries every coder that accepts a plane and keeps the shortest result; ``decode`` reads from the first byte which
+coder it was. The plane's spec (kind, shape, dtype, alphabet) is not in these bytes and must be kept elsewhere.
+
+>>> import numpy as np
+>>> plane = Plane.symbols(np.array([3, 1, 3, 3, 0, 3]), alphabet=4)
+>>> coded = encode(plane)
+>>> decode(coded.data, plane.spec).tolist()
+[3, 1, 3, 3, 0, 3]
 """
 
 from dataclasses import dataclass
@@ -23,8 +29,8 @@ from kogata.coding.zstd import Zstd
 
 __all__ = ["CODERS", "Coded", "Coder", "Plane", "PlaneKind", "PlaneSpec", "decode", "encode"]
 
-# From the quickest to decode to the slowest, because the earlier one wins a tie; the context coder comes last, to be
-# measured against all others.
+# In order of decoding speed, fastest first, because the earlier coder wins a tie. The context coder comes last, so that its
+# required gain is measured against all others.
 CODERS: tuple[Coder, ...] = (
     Packed(),
     Bitmap(),
@@ -40,7 +46,7 @@ CODERS: tuple[Coder, ...] = (
 
 @dataclass(frozen=True)
 class Coded:
-    """A plane as bytes, the name of the coder that wrote them, and the plane's Shannon entropy to judge them by."""
+    """A coded plane: its bytes, the name of the coder that wrote them, and the plane's Shannon entropy for comparison."""
 
     data: bytes
     coder: str
@@ -48,11 +54,14 @@ class Coded:
 
 
 def encode(plane: Plane, coders: tuple[Coder, ...] = CODERS) -> Coded:
-    """The plane in the fewest bytes any of ``coders`` needs. The same plane gives the same bytes."""
+    """Code a plane in the fewest bytes that any of ``coders`` needs. The same plane always gives the same bytes.
+
+    Raises ValueError when no coder accepts the plane.
+    """
     coder, data = encode_smallest(plane, coders)
     return Coded(data, coder.name, plane.entropy_bits())
 
 
 def decode(data: bytes, spec: PlaneSpec) -> NDArray[Any]:
-    """The array of a plane again, from ``Coded.data``. Raises FileFormatError if the bytes are not such a plane's."""
+    """Decode the array of a plane from ``Coded.data``. Raises FileFormatError if the bytes do not fit the spec."""
     return decode_tagged(data, spec, CODERS)

@@ -9,13 +9,13 @@ from kogata.coding.coder import Coder, alphabet_of, as_symbols, byte_array, from
 from kogata.coding.packed import packed_bytes
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
-# Learning costs some log2(n) / 2 bits for each symbol of the alphabet, a stored table about 10: past a million symbols
-# that difference is nothing, and decoding bit by bit takes tens of milliseconds a million.
+# Learning costs about log2(n) / 2 bits for each symbol of the alphabet, a stored table about 10 bits. Past a million elements
+# that difference is negligible, and decoding bit by bit takes tens of milliseconds per million elements.
 MAX_SYMBOLS = 1 << 20
 
 
 class Adaptive(Coder):
-    """Symbols and masks, each symbol bit by bit down a binary tree whose nodes count their ones."""
+    """For symbols and masks. Each symbol is coded bit by bit along a binary tree with an adaptive counter in each node."""
 
     name: ClassVar[str] = "adaptive"
     tag: ClassVar[int] = 3

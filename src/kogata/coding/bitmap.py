@@ -1,4 +1,4 @@
-"""One bit an element, least significant first: what a mask needs without any model."""
+"""Bitmaps: one bit per element, least significant first, without any model."""
 
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
 
 class Bitmap(Coder):
-    """The fallback every mask has."""
+    """For masks; the fallback that accepts every mask."""
 
     name: ClassVar[str] = "bitmap"
     tag: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""What a coder is, and how the smallest of several is chosen."""
+"""The base class of coders, and the choice of the coder with the smallest result."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -14,8 +14,8 @@ class Coder(ABC):
     """One way to write a plane as bytes. Coders hold no state: the same plane gives the same bytes, always."""
 
     name: ClassVar[str]
-    tag: ClassVar[int]  # the byte that names this coder in a file: never reused, never changed
-    required_gain: ClassVar[float] = 0.0  # the share of the bytes it must save over the best coder before it
+    tag: ClassVar[int]  # the byte that identifies this coder in files; never changed or reused
+    required_gain: ClassVar[float] = 0.0  # the fraction of bytes that it must save over the best earlier coder
 
     @abstractmethod
     def accepts(self, spec: PlaneSpec) -> bool:
@@ -23,15 +23,15 @@ class Coder(ABC):
 
     @abstractmethod
     def encode(self, plane: Plane) -> bytes | None:
-        """The plane as bytes, or None where this coder knows that another one does better."""
+        """The plane as bytes, or None if this coder cannot code it or another one is known to be better."""
 
     @abstractmethod
     def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
-        """The array of ``spec`` again. Raises FileFormatError on malformed bytes."""
+        """Decode the array that ``spec`` describes. Raises FileFormatError on malformed bytes."""
 
 
 def encode_smallest(plane: Plane, coders: tuple[Coder, ...]) -> tuple[Coder, bytes]:
-    """The coder that needs the fewest bytes, and those bytes behind its tag. The earlier coder wins a tie."""
+    """The coder that needs the fewest bytes, and its tag followed by these bytes. The earlier coder wins a tie."""
     best: tuple[Coder, bytes] | None = None
     for coder in coders:
         body = coder.encode(plane) if coder.accepts(plane.spec) else None
@@ -56,7 +56,7 @@ def decode_tagged(data: bytes, spec: PlaneSpec, coders: tuple[Coder, ...]) -> ND
 
 
 def damaged(coder: Coder, spec: PlaneSpec, why: str) -> FileFormatError:
-    """The error for bytes that ``coder`` cannot have written."""
+    """An error for bytes that ``coder`` cannot have written."""
     return FileFormatError(
         f"A {spec.kind} plane of shape {spec.shape} coded as {coder.name} is damaged: {why}. Get the file again."
     )
@@ -78,12 +78,12 @@ def from_symbols(symbols: NDArray[Any], spec: PlaneSpec) -> NDArray[Any]:
 
 
 def byte_array(data: bytes) -> NDArray[np.uint8]:
-    """Bytes as a writable array: the kernels take one type for what they read and what they write."""
+    """Bytes as a writable array, so that kernels are compiled for one array type, for reading and writing alike."""
     return np.frombuffer(bytearray(data), np.uint8)
 
 
 def write_varint(value: int) -> bytes:
-    """LEB128: seven bits a byte, least significant first, the top bit set on all but the last byte."""
+    """Encode in LEB128: seven bits per byte, least significant first, the top bit set in all bytes but the last."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -92,10 +92,10 @@ def write_varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at ``at`` (below 2**63) and where the next byte lies. Raises FileFormatError if it does not end."""
+    """Decode the number at ``at`` (below 2**63); returns it and the next position. Raises FileFormatError if it is cut off."""
     value = 0
     for shift, byte in enumerate(data[at : at + 9]):
         value |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
             return value, at + shift + 1
-    raise FileFormatError("A number in a coded plane does not end; the file is damaged or truncated.")
+    raise FileFormatError("A number in a coded plane is cut off or too long; the file is damaged. Get the file again.")

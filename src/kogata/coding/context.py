@@ -1,7 +1,7 @@
 """Context mixing: several models predict each bit, and a mixer learns while coding which of them to believe.
 
-Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005. All in integers, so that every
-machine decodes the same. The models are in ``kernels/mask.py`` and ``kernels/symbols.py``.
+Mahoney, "Adaptive Weighing of Context Models for Lossless Data Compression", 2005. All arithmetic is in integers, so that every
+machine decodes alike. The models are in ``kernels/mask.py`` and ``kernels/symbols.py``.
 """
 
 import math
@@ -14,20 +14,20 @@ from kogata.coding.coder import Coder, alphabet_of, byte_array, damaged, from_sy
 from kogata.coding.packed import packed_bytes
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
-# A decision takes some 40 ns to code and to decode: this many keep a plane under a second.
+# Coding or decoding one binary decision takes about 40 ns, so this limit keeps a plane under a second.
 MAX_DECISIONS = 1 << 24
-# One counter for every pair of symbols; larger alphabets would need more counters than planes have symbols.
+# There is a counter for every pair of symbols; larger alphabets would need more counters than planes have elements.
 MAX_ALPHABET = 256
-# Enough cells to tell which way to scan a mask.
+# Cells of a mask on which the scanning orders are compared.
 TRIAL_CELLS = 1 << 18
 
 
 class Context(Coder):
-    """Masks and symbols, chosen only where they save enough bytes to pay for their decoding time."""
+    """For masks and symbols; chosen only if it saves enough bytes to justify its decoding time."""
 
     name: ClassVar[str] = "context mixing"
     tag: ClassVar[int] = 8
-    # It decodes a bit in some 40 ns where static rANS decodes a whole symbol in 2: under 2 % that is not worth it.
+    # It decodes one bit in about 40 ns, static rANS a whole symbol in 2 ns: a gain under 2 % does not justify that.
     required_gain: ClassVar[float] = 0.02
 
     def accepts(self, spec: PlaneSpec) -> bool:
@@ -59,13 +59,13 @@ class Context(Coder):
 
 
 def _matrix_shape(spec: PlaneSpec) -> tuple[int, int]:
-    """Output by input, where there are both; a vector is one row."""
+    """The plane as a matrix (outputs, inputs); a vector is one row."""
     rows = spec.shape[0] if len(spec.shape) > 1 else 1
     return rows, spec.size // rows
 
 
 def _encode_mask(mask_RC: NDArray[np.bool_], taps: int) -> bytes | None:
-    """Scan by rows or by columns, with whatever stride of neighbours makes a first part of the mask smallest."""
+    """Code a mask by rows or by columns, with the neighbour stride that gives the fewest bytes on a first part of the mask."""
     trials: list[tuple[int, int, bool]] = []
     for transposed in (False, True):
         matrix = mask_RC.T if transposed else mask_RC
@@ -74,7 +74,7 @@ def _encode_mask(mask_RC: NDArray[np.bool_], taps: int) -> bytes | None:
         for stride in sorted(stride for stride in strides if stride <= max(1, part.shape[1] // 2)):
             data = np.empty(2 * part.size + 4, np.uint8)
             length, _ = _code_mask(part, stride, data, decoding=False)
-            # Scaled up, because the two ways of scanning do not try equally many cells.
+            # Scaled to the whole mask, because the trials have different numbers of cells.
             trials.append((length * mask_RC.size // part.size, stride, transposed))
     _, stride, transposed = min(trials)
     data = np.empty((mask_RC.size + 7) // 8 + 4, np.uint8)

@@ -1,7 +1,7 @@
 """Canonical Huffman codes (Huffman, 1952), at most 16 bits long, with optimal lengths by package-merge.
 
-Larmore and Hirschberg, "A fast algorithm for optimal length-limited Huffman codes", 1990: a coin of denomination 2**-l
-for every symbol and length l; buying n - 1 units of value at the least total weight tells how long each code must be.
+Larmore and Hirschberg, "A fast algorithm for optimal length-limited Huffman codes", 1990: there is a coin of
+denomination 2**-l for every symbol and length l, and the cheapest set of coins of total value n - 1 gives the code lengths.
 """
 
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ LENGTHS_ALPHABET = MAX_LENGTH + 1
 
 
 class Huffman(Coder):
-    """Symbols and masks. Stores the code length of every symbol (coded adaptively), then the codes."""
+    """For symbols and masks. Stores the code length of every symbol (coded adaptively), then the codes."""
 
     name: ClassVar[str] = "huffman"
     tag: ClassVar[int] = 4
@@ -35,7 +35,7 @@ class Huffman(Coder):
         lengths = code_lengths(counts)
         header = Adaptive().encode(Plane.symbols(lengths, LENGTHS_ALPHABET))
         if header is None:
-            return None  # more lengths than may be coded adaptively, or lengths like noise
+            return None  # more lengths than the adaptive coder accepts, or lengths that it cannot compress
         prefix = write_varint(len(header)) + header
         if np.count_nonzero(lengths) == 1:
             return prefix  # one symbol alone needs no bits
@@ -57,7 +57,7 @@ class Huffman(Coder):
             raise damaged(self, spec, "its code lengths are not those of a complete prefix code")
         symbols = np.empty(spec.size, np.uint16)
         if (bits.read_codes(body, _decoding_table(lengths), symbols) + 7) // 8 != len(body):
-            raise damaged(self, spec, "its last symbol is not where its bytes end")
+            raise damaged(self, spec, "its last symbol does not end where its bytes end")
         return from_symbols(symbols, spec)
 
 
@@ -71,7 +71,7 @@ def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
         return lengths
     coins = counts[used]
     packages = np.empty(0, np.int64)
-    are_coins: list[NDArray[np.bool_]] = []  # per denomination, smallest first: which of the sorted items are coins
+    are_coins: list[NDArray[np.bool_]] = []  # for each denomination, smallest first: which of the sorted items are coins
     for _ in range(MAX_LENGTH):
         weights = np.concatenate([coins, packages])
         order = np.argsort(weights, kind="stable")
@@ -93,7 +93,7 @@ def _canonical_order(lengths: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """The canonical code of every symbol, its first bit lowest, as the bit stream wants it."""
+    """The canonical code of every symbol, with its first bit lowest, as the bit stream needs it."""
     order = _canonical_order(lengths)
     shares = 1 << (MAX_LENGTH - lengths[order].astype(np.int64))
     codes = np.zeros(len(lengths), np.uint16)
@@ -102,7 +102,7 @@ def _codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 
 def _decoding_table(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """For every window of the longest code's length: symbol << 16 | length of the code at its low end."""
+    """A table over windows as long as the longest code: symbol << 16 | length of the code at the window's low end."""
     order = _canonical_order(lengths)
     width = int(lengths.max())
     entries = (order << 16 | lengths[order]).astype(np.uint32)
@@ -111,7 +111,7 @@ def _decoding_table(lengths: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def _reversed_bits(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """16-bit numbers read from the other end."""
+    """Reverse the bits of 16-bit numbers."""
     for shift, mask in ((1, 0x5555), (2, 0x3333), (4, 0x0F0F), (8, 0x00FF)):
         values = (values >> shift & mask) | (values & mask) << shift
     return values

@@ -1,4 +1,4 @@
-"""The coders of symbols that coders of other planes build on."""
+"""The symbol coders that coders of other kinds of planes use internally."""
 
 from kogata.coding.adaptive import Adaptive
 from kogata.coding.coder import Coder

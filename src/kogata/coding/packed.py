@@ -1,4 +1,4 @@
-"""Fixed-width fields: ceil(log2 alphabet) bits a symbol; floats and integers as they are, little-endian."""
+"""Fixed-width fields: ceil(log2 alphabet) bits per symbol; floats and integers unchanged, little-endian."""
 
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
 
 class Packed(Coder):
-    """The fallback every plane but a mask has: no model, no header."""
+    """For all planes but masks: the fallback without model or header."""
 
     name: ClassVar[str] = "packed"
     tag: ClassVar[int] = 0
@@ -47,7 +47,7 @@ class Packed(Coder):
 
 
 def packed_bytes(spec: PlaneSpec) -> int:
-    """Bytes of a plane without any model."""
+    """Size in bytes of a plane in fixed-width fields."""
     match spec.kind:
         case PlaneKind.MASK:
             return (spec.size + 7) // 8

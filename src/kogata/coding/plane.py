@@ -1,6 +1,6 @@
-"""Planes: the arrays a compressed weight must store, and how many bits Shannon says each one needs.
+"""Planes: the arrays that a compressed weight must store, and their Shannon entropy.
 
-Shannon, "A Mathematical Theory of Communication", 1948:  H = -sum_s p_s log2 p_s  bits a symbol, with p_s = c_s / n.
+Shannon, "A Mathematical Theory of Communication", 1948:  H = -sum_s p_s log2 p_s  bits per symbol, with p_s = c_s / n.
 """
 
 import math
@@ -20,7 +20,7 @@ FLOAT_DTYPES = ("float16", "float32", "float64", BFLOAT16)
 
 
 class PlaneKind(StrEnum):
-    """What the numbers of a plane mean, hence which symbol models fit it."""
+    """The meaning of a plane's numbers, which decides the symbol models that fit."""
 
     SYMBOLS = "symbols"
     MASK = "mask"
@@ -30,7 +30,7 @@ class PlaneKind(StrEnum):
 
 @dataclass(frozen=True)
 class PlaneSpec:
-    """All a decoder must know besides the bytes. ``alphabet`` counts symbols, and is 0 where the plane has none."""
+    """All that a decoder needs besides the bytes. ``alphabet`` is the number of symbols, 0 for planes of other kinds."""
 
     kind: PlaneKind
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ class PlaneSpec:
 
 @dataclass(frozen=True)
 class Plane:
-    """One array to store. Build it with ``symbols``, ``mask``, ``floats`` or ``integers``, which check it.
+    """One array to store. Build it with ``symbols``, ``mask``, ``floats`` or ``integers``, which validate the array.
 
     >>> plane = Plane.symbols(np.array([0, 1, 1, 0]), alphabet=2)
     >>> plane.entropy_bits()
@@ -67,9 +67,9 @@ class Plane:
 
     @classmethod
     def symbols(cls, array: NDArray[Any], alphabet: int) -> "Plane":
-        """Integers in [0, alphabet), alphabet at most 65,536, of any shape and integer dtype (which decoding restores).
+        """A plane of integers in [0, alphabet), of any shape and integer dtype, which decoding restores.
 
-        Raises DataError if a value lies outside.
+        ``alphabet`` is at most 65,536. Raises DataError for other dtypes and values.
         """
         if not 1 <= alphabet <= MAX_ALPHABET:
             raise DataError(f"A plane of symbols has an alphabet of 1 to {MAX_ALPHABET} symbols, not {alphabet}.")
@@ -81,14 +81,14 @@ class Plane:
 
     @classmethod
     def mask(cls, array: NDArray[np.bool_]) -> "Plane":
-        """Booleans of any shape. Raises DataError for another dtype."""
+        """A plane of booleans of any shape. Raises DataError for another dtype."""
         if array.dtype != np.bool_:
             raise DataError(f"A mask is boolean, but the array holds {array.dtype}; compare it with 0 first.")
         return cls(_contiguous(array), PlaneSpec(PlaneKind.MASK, array.shape, "bool"))
 
     @classmethod
     def floats(cls, array: NDArray[Any], dtype: str | None = None) -> "Plane":
-        """Floats of any shape: float16, float32, float64, or bfloat16 as its bits in uint16 with ``dtype="bfloat16"``.
+        """A plane of floats of any shape: float16, float32, float64; or bfloat16 as uint16 bits with ``dtype="bfloat16"``.
 
         Raises DataError for another dtype.
         """
@@ -103,15 +103,15 @@ class Plane:
 
     @classmethod
     def integers(cls, array: NDArray[Any]) -> "Plane":
-        """Integers or booleans of any shape and width. Raises DataError for another dtype."""
+        """A plane of integers or booleans of any shape and width. Raises DataError for another dtype."""
         if array.dtype.kind not in "iub":
             raise DataError(f"A plane of integers holds an integer or boolean dtype, not {array.dtype}.")
         return cls(_contiguous(array), PlaneSpec(PlaneKind.INTEGERS, array.shape, array.dtype.name))
 
     def entropy_bits(self) -> float:
-        """Zero-order Shannon entropy of the whole plane in bits, its histogram taken as known and free.
+        """Zero-order Shannon entropy of the whole plane in bits, without the cost of storing its histogram.
 
-        For a mask that is n H(density). Floats are no symbols: theirs is the raw size, 8 bits a byte.
+        For a mask it is n H(density). For floats it is the raw size, 8 bits per byte.
         """
         if self.spec.kind is PlaneKind.FLOATS:
             return 8.0 * self.spec.nbytes
@@ -124,7 +124,7 @@ class Plane:
                 ones = int(np.count_nonzero(self.array))
                 return np.array([self.array.size - ones, ones])
             case PlaneKind.SYMBOLS:
-                # bincount casts to int64: in pieces, a large plane costs no eightfold copy
+                # in pieces, because bincount copies its input to int64, eight times the size of uint8
                 flat = self.array.ravel()
                 counts = np.zeros(self.spec.alphabet, np.int64)
                 for start in range(0, flat.size, PIECE):
@@ -135,7 +135,7 @@ class Plane:
 
 
 def entropy_bits(counts: NDArray[np.int64]) -> float:
-    """n H of a histogram, in bits."""
+    """Entropy n H of all elements with this histogram, in bits."""
     used = counts[counts > 0].astype(np.float64)
     total = used.sum()
     return float(np.abs(np.sum(used * np.log2(used / total)))) if used.size else 0.0

@@ -1,7 +1,8 @@
-"""Static rANS: every symbol costs its fractional -log2 of a stored frequency.
+"""Static rANS: a symbol s costs log2(M / f_s) bits, a fractional number, with stored frequencies f.
 
 Duda, "Asymmetric numeral systems", arXiv:1311.2540. Frequencies f are integers that sum to M = 4096 and minimise the
-code length sum_s c_s log2(M / f_s): a separable convex cost, so once no move of one unit helps, nothing does.
+code length sum_s c_s log2(M / f_s). This cost is separable and convex, so frequencies that no move of one unit improves are
+optimal.
 """
 
 from typing import Any, ClassVar
@@ -17,12 +18,12 @@ SCALE_BITS = 12
 SCALE = 1 << SCALE_BITS
 LANES = 8
 LOWEST_STATE = 1 << 16
-# A decoding-table entry of 32 bits has 8 left for the symbol; larger alphabets are flat enough for Huffman codes.
+# A 32-bit entry of the decoding table has 8 bits for the symbol; larger alphabets are flat enough for Huffman codes.
 MAX_ALPHABET = 256
 
 
 class StaticRans(Coder):
-    """Symbols of an alphabet up to 256, and masks: at most 0.1 % over the entropy, at hundreds of millions a second."""
+    """For masks and alphabets up to 256: at most 0.1 % over the entropy, at hundreds of millions of symbols per second."""
 
     name: ClassVar[str] = "static rANS"
     tag: ClassVar[int] = 5
@@ -36,9 +37,9 @@ class StaticRans(Coder):
         symbols = plane.array.ravel().astype(np.uint8, copy=False)
         counts = rans.histogram(symbols)[: alphabet_of(plane.spec)]
         if np.count_nonzero(counts) < 2:
-            return None  # a frequency of 4096 does not fit the 12 bits it has, and Huffman needs no bits here
+            return None  # a frequency of 4096 does not fit in 12 bits, and Huffman needs no bits for a single symbol
         freqs = normalised(counts)
-        symbols = np.pad(symbols, (0, -len(symbols) % LANES), constant_values=counts.argmax())  # at the least cost
+        symbols = np.pad(symbols, (0, -len(symbols) % LANES), constant_values=counts.argmax())  # the cheapest symbol
         words = np.empty(len(symbols) + 1, np.uint16)
         states = np.empty(LANES, np.uint32)
         start = rans.encode(symbols, freqs.astype(np.uint32), _starts(freqs).astype(np.uint32), words, states)
@@ -59,12 +60,12 @@ class StaticRans(Coder):
         symbols = np.empty(-(-spec.size // LANES) * LANES, np.uint8)
         n_read = rans.decode(states, words, _decoding_table(freqs), symbols)
         if n_read != len(words) - LANES or np.any(states != LOWEST_STATE):
-            raise damaged(self, spec, "its last symbol is not where its words end")
+            raise damaged(self, spec, "its last symbol does not end where its words end")
         return from_symbols(symbols[: spec.size], spec)
 
 
 def normalised(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Frequencies that sum to 4096, at least 1 for every symbol that occurs, of least code length for ``counts``."""
+    """Frequencies that sum to 4096, at least 1 for every symbol that occurs, with the least code length for ``counts``."""
     used = np.flatnonzero(counts)
     weights = counts[used].astype(np.float64)
     freqs = np.maximum(1, np.rint(weights * (SCALE / weights.sum()))).astype(np.int64)
@@ -75,7 +76,7 @@ def normalised(counts: NDArray[np.int64]) -> NDArray[np.int64]:
         excess = int(freqs.sum()) - SCALE
         if excess == 0 and gains.max() <= losses.min():
             break
-        # Neither can undo the other: one more unit always gains less than the last one did.
+        # The two moves cannot undo each other, because each further unit gains less than the one before.
         taker, giver = gains.argmax(), losses.argmin()
         freqs[taker] += excess <= 0
         freqs[giver] -= excess >= 0
@@ -89,14 +90,14 @@ def _starts(freqs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _decoding_table(freqs: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """For every x mod M: frequency << 20 | (x mod M - start) << 8 | symbol."""
+    """The entry for every x mod M: frequency << 20 | (x mod M - start) << 8 | symbol."""
     symbols = np.repeat(np.arange(len(freqs)), freqs)
     offsets = np.arange(SCALE) - _starts(freqs)[symbols]
     return (freqs[symbols] << 20 | offsets << 8 | symbols).astype(np.uint32)
 
 
 def _write_freqs(freqs: NDArray[np.int64]) -> bytes:
-    """The bit length of every frequency, coded adaptively, then its bits below the leading one."""
+    """Encode frequencies: the bit length of each, coded adaptively, then all their bits below the leading one."""
     widths = np.array([int(freq).bit_length() for freq in freqs], np.uint8)
     header = Adaptive().encode(Plane.symbols(widths, SCALE_BITS + 1))
     if header is None:

@@ -1,8 +1,7 @@
-"""Relative indices: a mask as the gaps between its ones, entropy coded.
+"""Relative indices: a mask as the entropy-coded gaps between its ones.
 
-Han, Mao and Dally, "Deep Compression", ICLR 2016, section 2, store gaps in a fixed width and bridge a longer one by
-filler zeros; here a gap too long for a symbol is bridged the same way, but each symbol costs its entropy instead of its
-width.
+Han, Mao and Dally, "Deep Compression", ICLR 2016, section 2, store gaps in a fixed width and bridge longer gaps by filler
+zeros. Here longer gaps are bridged in the same way, but each symbol costs its entropy instead of a fixed width.
 """
 
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ BRIDGE = 255
 
 
 class Relative(Coder):
-    """Masks, best when ones are few and scattered. The gaps are coded by the best of ``symbol_coders``."""
+    """For masks, best when ones are few and scattered. The gaps are coded by the best of ``symbol_coders``."""
 
     name: ClassVar[str] = "relative index"
     tag: ClassVar[int] = 6
@@ -42,12 +41,12 @@ class Relative(Coder):
     def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
         n_symbols, at = read_varint(data, 0)
         if n_symbols > spec.size:
-            raise damaged(self, spec, f"it has {n_symbols} gaps")
+            raise damaged(self, spec, f"it states {n_symbols} gaps for {spec.size} elements")
         gaps = decode_tagged(data[at:], PlaneSpec(PlaneKind.SYMBOLS, (n_symbols,), "uint8", BRIDGE + 1), SYMBOL_CODERS)
         sets_one = gaps != BRIDGE
         ones = (np.cumsum(gaps.astype(np.int64) + sets_one) - 1)[sets_one]
         if ones.size and int(ones[-1]) >= spec.size:
-            raise damaged(self, spec, f"its last one lies at {ones[-1]}")
+            raise damaged(self, spec, f"its last set element is {ones[-1]}, outside the mask")
         mask = np.zeros(spec.size, np.bool_)
         mask[ones] = True
         return mask.reshape(spec.shape)

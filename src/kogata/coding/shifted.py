@@ -1,4 +1,4 @@
-"""Integers that span at most 65,536 values, as symbols above the least of them."""
+"""Integers of a range of at most 65,536 values, stored as symbols: their offsets from the smallest value."""
 
 from typing import Any, ClassVar
 
@@ -9,12 +9,12 @@ from kogata.coding.coder import Coder, damaged, decode_tagged, encode_smallest, 
 from kogata.coding.nested import SYMBOL_CODERS
 from kogata.coding.plane import MAX_ALPHABET, Plane, PlaneKind, PlaneSpec
 
-# Twice a magnitude must stay below the 2**63 that a varint may hold.
+# Zigzag encoding doubles the magnitude, which must stay below 2**63, the limit of a varint.
 FARTHEST = 1 << 62
 
 
 class Shifted(Coder):
-    """Integers. Stores the least, the span, and the symbols in whichever symbol coder needs the fewest bytes."""
+    """For integers. Stores the smallest value, the range, and the symbols by the symbol coder with the fewest bytes."""
 
     name: ClassVar[str] = "shifted symbols"
     tag: ClassVar[int] = 7
@@ -25,7 +25,7 @@ class Shifted(Coder):
     def encode(self, plane: Plane) -> bytes | None:
         if not plane.spec.size:
             return None
-        # Python's integers, because the span of int64 and uint64 overflows both.
+        # Python integers, because the range of int64 or uint64 values can overflow both types.
         least, most = int(plane.array.min()), int(plane.array.max())
         alphabet = most - least + 1
         if alphabet > MAX_ALPHABET or not -FARTHEST <= least <= most < FARTHEST:
@@ -43,10 +43,10 @@ class Shifted(Coder):
             raise damaged(self, spec, f"values from {least} to {least + span} do not fit {spec.dtype}")
         symbols_spec = PlaneSpec(PlaneKind.SYMBOLS, spec.shape, "uint16", span + 1)
         symbols = decode_tagged(data[at:], symbols_spec, SYMBOL_CODERS)
-        # A sum of arrays without axes is a scalar; asarray makes it an array again.
+        # NumPy makes the sum of 0-d arrays a scalar; asarray makes it an array again.
         return np.asarray(symbols.astype(np.int64) + least, spec.array_dtype)
 
 
 def _zigzag(value: int) -> int:
-    """Signed to unsigned, small magnitudes first: 0, -1, 1, -2, ..."""
+    """Map signed to unsigned integers, small magnitudes first: 0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
     return 2 * value if value >= 0 else -2 * value - 1

@@ -1,6 +1,6 @@
-"""Zstandard (RFC 8878) over bytes laid out so that alike ones meet: all lowest bytes first, then all next ones.
+"""Zstandard (RFC 8878) over bytes grouped by significance: the lowest bytes of all elements first, then the next bytes.
 
-A general LZ coder finds what no symbol model here looks for: repeats.
+A general LZ coder finds repeated sequences, which no symbol model here looks for.
 """
 
 from typing import Any, ClassVar
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from kogata.coding.coder import Coder, damaged, from_symbols
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
-# Level 19 takes seconds on 10 MB; past 1 MiB the fast level keeps its speed and loses little, for what repeats
-# in a large plane repeats nearby.
+# Level 19 takes seconds on 10 MB. Past 1 MiB the fast level is used, which loses little, because repeats in large planes
+# are close to each other.
 STRONG_LEVEL = 19
 FAST_LEVEL = 3
 STRONG_BYTES = 1 << 20
-MAX_WINDOW = 1 << 23  # what level 19 uses at most: a decoder allocates what a frame asks for
+MAX_WINDOW = 1 << 23  # largest window of level 19; limits what a damaged frame can make the decoder allocate
 
 
 class Zstd(Coder):
-    """Any plane. A mask goes in as its bitmap, symbols as one byte each, or two for an alphabet over 256."""
+    """For any plane. A mask is coded as its bitmap, symbols as one byte each, or two for alphabets over 256."""
 
     name: ClassVar[str] = "zstd"
     tag: ClassVar[int] = 2
@@ -46,11 +46,11 @@ class Zstd(Coder):
         expected = _layout_bytes(spec)
         try:
             frame = zstandard.get_frame_parameters(data, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
-            # A stated size would be allocated before it is checked; ours state none.
+            # A size stated in the frame would be allocated before any check; frames of this coder state none.
             if frame.content_size != zstandard.CONTENTSIZE_UNKNOWN:
                 raise damaged(self, spec, "its frame states a size")
             decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS, max_window_size=MAX_WINDOW)
-            # One byte more than expected, because zero would mean no limit at all.
+            # One byte more than expected, because a limit of zero would mean no limit.
             raw = decompressor.decompress(data, max_output_size=expected + 1, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise damaged(self, spec, str(error)) from error

@@ -1,7 +1,7 @@
-"""The charts of the page as plain plotly figures.
+"""The charts of the HTML page as plain plotly figures.
 
-A colour is the name of a CSS variable of the page (``--accent``): the page puts in the value of its light or dark
-scheme. Text is escaped, for plotly reads a few HTML tags in labels.
+Colours are names of CSS variables (``--accent``), which the page replaces by the values of its light or dark scheme. Text is
+escaped, because plotly interprets a few HTML tags in labels.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from kogata.report.words import number, score, score_decimals, size
 Figure = dict[str, Any]  # plotly's own schema: {"data": [...], "layout": {...}}
 Values = Sequence[float | None]
 
-LIMIT = 20  # layers drawn; the rest are summed into one bar
-SHADES = 5  # plane names with a shade of their own
-LABEL = 24  # characters of a label: what a phone has room for beside its bars
+LIMIT = 20  # number of layers drawn; the others are summed into one bar
+SHADES = 5  # number of plane names with a colour of their own
+LABEL = 24  # longest label in characters, which leaves room for the bars on a phone
 OTHER = "other planes"
 REST = "rest of the file"
-BYTES = {"tickformat": "~s", "ticksuffix": "B"}  # 10kB, 1.5MB
+BYTES = {"tickformat": "~s", "ticksuffix": "B"}  # shown as 10kB, 1.5MB
 
 
 def charts(report: Report) -> dict[str, Figure]:
-    """Every chart there are numbers for, by the id of its element."""
+    """The charts for which the report has numbers, by the id of their element in the page."""
     rows = layer_rows(report, LIMIT)
     found = {
         "chart-bytes": _score_against_bytes(report),
@@ -62,7 +62,7 @@ def _score_against_bytes(report: Report) -> Figure | None:
 
 
 def _round_numbers(low: float, high: float) -> dict[int, str]:
-    """Ticks in bytes between two powers of ten, as many as fit a phone, with their labels: 20kB, 1MB."""
+    """Tick values in bytes between two powers of ten, few enough for a phone, and their labels such as 20kB."""
     digits = (1,) if high - low > 2 else (1, 3) if high - low > 1 else (1, 2, 5)
     found = [digit * 10**power for power in range(max(0, math.floor(low)), math.ceil(high)) for digit in digits]
     parts = {value: size(value).split() for value in found if low <= math.log10(value) <= high}
@@ -78,12 +78,12 @@ def _score_against_ms(report: Report) -> Figure | None:
 
 
 def _picture(report: Report, axis: Figure, x: list[Any], arrow_x: list[float], labels: list[str]) -> Figure | None:
-    """The two models as two points and an arrow; None without two scores. ``arrow_x`` is x as the axis counts."""
+    """The two models as points joined by an arrow; None without two scores. ``arrow_x`` is x in units of the axis (log10)."""
     scores = [report.dense.score, report.compressed.score]
     if any(value is None or not math.isfinite(value) for value in scores):
         return None
     y = [value for value in scores if value is not None]
-    # a tenth of a point must not look like a cliff: the axis spans at least 2 % of the score
+    # the axis spans at least 2 % of the score, so that small differences look small
     half = max(1.1 * abs(y[0] - y[1]), 0.01 * max(map(abs, y)), 1e-6)
     middle = sum(y) / 2
     decimals = score_decimals(report)
@@ -195,7 +195,7 @@ def _entropy(report: Report) -> Figure | None:
 
 
 def _training(report: Report, *, score_curve: bool) -> Figure | None:
-    """One line per training step, its epochs counted on from the step before; None without epochs or scores."""
+    """One line per training step, with epochs counted through all steps; None without epochs or scores."""
     traces: list[Figure] = []
     done = 0
     for step in report.steps:
@@ -224,7 +224,7 @@ def _training(report: Report, *, score_curve: bool) -> Figure | None:
 
 
 def _literal(text: str) -> str:
-    """Text that plotly shows as it is: it obeys <b>, <a> and a few more, and decodes no &quot;."""
+    """Escape text for plotly, which interprets <b>, <a> and a few other tags, but does not decode &quot;."""
     return escape(text, quote=False)
 
 
@@ -233,14 +233,14 @@ def _milliseconds(value: float | None) -> str:
 
 
 def _bars(name: str, values: Values, labels: list[str], text: Callable[[Any], str], colour: str) -> Figure:
-    """Horizontal bars, one a label; hover shows the whole label. The page draws the legend: plotly's eats the width."""
+    """Horizontal bars, one for each label; hovering shows the whole label. The page draws the legend, plotly's is too wide."""
     return {
         "type": "bar",
         "orientation": "h",
         "name": name,
         "showlegend": True,
         "x": _finite(values),
-        "y": list(range(len(values))),  # positions, not names: two labels cut to the same text stay two bars
+        "y": list(range(len(values))),  # positions, not names, so that two labels cut to the same text stay two bars
         "hovertext": [_literal(f"{label}, {name}: {text(value)}") for label, value in zip(labels, values, strict=True)],
         "hoverinfo": "text",
         "marker": {"color": colour, "line": {"width": 1, "color": "--card"}},
@@ -255,7 +255,7 @@ def _bar_layout(
     more: tuple[list[str], Values] = ([], []),
     height: int = 26,
 ) -> Figure:
-    """One line a row, then one for each of ``more``. The sum of many layers may run off the scale, and says so."""
+    """One bar for each row, then one for each of ``more``. The sum of many layers may exceed the axis, and is marked then."""
     names = _short(rows) + more[0]
     lengths = [*lengths, *more[1]]
     x_axis: Figure = {"nticks": 3, "rangemode": "tozero", "tickangle": 0}
@@ -294,7 +294,7 @@ def _off_the_scale(position: int, text: str) -> Figure:
 
 
 def _short(rows: list[TableRow]) -> list[str]:
-    """Site names that fit: first the parts that all share are dropped at the end, then at the front, then it is cut."""
+    """Shortened site names: common last parts are dropped, then common first parts, then names are cut at the front."""
     parts = [row.site.split(".") for row in rows if row.layers == 1]
 
     def too_long() -> bool:
@@ -324,5 +324,5 @@ def _layout(height: int, x_axis: Figure, y_axis: Figure) -> Figure:
 
 
 def _finite(values: Values) -> list[float | None]:
-    """None, which leaves a gap, for what JSON cannot hold."""
+    """Replace values that JSON cannot hold by None, which leaves a gap."""
     return [value if value is not None and math.isfinite(value) else None for value in values]

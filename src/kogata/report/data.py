@@ -1,7 +1,7 @@
-"""What a report holds: plain data, the same in ``report.json``, the terminal table and ``report.html``.
+"""The data of a report, shared by ``report.json``, the terminal table and ``report.html``.
 
-Every byte is a byte of a real file, every millisecond was measured in the named engine, every score is of the model
-reloaded from the file.
+Bytes are counted in real files, milliseconds are measured in the named engine, and scores are those of the model reloaded from
+its file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds of one forward pass of one sample, over ``runs`` turns that it took with the other model in one run."""
+    """Milliseconds of one forward pass on one sample: median, 90th percentile and minimum over ``runs`` passes.
+
+    The passes alternate with those of the other model in one process, so that disturbances affect both.
+    """
 
     p50: float
     p90: float
@@ -33,29 +36,29 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two models compared: the dense original or the teacher, or the one reloaded from its file."""
+    """One of the two models compared: the dense original or teacher, or the compressed model reloaded from its file."""
 
     bytes: int = Field(gt=0)
     score: float | None  # higher is better; None when the task has no evaluate
     parameters: int  # stored values: kept weights, centroids, scales, biases
-    latency_ms: Latency | None  # None when no engine was asked for, or export failed (see Report.notes)
+    latency_ms: Latency | None  # None without an engine, or when the export failed (see Report.notes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneLine:
-    """One stored array of a layer."""
+    """One stored array (plane) of a layer: its coder and its sizes in bytes."""
 
     name: str
     elements: int
     coder: str
     bytes: int
-    packed_bytes: int  # at the fixed width of its elements, before any coding
-    entropy_bytes: float  # under the plane's static zero-order model: an adaptive coder may go below it
+    packed_bytes: int  # with fixed-width elements and no entropy coding
+    entropy_bytes: float  # Shannon entropy of its histogram; an adaptive coder may need less
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """Where bytes, time and loss went for one weight."""
+    """Bytes, time and loss of one weight, before and after compression."""
 
     site: str
     kind: str
@@ -65,33 +68,42 @@ class Layer:
     macs: int | None
     dense_bytes: int
     bytes: int
-    dense_ms: float | None  # of the layer that owns the weight, PyTorch eager
+    dense_ms: float | None  # time of the layer that owns the weight, in eager PyTorch
     ms: float | None
-    loss: float | None  # increase of the calibration loss with only this layer changed, summed over the steps; if explained
+    loss: float | None  # increase of the calibration loss when only this layer is changed, summed over steps; with explain
     planes: tuple[PlaneLine, ...]
     error: float | None = None  # relative squared error of the weights that the steps replaced, summed over the steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything a person needs to judge a compression and to repeat it."""
+    """Everything needed to judge a compression and to repeat it.
+
+    >>> file = Side(bytes=1000, score=99.1, parameters=250, latency_ms=None)
+    >>> report = Report(
+    ...     title="example", task="example", engine=None, command="", seed=0, recipe={}, environment={}, dense=file,
+    ...     compressed=Side(bytes=100, score=99.0, parameters=50, latency_ms=None), layers=(), rest_bytes={}, steps=(),
+    ... )
+    >>> report.alpha, report.beta, report.delta
+    (10.0, 0.9, None)
+    """
 
     title: str
     task: str
     engine: str | None
-    command: str  # what to type to repeat it
+    command: str  # the command that repeats the run
     seed: int
-    recipe: dict[str, Any]  # resolved: every default written out
+    recipe: dict[str, Any]  # resolved: with all defaults filled in
     environment: dict[str, Any]  # cpu, cpu_flags, threads, versions, date
     dense: Side
     compressed: Side
     layers: tuple[Layer, ...]
-    rest_bytes: dict[str, int]  # header, manifest, graph, other tensors: with the layers' bytes they sum to the file
+    rest_bytes: dict[str, int]  # header, manifest, graph, other tensors; with the layers they sum to the file
     steps: tuple[Step, ...]
-    notes: tuple[str, ...] = ()  # what was not done and why
-    names: tuple[Literal["dense", "teacher"], Literal["compressed", "student"]] = ("dense", "compressed")  # of the two models
-    targets: dict[str, str] = field(default_factory=dict[str, str])  # what was asked for, as written
-    missed: tuple[str, ...] = ()  # which of them were missed, in words
+    notes: tuple[str, ...] = ()  # what was left undone, and why
+    names: tuple[Literal["dense", "teacher"], Literal["compressed", "student"]] = ("dense", "compressed")  # for the two models
+    targets: dict[str, str] = field(default_factory=dict[str, str])  # the requested targets, as written
+    missed: tuple[str, ...] = ()  # descriptions of the missed targets
     schema: int = SCHEMA
 
     @property
@@ -101,23 +113,23 @@ class Report:
 
     @property
     def alpha(self) -> float:
-        """Compression rate α: dense file bytes over compressed file bytes (survey, section VII)."""
+        """Compression rate α = a / a*: dense over compressed file bytes (survey, section VII)."""
         return self.dense.bytes / self.compressed.bytes
 
     @property
     def beta(self) -> float:
-        """Space saving β = (a − a*) / a, of file bytes."""
+        """Space saving β = (a − a*) / a, the fraction of the dense file's bytes that is saved."""
         return 1 - self.compressed.bytes / self.dense.bytes
 
     @property
     def delta(self) -> float | None:
-        """Speed-up δ: dense over compressed median latency, measured in one interleaved run; None if not measured."""
+        """Speed-up δ: dense over compressed median latency, measured alternately in one run; None if not measured."""
         if self.dense.latency_ms is None or self.compressed.latency_ms is None:
             return None
         return self.dense.latency_ms.p50 / self.compressed.latency_ms.p50
 
     def save(self, path: Path) -> None:
-        """Write ``report.json``: these fields plus the three rates."""
+        """Write ``report.json``: the fields of this class and the three rates. Raises DataError if it cannot be written."""
         rates = {"alpha": self.alpha, "beta": self.beta, "delta": self.delta}
         text = json.dumps(_plain({**asdict(self), "rates": rates}), indent=1, ensure_ascii=False, allow_nan=False)
         with writing(path) as file:
@@ -125,7 +137,7 @@ class Report:
 
     @staticmethod
     def load(path: Path) -> Report:
-        """Read ``report.json`` back; raises DataError when it is missing or is not one."""
+        """Read ``report.json``. Raises DataError when it is missing, damaged or of a newer schema."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["schema"] > SCHEMA:
@@ -137,7 +149,7 @@ class Report:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values only: what is not finite is missing, what is of no JSON type is written as text."""
+    """Convert to JSON values: numbers that are not finite become null, values of other types become text."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no network: open it from disk, send it by mail, keep it for years."""
+"""The report as one self-contained HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class PlaneTotal:
 
     @property
     def above(self) -> float | None:
-        """How far the coded bytes are above the entropy, in percent of it; negative below."""
+        """The excess of the coded bytes over the entropy, in percent of the entropy; negative if below."""
         return 100 * (self.bytes / self.entropy_bytes - 1) if self.entropy_bytes else None
 
 
 def write(report: Report, path: Path) -> None:
-    """Write ``report.html``: whole or not at all; raises DataError when the place cannot be written."""
+    """Write ``report.html``, complete or not at all. Raises DataError when ``path`` cannot be written."""
     environment = Environment(
         loader=PackageLoader("kogata.report", ""),
         autoescape=True,
@@ -67,7 +67,7 @@ def write(report: Report, path: Path) -> None:
         recipe=_pretty(report.recipe),
         environment=_pretty({key: value for key, value in report.environment.items() if key != "cpu_flags"}),
         cpu_flags=" ".join(map(str, report.environment.get("cpu_flags", []))),
-        # of plotly's own package, the only text that is not escaped
+        # JavaScript from plotly's own package: the only text that is not escaped
         plotly_js=Markup(get_plotlyjs()),
     )
     with writing(path) as file:

@@ -1,4 +1,4 @@
-"""The lines of the layer tables and charts: every layer, or the largest ones and the sum of the others."""
+"""The rows of layer tables and charts: every layer, or the largest ones and the sum of the others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ UNSTORED = "not in a plane"
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """One line: a layer, or several summed."""
+    """One row: a layer, or the sum of several."""
 
     site: str
-    layers: int  # how many are summed: 1 for a layer
+    layers: int  # number of layers summed; 1 for a single layer
     form: str
     parameters: int
     weights: int  # entries of the dense weight
@@ -27,16 +27,16 @@ class TableRow:
     ms: float | None
     loss: float | None
     error: float | None
-    planes: dict[str, int]  # bytes by plane name; sums to ``bytes`` wherever the planes hold no more than that
+    planes: dict[str, int]  # bytes by plane name; they sum to ``bytes`` unless the planes hold more than that
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Stored bits over entries of the dense weight."""
+        """Stored bits divided by the number of entries of the dense weight."""
         return 8 * self.bytes / self.weights if self.weights else None
 
 
 def layer_rows(report: Report, limit: int | None) -> list[TableRow]:
-    """The layers in the network's order; past ``limit`` the largest ones (of the compressed file), then the others."""
+    """The layers in the network's order. Beyond ``limit``: the layers largest in the compressed file, and the sum of others."""
     if limit is None or len(report.layers) <= limit:
         return [_row(layer) for layer in report.layers]
     by_bytes = sorted(range(len(report.layers)), key=lambda i: -report.layers[i].bytes)
@@ -46,7 +46,7 @@ def layer_rows(report: Report, limit: int | None) -> list[TableRow]:
 
 
 def total_row(report: Report) -> TableRow:
-    """All layers summed. No time or loss: neither adds up to the model's."""
+    """The sum of all layers, without time and loss, because theirs do not add up to those of the model."""
     total = _sum("all layers", [_row(layer) for layer in report.layers])
     return replace(total, dense_ms=None, ms=None, loss=None)
 

@@ -1,4 +1,4 @@
-"""The report in the terminal: right at 80 and at 120 columns, in a pipe, and without Unicode."""
+"""The report as tables for a terminal: 80 columns or wider, a pipe, or ASCII only."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from kogata.report.words import (
 )
 
 LIMIT = 20  # layers listed; the rest are summed
-WIDE = 100  # columns from which the form has a column of its own
+WIDE = 100  # console width from which the form has a column of its own
 
 _ASCII = str.maketrans({"→": "->", "−": "-", "–": "-", "×": "x", "·": "|", "α": "alpha", "β": "beta", "δ": "delta", "≥": ">="})
 _CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code != 10}
 
 
 def render(report: Report, console: Console) -> None:
-    """Print the report. Names and notes are shown as they are: no markup and no escape sequence in them is obeyed."""
+    """Print the report. Names and notes are printed literally: markup and escape sequences in them have no effect."""
     console.print()
     console.print(safe(console, report.title, "bold"))
     console.print(safe(console, f"task {report.task} · {_engine(report)} · seed {report.seed}", "dim"))
@@ -56,7 +56,7 @@ def _engine(report: Report) -> str:
 
 
 def safe(console: Console, text: str, style: str = "") -> Text:
-    """Text as it is: without markup or control characters, and in ASCII where the terminal knows no more."""
+    """Literal text without markup or control characters, reduced to ASCII where the terminal has no Unicode."""
     text = text.translate(_CONTROL)
     if console.options.ascii_only:
         text = text.translate(_ASCII).encode("ascii", "replace").decode()
@@ -73,7 +73,7 @@ def grid(console: Console, title: str | None, *columns: str) -> Table:
     )
     for position, column in enumerate(columns):
         justify = "right" if position else "left"
-        # a long site folds over lines; a number never does
+        # long sites wrap over lines; numbers must not
         table.add_column(safe(console, column), justify=justify, no_wrap=position > 0, overflow="fold")
     return table
 
@@ -108,6 +108,7 @@ def _layers(report: Report, console: Console) -> Table:
     narrow = ("site", "values", "bytes", "ms")  # a form such as masked(codebook) needs the room of one column
     last = ("loss",) if report.explained else ("error",) if any(layer.error is not None for layer in report.layers) else ()
     table = grid(console, "Layers", *(columns if wide else narrow), *last)
+    narrow = ("site", "values", "bytes", "ms", "loss")  # the form is shown below the site, as there is no room for a column
     if wide:
         table.columns[1].justify = "left"
         table.columns[1].no_wrap = False

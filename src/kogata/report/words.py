@@ -1,4 +1,4 @@
-"""How a report says its numbers: one wording, shared by the terminal and the page."""
+"""The wording of numbers in reports, shared by the terminal and the HTML page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any, cast
 from kogata.report.data import Report
 
 NOTHING = "–"
-FASTER = 1.05  # below this ratio of medians a speed-up is within what two runs of one model differ by: claim none
+FASTER = 1.05  # ratio of medians below which no speed-up is claimed: two runs of one model differ as much
 MINUS = "−"
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
-    """Three significant digits, thousands grouped, no zeros at the end of small ones; "–" for what is not known."""
+    """Three significant digits with grouped thousands, without trailing zeros below 0.1; "–" for unknown values.
+
+    >>> number(1234.5), number(0.12345), number(None)
+    ('1,234', '0.123', '–')
+    """
     if value is None or not math.isfinite(value):
         return NOTHING
     if value == 0:
@@ -39,7 +43,11 @@ def loss_or_error(loss: float | None, error: float | None, *, explained: bool) -
 
 
 def size(value: float) -> str:
-    """Bytes in decimal units, three significant digits: 612 B, 18.4 kB, 1.72 MB."""
+    """Bytes in decimal units with three significant digits.
+
+    >>> size(612), size(18_432), size(1_720_000)
+    ('612 B', '18.4 kB', '1.72 MB')
+    """
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= 0.9995 * scale:
             return f"{number(value / scale)} {unit}"
@@ -47,32 +55,36 @@ def size(value: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole in percent."""
+    """``part`` in percent of ``whole``; "–" when the whole is 0."""
     return f"{100 * part / whole:.1f} %" if whole else NOTHING
 
 
 def rate(value: float) -> str:
-    """A ratio to three digits with its sign, cut and not rounded so that it never overstates: 93.6×."""
+    """A ratio to three digits with a times sign. It is truncated, not rounded, so that it never overstates.
+
+    >>> rate(93.69)
+    '93.6×'
+    """
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
-    cut = math.floor(value * 10**digits + 1e-9)  # 4.1 is 409.99… hundredths to a float
+    cut = math.floor(value * 10**digits + 1e-9)  # 1e-9 because in floating point 100 · 4.1 is 409.99…
     return f"{cut / 10**digits:,.{digits}f}×"
 
 
 def score_decimals(report: Report) -> int:
-    """Fractions get four decimals, percents and the like two, so that both sides show the same digits."""
+    """Number of decimals for both scores: four for fractions up to 1, two for larger scores such as percent."""
     largest = max(abs(side.score or 0) for side in (report.dense, report.compressed))
     return 4 if largest <= 1 else 2
 
 
 def score(value: float | None, decimals: int) -> str:
-    """A score as the task returned it."""
+    """A score as the task returned it; "–" for an unknown one."""
     if value is None or not math.isfinite(value):
         return NOTHING
     return f"{value:.{decimals}f}".replace("-", MINUS)
 
 
 def score_change(report: Report) -> str:
-    """Compressed minus dense in the score's own unit; called points where the score is no fraction."""
+    """Compressed minus dense score in the unit of the score, which is called points if above 1."""
     if report.dense.score is None or report.compressed.score is None:
         return "not measured"
     decimals = score_decimals(report)
@@ -88,12 +100,12 @@ def score_change(report: Report) -> str:
 
 
 def size_change(report: Report) -> str:
-    """The size in words: "93.6× smaller", or that it is no smaller."""
+    """The change of size in words: "93.6× smaller" or "no smaller"."""
     return f"{rate(report.alpha)} smaller" if report.alpha >= 1.005 else "no smaller"
 
 
 def speed_change(report: Report) -> str:
-    """The speed in words; a speed-up is claimed only from 1.05× on."""
+    """The change of speed in words; a speed-up is claimed only from 1.05×."""
     if report.delta is None:
         return "not measured"
     if report.delta >= FASTER:
@@ -102,7 +114,7 @@ def speed_change(report: Report) -> str:
 
 
 def settings(values: Mapping[str, Any]) -> str:
-    """The settings of a step in one line: what is not set is left out, and so is the method's name beside its column."""
+    """The settings of a step in one line, without unset ones and without the method's name, which has its own column."""
     said = {key.replace("_", " "): value for key, value in values.items() if key != "method" and value is not None}
     parts = [f"{key} {_setting(value)}" for key, value in said.items()]
     return ", ".join(parts) or NOTHING

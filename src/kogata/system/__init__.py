@@ -1,1 +1,1 @@
-"""The machine: atomic files, environment, memory, progress."""
+"""Services of the machine: atomic files, description of the environment, memory, progress bars."""

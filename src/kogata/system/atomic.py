@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Write files atomically: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ from kogata.errors import DataError
 
 @contextmanager
 def writing(path: Path) -> Generator[IO[bytes], None, None]:
-    """A temporary file beside ``path`` that takes its place when the body ends well, and vanishes when it does not.
+    """Open a temporary file beside ``path``; it replaces ``path`` if the body succeeds and is deleted if the body raises.
 
-    Raises DataError when the folder cannot be written to or the disk is full; an existing file is then still as it was.
+    Raises DataError when the folder cannot be written to or the disk is full; an existing file is then left unchanged.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "new", "example.bin")
+    ...     with writing(path) as file:
+    ...         _ = file.write(b"abc")
+    ...     path.read_bytes()
+    b'abc'
     """
     temporary = None
     try:

@@ -1,4 +1,4 @@
-"""What a measurement was made on: without it a figure cannot be judged or repeated."""
+"""Describe the machine and software of a measurement, without which it can be neither judged nor repeated."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from typing import Any
 CPUINFO = Path("/proc/cpuinfo")
 
 # fmt: off
-# What decides the speed of dense and integer arithmetic; without VNNI or its like, int8 saturates or is emulated.
+# Flags that decide the speed of float and integer arithmetic; without VNNI or its like, int8 saturates or is emulated.
 SPEED_FLAGS = frozenset(
     {
         "f16c", "fma", "avx", "avx2", "avx_vnni", "avx_vnni_int8",
@@ -23,12 +23,12 @@ SPEED_FLAGS = frozenset(
 
 
 def environment() -> dict[str, Any]:
-    """Return the processor with its flags that matter for speed, torch's threads, the versions and the date (UTC).
+    """Return the processor and its flags that matter for speed, torch's thread count, versions and the date (UTC).
 
     >>> sorted(environment())
     ['cpu', 'cpu_flags', 'date', 'system', 'threads', 'versions']
     """
-    import torch  # here, so that importing this module stays light
+    import torch  # imported here, because importing torch takes seconds
 
     cpu, flags = _cpu(CPUINFO)
     packages = ("kogata", "torch", "numpy", "onnxruntime")
@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu(cpuinfo: Path) -> tuple[str, set[str]]:
-    """Return the model name and all flags of the first core, as far as the system tells them."""
+    """Return the model name and all flags of the first core, as far as the system reports them."""
     if not cpuinfo.exists():
         return platform.processor() or platform.machine(), set()
     first = cpuinfo.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]

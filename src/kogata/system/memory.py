@@ -1,4 +1,4 @@
-"""Freed memory, handed back to the system."""
+"""Return freed memory to the operating system."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 PYTORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-MMAP_THRESHOLD = -3  # of mallopt
-SMALL, LARGE = 128 << 10, 32 << 20  # bytes: where glibc begins, and how far it goes by itself as large blocks are freed
+MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
+SMALL, LARGE = 128 << 10, 32 << 20  # bytes: glibc's initial threshold, and the highest to which it raises it by itself
 
 
 def release() -> None:
-    """Hand back what the C library and MKL keep for later.
+    """Return to the system the freed memory that the C library and MKL cache for reuse.
 
-    Both keep memory for each thread, and calibration has a thread for each batch: without this, what they have freed would
-    add up to several models. Other libraries have no such functions, and keep less.
+    Both cache memory per thread, and calibration uses one thread per batch, so the caches would add up to the size of several
+    models. Does nothing on systems other than Linux.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):
@@ -30,10 +30,10 @@ def release() -> None:
 
 @contextlib.contextmanager
 def returned() -> Generator[None, None, None]:
-    """Within this, a tensor of any size worth mentioning goes back to the system when it is freed.
+    """Within this context, the memory of tensors of 128 KiB or more is returned to the system as soon as they are freed.
 
-    glibc would raise that size to 32 MiB and keep what is smaller, in pieces that the next tensor may not fit into. There it
-    is again afterwards, which costs training less.
+    By itself glibc raises this threshold to 32 MiB and caches smaller blocks, which fragments memory. The threshold is 32 MiB
+    again afterwards, because training is faster with cached blocks.
     """
     _threshold(SMALL)
     try:

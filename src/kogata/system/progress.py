@@ -1,4 +1,4 @@
-"""Progress bars on anything that takes over a second; silent when nobody is watching a terminal."""
+"""Progress bars on standard error for work that takes over a second; silent unless it is a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def bar(what: str, total: int | None) -> Generator[Bar, None, None]:
-    """A bar that the body advances. ``total`` is None when it is not known."""
+    """Show a bar labelled ``what`` that the body advances to ``total`` units; ``total`` is None when unknown."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,13 +25,13 @@ def bar(what: str, total: int | None) -> Generator[Bar, None, None]:
 
 
 class Bar:
-    """One line of progress."""
+    """A progress bar, which occupies one line of the terminal."""
 
     def __init__(self, progress: Progress, what: str, total: int | None) -> None:
         self._progress, self._task = progress, progress.add_task(what, total=total, note="")
 
     def advance(self, note: str = "") -> None:
-        """One unit further, with a short note such as the loss."""
+        """Advance by one unit; ``note`` replaces the text after the bar, such as the loss."""
         if note:
             self._progress.update(self._task, advance=1, note=note)
         else:

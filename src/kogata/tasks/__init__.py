@@ -1,1 +1,1 @@
-"""What is compressed and how it is judged: built-in tasks, and task files for a person's own model and data."""
+"""Models to compress and the data to judge them by: built-in tasks, and task files for a user's own model and data."""

@@ -1,4 +1,4 @@
-"""Batches of data that lies in memory."""
+"""Batches of data held in memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from kogata.errors import DataError
 
 @dataclass(frozen=True)
 class Normalization:
-    """Makes images in 0..255 what a network wants: per channel, on the scale 0..1, ``(value − mean) / deviation``."""
+    """Normalizes images: values 0..255 are scaled to 0..1, then ``(value − mean) / deviation`` in each channel."""
 
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
     def __call__(self, images_NCHW: Tensor) -> Tensor:
-        """Return float32 ``[N, C, H, W]`` of any type that holds 0..255.
+        """Return float32 images ``[N, C, H, W]`` from images of any dtype with values 0..255.
 
         >>> Normalization(mean=(0.5,), deviation=(0.25,))(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).tolist()
         [[[[-2.0, 2.0]]]]
@@ -31,19 +31,19 @@ class Normalization:
 class Batches:
     """An iterable over ``(inputs, targets)`` pairs of at most ``batch_size`` examples; the last may be smaller.
 
-    The order of a shuffled pass, and how images move, come from torch's global generator, so seeding that repeats them.
+    The order of a shuffled pass and the shifts of images come from torch's global generator; seed it to repeat them.
 
     >>> batches = Batches(torch.arange(5.0), torch.arange(5), batch_size=2, shuffle=False)
     >>> len(batches), [targets.tolist() for _, targets in batches]
     (3, [[0, 1], [2, 3], [4]])
 
-    :param inputs: ``[N, ...]``; images ``[N, C, H, W]`` where they are shifted, mirrored or normalized. Images that lie
-        channels last in memory do so in every batch: on a processor convolutions, all that follow too, are then faster.
-    :param targets: ``[N, ...]``.
-    :param shift: each image moves by up to so many pixels along each axis, at random, its edge pixels repeated.
-    :param mirror: each image is mirrored left to right, or not, at random.
-    :param normalization: applied batch by batch, so that images wait in memory as a quarter of the bytes.
-    :raises DataError: there are no examples, or not as many targets as inputs.
+    :param inputs: ``[N, ...]``; must be images ``[N, C, H, W]`` to be shifted, mirrored or normalized. Batches keep a
+        channels-last memory format, in which convolutions on a CPU are faster.
+    :param targets: ``[N, ...]``, with the N of the inputs.
+    :param shift: each image is shifted at random by up to this many pixels along each axis; edge pixels are repeated.
+    :param mirror: each image is mirrored left to right with probability ½.
+    :param normalization: applied batch by batch, so that images can stay in memory as uint8.
+    :raises DataError: there are no examples, or the numbers of inputs and targets differ.
     """
 
     inputs: Tensor
@@ -55,11 +55,13 @@ class Batches:
     normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would make a pass silently do nothing or pair the wrong things."""
+        """Refuse data that would make a pass do nothing or pair inputs with wrong targets."""
         if len(self.inputs) == 0:
             raise DataError("Batches: no examples; at least one is needed. Check what the data was read from.")
         if len(self.inputs) != len(self.targets):
-            raise DataError(f"Batches: {len(self.inputs)} inputs but {len(self.targets)} targets; expected as many.")
+            raise DataError(
+                f"Batches: {len(self.inputs)} inputs but {len(self.targets)} targets; expected one target for each input."
+            )
 
     def __len__(self) -> int:
         """Return the number of batches in a pass."""

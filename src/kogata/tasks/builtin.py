@@ -1,4 +1,4 @@
-"""The built-in tasks: small networks on public images, with the dense models they start from."""
+"""The built-in tasks: small networks on public image data, with trained dense models to start from."""
 
 import hashlib
 import json
@@ -22,17 +22,17 @@ from kogata.tasks.images import CIFAR10, load_pictures
 from kogata.tasks.kept import keep, read_kept
 from kogata.training.loop import Training, fit, task_loss
 
-CHECKOUT = Path(__file__).parents[3]  # the repository's root; holds no data/networks/ where Kogata is installed from a wheel
+CHECKOUT = Path(__file__).parents[3]  # the repository's root; has no data/networks/ where Kogata is installed from a wheel
 CALIBRATION = 1024  # examples
-EVALUATION_BATCH = 250  # examples; what layers hold of so many nearly stays in the caches
+EVALUATION_BATCH = 250  # examples; activations of this batch nearly fit the processor's caches
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Inputs ``[N, ...]`` and labels ``[N]``, for training and for the score.
 
-    :param normalization: makes the inputs what the network wants; None when they are.
-    :param mirror: a mirrored input is as good an example, which does not hold for digits.
+    :param normalization: applied to the inputs in each batch; None when they are normalized already.
+    :param mirror: augment the training images by mirroring, which suits photographs but not digits.
     """
 
     train: tuple[Tensor, Tensor]
@@ -43,7 +43,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltinTask:
-    """A network, the data it is for, and how the dense model is trained."""
+    """A network, its data, and the training settings of its dense model."""
 
     name: str
     description: str
@@ -51,17 +51,18 @@ class BuiltinTask:
     split: Callable[[Path | None], Split]
     training: Training
     batch_size: int = 128
-    shift: int = 0  # pixels by which training images move at random
+    shift: int = 0  # largest random shift of training images, in pixels
 
     def open(self, seed: int, data: Path | None) -> tuple[nn.Module, Task]:
         """Return the trained dense model and the task.
 
-        The dense model is read from the first of `network_folders` that has it. A checkout has those of the LeNets, ResNet-20
-        and the small CIFAR networks for seed 0. Any other is trained on first use, which takes minutes, or hours for the large
-        ones without a GPU, and is then read from the cache folder.
+        The dense model is read from the first of `network_folders` that has it. The repository holds those of the LeNets,
+        ResNet-20 and the small CIFAR networks for seed 0. Any other is trained on first use, which takes minutes, or hours for
+        large networks without a GPU, and is then stored in the cache folder.
 
-        :param data: folder with ``mnist/``, ``fashion-mnist/``, ``cifar10/`` and ``networks/``; None to look where `find`,
-            `load_pictures` and `network_folders` look.
+        :param seed: seed of the initial weights and of the training.
+        :param data: folder with ``mnist/``, ``fashion-mnist/``, ``cifar10/`` and ``networks/``; None for the default places of
+            `find`, `load_pictures` and `network_folders`.
         :raises DataError: the data is missing or damaged.
         """
         split = self.split(data)
@@ -74,7 +75,7 @@ class BuiltinTask:
             loss=nn.functional.cross_entropy,
             evaluate=partial(accuracy, batches(*split.test, EVALUATION_BATCH, shuffle=False)),
         )
-        with torch.random.fork_rng():  # so that what follows is the same whether the model was trained or read
+        with torch.random.fork_rng():  # so that later random numbers do not depend on whether the model was trained or read
             torch.manual_seed(seed)
             model = self.network()
             name = self._weights_name(seed)
@@ -97,10 +98,10 @@ class BuiltinTask:
 
 
 def network_folders(data: Path | None) -> list[Path]:
-    """Return where trained dense models are looked for, in this order.
+    """Return the folders in which trained dense models are searched, in order.
 
-    These are ``data/networks/`` of the checkout, ``networks/`` of ``data`` or else of ``$KOGATA_DATA``, and the cache folder,
-    where models that had to be trained are kept.
+    These are ``data/networks/`` of the repository, ``networks/`` in ``data`` or else in ``$KOGATA_DATA``, and the cache folder,
+    which holds the models that were trained on this machine.
     """
     named = named_folder(data)
     return [CHECKOUT / "data" / "networks", *([named / "networks"] if named else []), _kept_networks()]
@@ -111,7 +112,14 @@ def _kept_networks() -> Path:
 
 
 def accuracy(batches: Batches, model: nn.Module) -> float:
-    """Return the percentage of examples whose highest score is at the label; the model's mode is left as it was."""
+    """Return the accuracy in percent: how often the highest class score ``[N, classes]`` is that of the label.
+
+    The model runs in evaluation mode and gets its mode back.
+
+    >>> batches = Batches(torch.eye(4), torch.tensor([0, 1, 2, 0]), batch_size=2, shuffle=False)
+    >>> accuracy(batches, nn.Identity())
+    75.0
+    """
     first = next(iter(model.state_dict().values()), batches.inputs)
     with evaluating(model):
         hits = [model(inputs.to(first.device)).argmax(1).cpu() == labels for inputs, labels in batches]
@@ -119,7 +127,7 @@ def accuracy(batches: Batches, model: nn.Module) -> float:
 
 
 def _images(name: Name, mean: float, deviation: float, folder: Path | None) -> Split:
-    """Read a set of the MNIST family."""
+    """Read MNIST or Fashion-MNIST as float32 images ``[N, 1, 28, 28]``."""
     images = load(name, folder)
 
     def prepared(images_NHW: npt.NDArray[np.uint8], labels_N: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Find the images of MNIST and Fashion-MNIST on this machine, or download them, and check that they are the real ones.
+"""Find the images of MNIST and Fashion-MNIST on this machine or download them, and verify their checksums.
 
 Sources: Y. LeCun et al., MNIST (1998); H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv:1708.07747.
 """
@@ -20,14 +20,14 @@ from kogata.tasks.idx import read_idx
 
 Name = Literal["mnist", "fashion-mnist"]
 
-DOWNLOAD_SECONDS = 30  # without an answer
+DOWNLOAD_SECONDS = 30  # seconds without an answer before a download fails
 BLOCK = 64 << 10  # bytes
-DOWNLOAD_BYTES = 64 << 20  # no file of these sets is half as large
+DOWNLOAD_BYTES = 64 << 20  # limit of a download: no file of these sets is half as large
 
 
 @dataclass(frozen=True)
 class Images:
-    """One set: ``train_images_NHW`` and ``test_images_NHW`` in 0..255, ``train_labels_N`` and ``test_labels_N``."""
+    """One data set: images ``[N, 28, 28]`` with values 0..255 and labels ``[N]``, for training and test, all uint8."""
 
     train_images_NHW: npt.NDArray[np.uint8]
     train_labels_N: npt.NDArray[np.uint8]
@@ -37,8 +37,11 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a set comes from. ``sha256`` is per file, in the order of `Images`, of the *decompressed* content: a
-    mirror or a system package may have compressed it anew."""
+    """Where a data set comes from.
+
+    ``sha256`` has one digest per file, in the order of the fields of `Images`, of the *decompressed* content, because mirrors
+    and system packages may compress differently.
+    """
 
     name: Name
     sha256: dict[str, str]
@@ -77,28 +80,28 @@ SOURCES = (
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made or fetched again: ``$XDG_CACHE_HOME/kogata`` or ``~/.cache/kogata``."""
+    """Return the folder of data that can be made or downloaded again: ``$XDG_CACHE_HOME/kogata`` or ``~/.cache/kogata``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kogata"
 
 
 def named_folder(folder: Path | None) -> Path | None:
-    """Return the folder that the user names: ``folder`` or else ``$KOGATA_DATA``; None when there is neither."""
+    """Return the data folder that the user names: ``folder``, or else ``$KOGATA_DATA``, or else None."""
     return folder or (Path(os.environ["KOGATA_DATA"]) if os.environ.get("KOGATA_DATA") else None)
 
 
 def load(name: Name, folder: Path | None) -> Images:
-    """Find a set as `find` does, read it and check every file against its published content.
+    """Find a data set as `find` does, read it and check every file against its published digest.
 
-    :raises DataError: a file is missing, damaged, or holds something else.
+    :raises DataError: a file is missing or damaged, or its content is not the published one.
     """
     found = find(name, folder)
     return Images(*(read_idx(_member(found, file), digest) for file, digest in _source(name).sha256.items()))
 
 
 def find(name: Name, folder: Path | None) -> Path:
-    """Return the folder that holds a set's four IDX files: one found by `on_disk`, else the cache after a download.
+    """Return the folder with a data set's four IDX files: one found by `on_disk`, else the cache after a download.
 
-    :raises DataError: the set is nowhere and cannot be downloaded; the message says what to do.
+    :raises DataError: the data set is not on this machine and cannot be downloaded; the message says what to do.
     """
     found = on_disk(name, folder)
     if found is None:
@@ -110,10 +113,10 @@ def find(name: Name, folder: Path | None) -> Path:
 
 
 def on_disk(name: Name, folder: Path | None) -> Path | None:
-    """Return where a set lies on this machine, or None.
+    """Return the folder of a data set on this machine, or None.
 
-    Looked for in this order: sub-folder ``name`` of ``folder`` or else of ``$KOGATA_DATA``, the system package, the
-    cache folder.
+    Searched in this order: sub-folder ``name`` of ``folder`` or else of ``$KOGATA_DATA``, the system package, the cache
+    folder.
     """
     return next((place for place in _places(_source(name), folder) if _complete(place, _source(name))), None)
 
@@ -138,7 +141,7 @@ def _complete(folder: Path, source: Source) -> bool:
 
 
 def _download(source: Source, folder: Path) -> list[str]:
-    """Bring the missing files into ``folder``; returns why each mirror failed, nothing when one had them all."""
+    """Download the missing files to ``folder``. Returns why each mirror failed; nothing if one of them succeeded."""
     failures: list[str] = []
     for mirror in source.mirrors:
         try:

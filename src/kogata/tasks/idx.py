@@ -17,20 +17,27 @@ import numpy.typing as npt
 
 from kogata.errors import DataError
 
-MAX_BYTES = 1 << 30  # no set of this family comes near it; a damaged or hostile header would
+MAX_BYTES = 1 << 30  # far above any set of this family; stops damaged or hostile headers
 
 UNSIGNED_BYTE = 0x08
-REMEDY = "Replace it, or delete it to have it looked for elsewhere."
+REMEDY = "Replace it, or delete it so that it is searched elsewhere."
 
 
 def read_idx(path: Path, sha256: str | None = None) -> npt.NDArray[np.uint8]:
     """Read a raw or gzipped (``.gz``) IDX file of unsigned bytes.
 
-    Memory is bounded by what the header announces (at most 1 GiB), however far a gzip stream would expand.
+    Memory is bounded by the size in the header (at most 1 GiB), however far a gzip stream would expand.
 
-    :param sha256: when given, the digest that the decompressed file must have.
-    :returns: array of the shape in the file.
-    :raises DataError: the file cannot be read, is damaged, or is not the expected one; the message names it.
+    :param sha256: if given, the digest that the decompressed file must have.
+    :returns: a uint8 array of the shape in the header.
+    :raises DataError: the file cannot be read, is damaged, or has another digest; the message names the file.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels-idx1-ubyte")
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
+    ...     read_idx(path).tolist()
+    [7, 8, 9]
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:

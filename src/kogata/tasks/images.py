@@ -1,6 +1,6 @@
-"""Pictures in class folders: ``{train,test}/CLASS/*.{jpg,jpeg,png}``, in a folder or a tar file.
+"""Image data sets in class folders: ``{train,test}/CLASS/*.{jpg,jpeg,png}``, in a folder or a tar file.
 
-They are decoded once, which takes seconds to minutes, and kept in the cache folder as one tensor per part.
+The images are decoded once, which takes seconds to minutes, and stored in the cache folder as one tensor for each part.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from kogata.tasks.kept import keep, read_kept
 PARTS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 ARCHIVES = (".tar.xz", ".tar.gz", ".tar")
-FILE_BYTES = 1 << 20  # no picture of these sizes comes near it
-SET_BYTES = 2 << 30  # of decoded pictures
+FILE_BYTES = 1 << 20  # limit of one image file, far above any image of these sizes
+SET_BYTES = 2 << 30  # limit of all decoded images together
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """What a set must be: its class folders, in the order of their labels, and the size of every picture in pixels."""
+    """The expected content of a data set: its class folders in the order of their labels, and the image size in pixels."""
 
     name: str
     classes: tuple[str, ...]
@@ -50,7 +50,7 @@ CIFAR10 = ImageSet(
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """``images_NCHW``, uint8, red, green and blue in 0..255, and ``labels_N``, int64, for training and for the score."""
+    """RGB images ``[N, 3, H, W]``, uint8 in 0..255, and labels ``[N]``, int64, for training and for the score."""
 
     train_images_NCHW: Tensor
     train_labels_N: Tensor
@@ -59,14 +59,14 @@ class Pictures:
 
 
 def load_pictures(wanted: ImageSet, folder: Path | None) -> Pictures:
-    """Read a set from the cache, or find and decode it.
+    """Read a data set from the cache, or find and decode it.
 
-    Looked for in this order: sub-folder ``name`` of ``folder`` or else of ``$KOGATA_DATA``, ``name.tar.xz`` (or ``.tar.gz``,
-    ``.tar``) there, the same in the cache folder. Pictures are in the order of a hash of their paths, hence any first so
-    many of them are of all classes.
+    Searched in this order: sub-folder ``name`` of ``folder`` or else of ``$KOGATA_DATA``, ``name.tar.xz`` (or ``.tar.gz``,
+    ``.tar``) there, the same in the cache folder. Images are ordered by a hash of their paths, so the first images of a set are
+    a mixture of all classes.
 
-    :raises DataError: the set is nowhere, lacks a class, or a picture is damaged or of another size.
-    :raises UsageError: pictures must be decoded and Pillow is not installed.
+    :raises DataError: the data set is not found or lacks a class, or an image is damaged or has another size.
+    :raises UsageError: images must be decoded and Pillow is not installed.
     """
     where = _find(wanted, folder)
     source = _Folder(where) if where.is_dir() else _Archive(where)
@@ -79,7 +79,7 @@ def load_pictures(wanted: ImageSet, folder: Path | None) -> Pictures:
 
 
 def _find(wanted: ImageSet, folder: Path | None) -> Path:
-    """The folder or the tar file of a set."""
+    """The folder or tar file of a data set."""
     homes = [home for home in (named_folder(folder), cache_folder() / "data") if home]
     folders = [home / wanted.name for home in homes]
     archives = [home / f"{wanted.name}{suffix}" for home in homes for suffix in ARCHIVES]
@@ -99,7 +99,7 @@ class _Folder:
     root: Path
 
     def digest(self) -> str:
-        """Of the paths, sizes and times of change, for reading all contents would take as long as decoding them."""
+        """A digest of paths, sizes and modification times; reading all contents would take as long as decoding them."""
         digest = hashlib.sha256()
         for name, path in self._files():
             status = path.stat()
@@ -121,7 +121,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Archive:
-    """A tar file whose members are read where they lie: nothing is written, wherever their names point."""
+    """A tar file whose members are read in place: nothing is extracted to disk, whatever their names."""
 
     path: Path
 
@@ -144,7 +144,7 @@ class _Archive:
 
 
 def _decode(wanted: ImageSet, source: _Folder | _Archive, where: Path) -> dict[str, Tensor]:
-    """Decode every picture; the tensors are named as the fields of `Pictures`."""
+    """Decode every image; the keys of the result are the fields of `Pictures`."""
     pictures: dict[str, npt.NDArray[np.uint8]] = {}
     limit = SET_BYTES // (3 * wanted.height * wanted.width)
     with progress.bar(f"Decoding the pictures of {wanted.name}", None) as line:
@@ -174,7 +174,7 @@ def _shuffled(path: str) -> str:
 
 
 def _pixels(wanted: ImageSet, where: str, content: bytes) -> npt.NDArray[np.uint8]:
-    """Decode one picture to ``[H, W, 3]``; its size is checked before it is decoded."""
+    """Decode one image to uint8 ``[H, W, 3]``; its size is checked before it is decoded."""
     try:
         from PIL import Image
     except ImportError as error:

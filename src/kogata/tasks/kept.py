@@ -1,4 +1,4 @@
-"""Tensors that took long to make, kept in a file with a checksum."""
+"""Store tensors that take long to compute in a file with a checksum, and read them again."""
 
 import hashlib
 import logging
@@ -15,9 +15,9 @@ log = logging.getLogger("kogata")
 
 
 def read_kept(path: Path, otherwise: str) -> dict[str, Tensor] | None:
-    """Return what `keep` wrote; None when the file is not there, or damaged, which is logged.
+    """Return the tensors that `keep` wrote. None when there is no file, or it is damaged, which is logged as a warning.
 
-    :param otherwise: what is done then, for the log.
+    :param otherwise: what the caller does if the file is damaged, for the warning.
     """
     if not path.exists():
         return None
@@ -27,15 +27,15 @@ def read_kept(path: Path, otherwise: str) -> dict[str, Tensor] | None:
             if (file.metadata() or {}).get("sha256") == _digest(tensors):
                 return tensors
     except (OSError, SafetensorError):
-        pass  # told below
+        pass  # logged below
     log.warning("%s is damaged: %s", path, otherwise)
     return None
 
 
 def keep(path: Path, tensors: dict[str, Tensor], otherwise: str) -> None:
-    """Write tensors of the CPU; that it fails costs time only, and is logged.
+    """Write CPU tensors. A failure is only logged, because the tensors can be computed again.
 
-    :param otherwise: what follows when it fails, for the log.
+    :param otherwise: the consequence of a failure, for the warning.
     """
     try:
         with writing(path) as file:

@@ -1,14 +1,15 @@
-"""Data to distil on when there is little or none: mixtures of what there is, noise, or inputs drawn out of the teacher.
+"""Training data for distillation when there is little or none: mixup, noise, or inputs synthesized from the teacher.
 
-Zhang, Cisse, Dauphin, Lopez-Paz, "mixup", ICLR 2018 (1710.09412):  x = λ x_i + (1 − λ) x_j,  λ ~ Beta(α, α); the teacher says
-what belongs to x. Nayak, Mopuri, Shaj, Babu, Chakraborty, "Zero-Shot Knowledge Distillation in Deep Networks", ICML 2019
-(1905.08114): inputs x whose softened output is a draw y from a Dirichlet distribution that likes like classes,
+Zhang, Cisse, Dauphin, Lopez-Paz, "mixup", ICLR 2018 (1710.09412):  x = λ x_i + (1 − λ) x_j,  λ ~ Beta(α, α); here the target of
+x is the teacher's output for x. Nayak, Mopuri, Shaj, Babu, Chakraborty, "Zero-Shot Knowledge Distillation in Deep Networks",
+ICML 2019 (1905.08114): inputs x whose softened output is a sample y of a Dirichlet distribution that prefers similar classes,
     min_x CE(y, softmax(f(x) / τ)),   y ~ Dir(β c_k),   c_k the cosines of class k's weights with all classes', in [0, 1].
-Yin et al., "Dreaming to Distill", CVPR 2020 (1912.08795), equations 4 to 6, adds, over the batch normalization layers l,
+Yin et al., "Dreaming to Distill", CVPR 2020 (1912.08795), equations 4 to 6, adds, over the batch normalization layers l with
+running statistics mean_l and var_l,
     s Σ_l ‖μ_l(x) − mean_l‖ + ‖σ²_l(x) − var_l‖,   and v · the total variation of images.
 
-All give batches ``(inputs, targets)`` for :attr:`kogata.Task.train`. Mixtures and noise are drawn from torch's global
-generator, which :func:`kogata.training.loop.fit` seeds before every epoch.
+All give batches ``(inputs, targets)`` for :attr:`kogata.Task.train`. Mixup and noise use torch's global generator, which
+:func:`kogata.training.loop.fit` seeds before every epoch.
 """
 
 from __future__ import annotations
@@ -30,19 +31,31 @@ from kogata.settings import Range, check
 from kogata.tasks.batches import Batches
 
 Judge = Callable[[Tensor], Tensor]
-"""What the targets are, of the teacher's output: by default the class of the highest score."""
+"""Computes the targets of a batch from the teacher's output; by default the class of the highest score."""
 
 
 def classes(output: Tensor) -> Tensor:
-    """The class of the highest score along axis 1, int64."""
+    """The class of the highest score along axis 1: scores ``[N, classes, ...]`` to int64 ``[N, ...]``.
+
+    >>> classes(torch.tensor([[0.1, 0.9], [2.0, 1.0]])).tolist()
+    [1, 0]
+    """
     return output.argmax(1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mixup:
-    """Batches whose inputs, tensors ``[N, ...]``, are mixed with others of the batch; the targets are the teacher's.
+    """Batches whose inputs are mixed with other inputs of the batch; the targets come from the teacher's outputs.
 
-    ``alpha`` is that of the Beta distribution: near 0 hardly anything is mixed, 1 mixes evenly.
+    >>> mixed = Mixup(batches=[torch.randn(8, 4)], teacher=nn.Linear(4, 3))
+    >>> [(tuple(inputs.shape), tuple(targets.shape)) for inputs, targets in mixed]
+    [((8, 4), (8,))]
+
+    :param batches: batches ``(inputs, targets)`` or ``inputs``; inputs are float tensors ``[N, ...]``, targets are not used.
+    :param alpha: parameter of the Beta distribution: near 0 inputs are hardly mixed, at 1 the share is uniform in [0, 1].
+    :param judge: computes the targets from the teacher's output.
+    :raises UsageError: ``alpha`` is not positive.
+    :raises DataError: (in a pass) the inputs are not float tensors.
     """
 
     batches: Iterable[Any]
@@ -54,7 +67,7 @@ class Mixup:
         check(self, "mixup")
 
     def __len__(self) -> int:
-        """As many as there are. Raises TypeError where that is not known."""
+        """The number of batches. Raises TypeError when ``batches`` has no length."""
         return len(cast("Sized", self.batches))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -70,7 +83,17 @@ class Mixup:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Noise:
-    """``count`` batches of Gaussian inputs of ``shape``, the batch first; the targets are the teacher's."""
+    """Batches of Gaussian noise; the targets come from the teacher's outputs.
+
+    >>> noise = Noise(teacher=nn.Linear(4, 3), shape=(8, 4), count=2)
+    >>> [(tuple(inputs.shape), tuple(targets.shape)) for inputs, targets in noise]
+    [((8, 4), (8,)), ((8, 4), (8,))]
+
+    :param shape: shape of the inputs of a batch, ``(N, ...)``.
+    :param count: number of batches in a pass, at least 1.
+    :param judge: computes the targets from the teacher's output.
+    :raises UsageError: a setting is out of range.
+    """
 
     teacher: nn.Module
     shape: tuple[Annotated[int, Range(ge=1)], ...]
@@ -97,10 +120,11 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis:
-    """How inputs are drawn out of a teacher: ``steps`` of Adam on each batch, from Gaussian noise.
+    """Settings of :func:`synthesized`, which optimizes Gaussian noise with ``steps`` steps of Adam on each batch.
 
-    ``temperature`` is τ and ``concentration`` β; ``statistics`` is s, for nets with batch normalization, and ``smoothness`` v,
-    for images. ``bounds`` are the lowest and highest value that an input may have.
+    ``temperature`` is τ and ``concentration`` is β. ``statistics`` is s, used for networks with batch normalization, and
+    ``smoothness`` is v, used for images ``[N, C, H, W]``. ``bounds`` are the lowest and highest value of an input. Raises
+    UsageError for values out of range.
     """
 
     steps: Annotated[int, Range(ge=1)] = 200
@@ -120,9 +144,18 @@ class Synthesis:
 def synthesized(
     teacher: nn.Module, shape: tuple[int, ...], count: int, settings: Synthesis | None = None, *, seed: int = 0
 ) -> Batches:
-    """``count`` batches of inputs of ``shape``, the batch first, that a classifier holds for its classes, and these classes.
+    """Synthesize inputs that a classifier assigns to its classes; the targets are the classes it assigns, int64 ``[N]``.
 
-    Raises NotApplicable when the teacher's last linear layer does not give its output ``[N, classes]``.
+    >>> teacher = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> batches = synthesized(teacher, (6, 4), 2, Synthesis(steps=5))
+    >>> [tuple(inputs.shape) for inputs, _ in batches]
+    [(6, 4), (6, 4)]
+
+    :param shape: shape of the inputs of a batch, ``(N, ...)``.
+    :param count: number of batches.
+    :param settings: None for the defaults of :class:`Synthesis`.
+    :raises NotApplicable: the teacher's output is not the ``[N, classes]`` of its last linear layer.
+    :raises DataError: the optimization diverged.
     """
     settings = Synthesis() if settings is None else settings
     with torch.random.fork_rng(), _frozen(teacher):
@@ -134,12 +167,15 @@ def synthesized(
 
 
 def class_similarity(teacher: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """c of the classes' output weights, ``[classes, classes]`` in [0, 1]."""
+    """The matrix c of cosines between the classes' output weights, ``[classes, classes]``, each row scaled to [0, 1]."""
     last = next((m for m in reversed(list(teacher.modules())) if isinstance(m, nn.Linear)), None)
     with evaluating(teacher):
         output = call(teacher, torch.zeros((2, *shape[1:])))
     if last is None or not isinstance(output, Tensor) or output.shape != (2, last.out_features):
-        raise NotApplicable("synthesized: the teacher does not end in a linear layer of [N, classes] to say which are alike.")
+        raise NotApplicable(
+            "synthesized: the teacher must end in a linear layer with output [N, classes], whose weights say which classes are "
+            "similar."
+        )
     weight_CI = functional.normalize(last.weight.detach(), dim=1)
     cosine_CC = weight_CI @ weight_CI.T
     low, high = cosine_CC.min(1, keepdim=True).values, cosine_CC.max(1, keepdim=True).values
@@ -147,7 +183,7 @@ def class_similarity(teacher: nn.Module, shape: tuple[int, ...]) -> Tensor:
 
 
 def _batch(teacher: nn.Module, shape: tuple[int, ...], similarity_CC: Tensor, settings: Synthesis) -> tuple[Tensor, Tensor]:
-    """One batch of inputs and the classes that the teacher sees in them."""
+    """One batch of synthesized inputs and the classes that the teacher assigns to them."""
     chosen = torch.randint(len(similarity_CC), (shape[0],))
     wanted_NC = torch.distributions.Dirichlet(settings.concentration * similarity_CC[chosen] + 1e-3).sample()
     inputs = torch.randn(shape).clamp(*settings.bounds).requires_grad_()
@@ -177,7 +213,7 @@ def _batch(teacher: nn.Module, shape: tuple[int, ...], similarity_CC: Tensor, se
 
 
 def _compare(gaps: list[Tensor], module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Append how far the mean and variance of a batch are from those that a normalization layer has seen in training."""
+    """Append the distance of a batch's mean and variance from the running statistics of a normalization layer."""
     axes = [axis for axis in range(args[0].ndim) if axis != 1]
     variance, mean = torch.var_mean(args[0], axes, correction=0)
     gaps.append((mean - module.get_buffer("running_mean")).norm() + (variance - module.get_buffer("running_var")).norm())
@@ -199,6 +235,6 @@ def _frozen(teacher: nn.Module) -> Generator[None, None, None]:
 
 
 def _judged(teacher: nn.Module, inputs: Tensor, judge: Judge) -> Tensor:
-    """What the teacher makes of the inputs."""
+    """The targets that ``judge`` computes from the teacher's output for the inputs."""
     with evaluating(teacher):
         return judge(call(teacher, inputs))

@@ -29,10 +29,19 @@ from kogata.tasks.builtin import BUILTIN_TASKS
 def open_task(reference: str, seed: int, data: Path | None) -> tuple[nn.Module, Task]:
     """Return the dense model and its task.
 
-    :param reference: a built-in name, or the path of a task file (it ends in ``.py``).
-    :param data: folder of the built-in tasks' data; a task file finds its own.
+    :param reference: the name of a built-in task, or the path of a task file, which ends in ``.py``.
+    :param seed: seed of torch's generator while the model and the data are made.
+    :param data: folder of the built-in tasks' data; task files do not use it.
     :raises UsageError: there is no such built-in task or file.
     :raises DataError: the data is missing, or the task file cannot be used; the message says where and why.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> lines = "import torch", "model = lambda: torch.nn.Linear(4, 2)", "calibration = lambda: [torch.randn(8, 4)]"
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "mine.py").write_text("\\n".join(lines))
+    ...     model, task = open_task(f"{folder}/mine.py", 0, None)
+    >>> task.name, model
+    ('mine', Linear(in_features=4, out_features=2, bias=True))
     """
     if reference.endswith(".py"):
         return _open_file(Path(reference), seed)
@@ -49,10 +58,10 @@ def open_task(reference: str, seed: int, data: Path | None) -> tuple[nn.Module, 
 
 
 def open_network(reference: str, seed: int) -> nn.Module:
-    """Return what a function without arguments in a Python file returns: a network, its weights drawn from the seed.
+    """Return the network that a function without arguments in a Python file returns, with weights drawn from the seed.
 
     :param reference: ``FILE.py:function``.
-    :raises UsageError: the reference is not of this form, or there is no such file.
+    :raises UsageError: the reference does not have this form, or there is no such file.
     :raises DataError: the function is missing, fails, or returns something else; the message says where and why.
     """
     name, _, function = reference.rpartition(":")
@@ -98,7 +107,7 @@ def _open_file(path: Path, seed: int) -> tuple[nn.Module, Task]:
 
 @dataclass(frozen=True)
 class _TaskFile:
-    """Calls into the user's file; whatever goes wrong there becomes a DataError that names file, function and line."""
+    """Calls functions of the user's file; any exception there becomes a DataError that names file, function and line."""
 
     path: Path
     module: ModuleType
@@ -127,7 +136,7 @@ class _TaskFile:
         return self._checked("train", self.call("train"))
 
     def _checked(self, name: str, returned: object) -> Iterable[Any]:
-        """The batches that a function returned. If that is an iterator, the function is called again for every pass."""
+        """The batches that a function returned. If it returned an iterator, the function is called again for every pass."""
         if not isinstance(returned, Iterable):
             raise DataError(f"{self.path}: {name}() returned {_kind(returned)}, expected an iterable of batches.")
         batches = _EveryPass(self, name) if isinstance(returned, Iterator) else returned
@@ -163,7 +172,7 @@ class _TaskFile:
 
 @dataclass(frozen=True)
 class _EveryPass:
-    """Calls a generator function anew for every pass: its iterator lasts for one only."""
+    """Calls a generator function anew for every pass, because its iterator lasts for one pass only."""
 
     file: _TaskFile
     name: str
@@ -175,7 +184,7 @@ class _EveryPass:
 
 @contextmanager
 def _importable(folder: Path) -> Generator[None, None, None]:
-    """Let the task file import its neighbours."""
+    """Let the task file import modules of its folder."""
     sys.path.insert(0, str(folder))
     try:
         yield

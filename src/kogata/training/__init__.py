@@ -1,1 +1,1 @@
-"""The training loop, what a training-time method wraps around a model, distillation terms and teachers."""
+"""The training loop, the wrapper of training-time methods, the terms of distillation losses, and teachers."""

@@ -1,7 +1,7 @@
-"""The only training loop: it runs under Hugging Face ``accelerate``, so ``accelerate launch`` gives several devices.
+"""The only training loop. It uses Hugging Face ``accelerate``, so ``accelerate launch`` trains on several devices.
 
-Every epoch starts from a seed of its own and ends with a checkpoint, so a run killed at any moment goes on from its last
-epoch and ends with the same bits.
+Each epoch sets its own random seed and ends with a checkpoint. A run that was killed resumes after its last finished epoch and
+gives bit for bit the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -38,14 +38,24 @@ NonNegative = Annotated[float, Range(ge=0)]
 Patience = Annotated[int, Range(ge=1)] | None
 
 Objective = Callable[[Any, Any, Any], Tensor]
-"""What a step minimizes, of (output, inputs, targets)."""
+"""The loss that a training step minimizes: a function of (output, inputs, targets) that returns a scalar tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """AdamW with a cosine schedule from ``learning_rate`` down to ``floor`` times it.
+    """Settings of a training run: AdamW, with a cosine schedule from ``learning_rate`` to ``floor · learning_rate``.
 
-    ``patience`` stops after so many epochs without a better ``task.validate`` and keeps the best epoch; None trains on.
+    >>> training = Training(epochs=10, learning_rate=0.01, floor=0.1)
+    >>> training.rate(0.0), round(training.rate(1.0), 6)
+    (0.01, 0.001)
+
+    :param epochs: passes over ``task.train``, at least 1; with ``patience`` the highest number of passes.
+    :param learning_rate: the initial learning rate.
+    :param floor: the final learning rate as a fraction of the initial one.
+    :param weight_decay: AdamW's decoupled weight decay.
+    :param patience: stop after this many epochs in which ``task.validate`` did not improve, and restore the weights of the
+        best epoch; None trains for all epochs and keeps the last weights.
+    :raises UsageError: a setting is negative or not finite, or ``epochs`` or ``patience`` is below 1.
     """
 
     epochs: Epochs
@@ -56,14 +66,15 @@ class Training:
 
     def __post_init__(self) -> None:
         check(self, "training")
+            raise UsageError(f"training: patience is {self.patience}; expected 1 or more epochs, or null for no limit.")
 
     def rate(self, progress: float) -> float:
-        """The learning rate when a fraction ``progress`` of all steps is done."""
+        """The learning rate after a fraction ``progress``, from 0 to 1, of all steps."""
         return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 def task_loss(task: Task) -> Objective:
-    """The task's own loss. Raises DataError when it has none."""
+    """The task's own loss as an objective. Raises DataError when the task has none."""
     loss = task.loss
     if loss is None:
         raise DataError(f"task {task.name!r}: training on labels needs a loss; give it one, or distil from the original.")
@@ -71,24 +82,24 @@ def task_loss(task: Task) -> Objective:
 
 
 def training_data(task: Task, what: str) -> Iterable[Any]:
-    """The task's training batches. Raises DataError when it has none."""
+    """The task's training batches. Raises DataError, opening with ``what``, when the task has none."""
     if task.train is None:
         raise DataError(f"{what}: task {task.name!r} has no training data; give it train(), or leave out the training steps.")
     return task.train
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """The model itself, its images and their weights laid out so that CPUs and GPUs convolve them twice as fast."""
+    """Convert a model with 2-d convolutions in place to the channels-last layout, in which they run about twice as fast."""
     images = any(isinstance(module, nn.Conv2d) for module in model.modules())
     return model.to(**_layout(torch.channels_last)) if images else model
 
 
 def _layout(memory_format: torch.memory_format) -> dict[str, Any]:
-    return {"memory_format": memory_format}  # an argument of Module.to that its stubs forget
+    return {"memory_format": memory_format}  # in a dictionary: the type stubs of Module.to lack this argument
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """What training computes in: bfloat16 where the processor is fast at it."""
+    """The autocast context of training: bfloat16 where the hardware has fast bfloat16 arithmetic, else float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16())
 
 
@@ -102,14 +113,28 @@ def fit(
     model: nn.Module, task: Task, settings: Training, objective: Objective, *, seed: int, what: str,
     checkpoint: Path | None = None,
 ) -> tuple[Epoch, ...]:  # fmt: skip
-    """Train ``model`` in place on ``task.train`` and return its epochs; a TrainingWrapper adds its penalty and its step.
+    """Train ``model`` in place on ``task.train`` and return one :class:`~kogata.job.Epoch` for each epoch.
 
-    A ``checkpoint`` is written after every epoch and read first if it is there. Raises DataError when there is no training
-    data, when it is empty, or when the loss is not finite.
+    A TrainingWrapper's penalty is added to the loss, and its ``step`` is called after each optimizer step.
+
+    >>> model = nn.Linear(4, 2)
+    >>> batch = torch.randn(8, 4), torch.randint(2, (8,))
+    >>> task = Task(calibration=[batch], train=[batch], loss=nn.functional.cross_entropy)
+    >>> epochs = fit(model, task, Training(epochs=2), task_loss(task), seed=0, what="example")
+    >>> [epoch.epoch for epoch in epochs]
+    [1, 2]
+
+    :param objective: the loss of (output, inputs, targets), such as :func:`task_loss` gives.
+    :param what: the name of this training in messages and progress bars.
+    :param checkpoint: file written after every epoch; if it exists, training resumes from it.
+    :raises DataError: the training data is missing or empty, the loss is not finite, or no parameter can be trained.
+    :raises UsageError: ``settings.patience`` is set and the task has no ``validate``.
     """
     training_data(task, what)
     if settings.patience is not None and task.validate is None:
-        raise UsageError(f"{what}: patience needs task.validate, a score on held-out data; the test score must not choose.")
+        raise UsageError(
+            f"{what}: patience needs task.validate, a score on held-out data: the test score must not decide when to stop."
+        )
     return _Fit(model, task, settings, objective, seed, what, checkpoint).run()
 
 
@@ -130,7 +155,7 @@ class _Fit:
             raise DataError(f"{what}: no parameter of the model is trainable; set requires_grad on those that should be.")
         if any(parameter.dtype == torch.float16 for parameter in trainable):
             raise DataError(
-                f"{what}: float16 weights cannot be trained, for squared gradients vanish in it. Convert the model and its "
+                f"{what}: float16 weights cannot be trained: squared gradients underflow. Convert the model and its "
                 "inputs with .bfloat16() or .float() first."
             )
         optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -155,8 +180,8 @@ class _Fit:
             self.bare.load_state_dict(self.best)
         for module, mode in modes.items():
             module.training = mode
-        # accelerate casts through a forward of its own, and passes over a model that carries its mark: both must go, or the
-        # next training of this model would differ from that of the same model read from a checkpoint.
+        # accelerate replaces the model's forward by one that casts, and skips models that it has marked as prepared. Both
+        # are removed, or the next training of this model would differ from that of the same model read from a checkpoint.
         for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):
             self.bare.__dict__.pop(mark, None)
         self.bare.to(self.home, **_layout(torch.contiguous_format))
@@ -193,7 +218,7 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         inputs, targets = move(split(batch), self.accelerator.device)
-        with self.accelerator.autocast():  # the model has its own; this is for the teacher in the objective
+        with self.accelerator.autocast():  # for the teacher in the objective; the model's own forward casts already
             loss = self.objective(call(self.model, inputs), inputs, targets)
         if self.wrapper is not None:
             loss = loss + self.wrapper.penalty()
@@ -203,7 +228,7 @@ class _Fit:
         return loss.detach()
 
     def _progress(self, number: int, steps: int, share: int | None) -> float:
-        """The fraction of all steps that are done; of data without a length, of all epochs."""
+        """The fraction of all steps that are done; for data without a length, the fraction of finished epochs."""
         return (number - 1 + (steps / share if share else 0)) / self.settings.epochs
 
     def _finite(self, total: Tensor, number: int) -> None:

@@ -19,35 +19,38 @@ from kogata.training.terms.soft_targets import soft
 from kogata.training.wrapper import TrainingWrapper
 
 Teacher = Callable[[Any, torch.device], Seen]
-"""What the teacher makes of inputs that are on a device."""
+"""Gives the teacher's outputs for inputs that lie on the given device."""
 
 
 class Taught(TrainingWrapper):
-    """A model, or another wrapper around one, that is trained together with the loss module of a term."""
+    """A model, or another wrapper around one, trained together with the loss module of a term and that module's parameters."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__(model)
         self.loss = loss
 
     def penalty(self) -> Tensor:
-        """That of the wrapper within."""
+        """The penalty of the inner wrapper; 0 for a plain model."""
         return self.model.penalty() if isinstance(self.model, TrainingWrapper) else super().penalty()
 
     def step(self, progress: float) -> None:
-        """That of the wrapper within."""
+        """Update the inner wrapper, if there is one."""
         if isinstance(self.model, TrainingWrapper):
             self.model.step(progress)
 
     def finish(self) -> nn.Module:
-        """The trained model without the loss."""
+        """The trained model without the loss module."""
         return self.model.finish() if isinstance(self.model, TrainingWrapper) else self.model
 
 
 def begin_teaching(term: Term, model: nn.Module, observer: Observer, teacher: Teacher, job: Job, what: str) -> Taught:
-    """Make the term's loss on the first training batch, and see that it is finite there."""
+    """Build the term's loss module from the first training batch, and wrap the model together with it.
+
+    Raises DataError when there is no training data or the loss is not finite on that batch.
+    """
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)  # the same order and the same regressors when the run is resumed
+        torch.manual_seed(job.seed)  # so that a resumed run has the same data order and the same initial regressors
         batch = next(iter(training_data(job.task, what)), None)
         if batch is None:
             raise DataError(f"{what}: the training data of task {job.task.name!r} is empty; give at least one batch.")
@@ -66,14 +69,17 @@ def compared(weight: float, loss: Loss, observer: Observer, teacher: Teacher) ->
     def objective(output: Any, inputs: Any, targets: Any) -> Tensor:
         student, device = observer.seen(output), next(tensors(output)).device
         wanted = teacher(inputs, device)
-        with torch.autocast(device.type, enabled=False):  # differences of like things drown in bfloat16
+        with torch.autocast(device.type, enabled=False):  # bfloat16 is too coarse for differences of nearly equal tensors
             return weight * loss(student, wanted, targets)
 
     return objective
 
 
 def match(output: Any, wanted: Any, targets: Any, temperature: float) -> Tensor:
-    """T² KL of class distributions when ``targets`` are class indices of ``output``'s second axis, else the output error.
+    """The loss of a student's ``output`` against the teacher's, ``wanted``.
+
+    It is T² KL of the softened class distributions (see :mod:`kogata.training.terms.soft_targets`) when ``targets`` are indices
+    of classes along axis 1 of ``output``, else the relative squared error of the outputs.
 
     Raises DataError when the two outputs differ in structure or shape.
     """

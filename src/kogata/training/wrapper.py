@@ -1,4 +1,4 @@
-"""What a training-time method wraps around a model."""
+"""The wrapper that a training-time method puts around a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class TrainingWrapper(nn.Module, ABC):
-    """A model under a training-time method: it is trained in place of the model, by any loop, and finished into one.
+    """A model under a training-time method. Any training loop can train it in the model's place.
+
+    The loop adds :meth:`penalty` to its loss and calls :meth:`step` after each optimizer step. After training, :meth:`finish`
+    returns the compressed model.
 
     >>> from kogata.methods import BinaryConnect, Recover
     >>> net = BinaryConnect(recover=Recover(epochs=1)).begin(nn.Linear(4, 2))
@@ -28,16 +31,16 @@ class TrainingWrapper(nn.Module, ABC):
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model makes of its inputs."""
+        """The model's output for these inputs, with the weights that the method trains."""
         return self.model(*args, **kwargs)
 
     def penalty(self) -> Tensor:
-        """What to add to the loss: a scalar."""
+        """The method's penalty, a scalar to be added to the loss; 0 for methods that have none."""
         return torch.zeros((), device=next(self.parameters()).device)
 
     def step(self, progress: float) -> None:
-        """To be called after each step of the optimizer, with the fraction of all steps that are done."""
+        """Update the method's own state. To be called after each optimizer step; ``progress`` goes from 0 to 1."""
 
     @abstractmethod
     def finish(self) -> nn.Module:
-        """The trained model, its weights in forms that can be stored."""
+        """The trained model, its weights as forms that a file can store."""

@@ -1,13 +1,13 @@
 """Binary arithmetic coding with adaptive probabilities, integers only: every machine computes the same bits.
 
 Coder: the carry-less range coder of Mahoney's PAQ ("Adaptive Weighing of Context Models for Lossless Data
-Compression", 2005). The interval [low, high] of 32 bits is cut at the probability of a one, and leading bytes leave it
-once they agree.
+Compression", 2005). The interval [low, high] of 32 bits is cut at the probability of a one, and leading bytes are
+written once they agree.
 Counter: the probability after n bits is that of Krichevsky and Trofimov (1981), p <- p + (bit - p) / (n + 2), until n
-reaches a limit; from there on old bits fade.
+reaches a limit; from then on old bits are forgotten exponentially.
 
-A counter is a uint32: 22 bits of probability, 10 bits of n. All other arithmetic is in int64, which nothing here
-overflows.
+A counter is a uint32: 22 bits of probability, 10 bits of n. All other arithmetic is in int64 and cannot
+overflow.
 """
 
 # pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportReturnType=false
@@ -17,24 +17,24 @@ import numpy as np
 from numba import int64, njit, uint32
 from numpy.typing import NDArray
 
-PROBABILITY_BITS = 16  # of what the coder is given: in [1, 65535] out of 65536
-FRESH = np.uint32(1 << 31)  # a counter that has seen nothing: one half, n = 0
+PROBABILITY_BITS = 16  # precision of the probabilities given to the coder: 1 to 65535, out of 65536
+FRESH = np.uint32(1 << 31)  # a counter before the first bit: p = 1/2, n = 0
 _UNIT = 1 << 22
 _RECIPROCALS = np.array([(1 << 16) // (n + 2) for n in range(1024)], np.int64)
 
-# Slots of a coder's state.
+# Indices into the state of a coder.
 LOW, HIGH, CODE, AT, DECODING = range(5)
 
 
 @njit(inline="always")
 def probability(counter: int) -> int:
-    """Probability of a one in 16 bits, never certain."""
+    """Probability of a one in 1/65536, never 0 or 1."""
     return min(max(int64(counter) >> 16, 1), 65535)
 
 
 @njit(inline="always")
 def learn(counter: int, bit: int, limit: int) -> int:
-    """The counter after ``bit``; ``limit`` (below 1024) bounds its memory."""
+    """The counter after ``bit``. ``limit`` (below 1024) bounds n, after which older bits are forgotten."""
     seen = int64(counter) & 1023
     p = int64(counter) >> 10
     p += (((bit << 22) - bit - p) * _RECIPROCALS[seen]) >> 16
@@ -43,7 +43,7 @@ def learn(counter: int, bit: int, limit: int) -> int:
 
 @njit(cache=True, nogil=True)
 def start(data: NDArray[np.uint8], decoding: bool) -> NDArray[np.int64]:
-    """State of a coder that writes to, or reads from, ``data``."""
+    """The initial state of a coder that writes to or reads from ``data``."""
     state = np.zeros(5, np.int64)
     state[HIGH] = 0xFFFFFFFF
     state[DECODING] = decoding
@@ -56,9 +56,9 @@ def start(data: NDArray[np.uint8], decoding: bool) -> NDArray[np.int64]:
 
 @njit(inline="always")
 def code(state: NDArray[np.int64], data: NDArray[np.uint8], p: int, bit: int) -> int:
-    """Write ``bit``, a one with probability p / 65536, or read it. Returns the bit.
+    """Write or read one bit, which is a one with probability p / 65536. Returns the bit.
 
-    Past the end of ``data`` lie zeros for a reader; a writer drops what does not fit, and its AT tells.
+    A reader gets zeros past the end of ``data``. A writer drops bytes that do not fit, but AT still counts them.
     """
     low, high = state[LOW], state[HIGH]
     cut = low + (((high - low) * p) >> PROBABILITY_BITS)
@@ -84,7 +84,7 @@ def code(state: NDArray[np.int64], data: NDArray[np.uint8], p: int, bit: int) ->
 
 @njit(cache=True, nogil=True)
 def finish(state: NDArray[np.int64], data: NDArray[np.uint8]) -> int:
-    """Write the fewest bytes that, followed by zeros, lie in the interval. Returns the length, -1 if it did not fit."""
+    """Write the fewest bytes that, followed by zeros, lie in the interval. Returns the length, or -1 if it did not fit."""
     for n_bytes in range(5):
         shift = 32 - 8 * n_bytes
         value = ((state[LOW] + (1 << shift) - 1) >> shift) << shift
@@ -100,7 +100,7 @@ def finish(state: NDArray[np.int64], data: NDArray[np.uint8]) -> int:
 
 @njit(cache=True, nogil=True)
 def code_tree(symbols: NDArray[np.uint16], width: int, alphabet: int, data: NDArray[np.uint8], decoding: bool) -> int:
-    """Write or read ``symbols`` bit by bit down a binary tree with one counter a node. Returns the length or -1."""
+    """Write or read ``symbols`` bit by bit along a binary tree with one counter per node. Returns the length or -1."""
     counters = np.full(1 << width, FRESH, np.uint32)
     state = start(data, decoding)
     for i in range(len(symbols)):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 def write_codes(
     symbols: NDArray[np.uint16], codes: NDArray[np.uint16], lengths: NDArray[np.uint8], out: NDArray[np.uint8]
 ) -> None:
-    """Write codes[s], of lengths[s] <= 16 bits, for every symbol s into ``out``, which is just long enough."""
+    """Write codes[s], of lengths[s] <= 16 bits, for every symbol s into ``out``, which must have the exact length."""
     window = uint64(0)
     held = uint64(0)
     at = 0
@@ -30,9 +30,9 @@ def write_codes(
 
 @njit(cache=True, nogil=True)
 def read_codes(data: NDArray[np.uint8], table: NDArray[np.uint32], out: NDArray[np.uint16]) -> int:
-    """Fill ``out`` through a table of 2**width entries ``symbol << 16 | length``. Returns the number of bits read.
+    """Decode ``out`` with a table of 2**width entries ``symbol << 16 | length``. Returns the number of bits read.
 
-    Past the end of ``data`` lie zeros.
+    Past the end of ``data`` zeros are read.
     """
     mask = uint64(len(table) - 1)
     window = uint64(0)
@@ -56,7 +56,7 @@ def read_codes(data: NDArray[np.uint8], table: NDArray[np.uint32], out: NDArray[
 
 @njit(cache=True, nogil=True)
 def pack(symbols: NDArray[np.uint16], width: int, out: NDArray[np.uint8]) -> None:
-    """Write every symbol in ``width`` bits (0 to 16); ``out`` is just long enough."""
+    """Write every symbol in ``width`` bits (0 to 16) into ``out``, which must have the exact length."""
     window = uint64(0)
     held = uint64(0)
     at = 0
@@ -74,7 +74,7 @@ def pack(symbols: NDArray[np.uint16], width: int, out: NDArray[np.uint8]) -> Non
 
 @njit(cache=True, nogil=True)
 def unpack(data: NDArray[np.uint8], width: int, out: NDArray[np.uint16]) -> None:
-    """Read ``width`` bits (0 to 16) for every element of ``out``; ``data`` is just long enough."""
+    """Read ``width`` bits (0 to 16) for every element of ``out`` from ``data``, which must be long enough."""
     mask = (uint64(1) << uint64(width)) - uint64(1)
     window = uint64(0)
     held = uint64(0)

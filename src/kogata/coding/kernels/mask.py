@@ -1,9 +1,9 @@
-"""The model of a mask [rows, columns]: how dense its column, its row and its surroundings have been so far.
+"""The context model of masks [rows, columns]: the densities of the column, the row and the neighbourhood so far.
 
-Columns of a pruned layer differ in density (an input that is always dark keeps no weight) and so do rows; if they were
-independent, P(cell) would be P(column) P(row) / P(any). That estimate is one prediction, and it is the context of
-counters that see which neighbours are set. ``stride`` says after how many columns the inputs repeat (the width of an
-image, the taps of a kernel), so that cells at +-stride are neighbours too; a mask without such a grid has stride 1.
+Columns of a pruned layer differ in density (an input that is always 0 keeps no weight), and so do rows. If both were
+independent, P(cell) would be P(column) P(row) / P(any). That estimate is one prediction, and it is part of the context of
+counters that are indexed by the neighbours. ``stride`` is the period of the inputs in columns (the width of an image, the taps
+of a kernel), so that cells at +-stride are neighbours too; a mask without such a period has stride 1.
 """
 
 # pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportReturnType=false
@@ -17,9 +17,9 @@ from kogata.coding.kernels.arithmetic import FRESH, code, finish, learn, probabi
 from kogata.coding.kernels.mixing import ODDS_LIMIT, adjust, mixed
 
 MEMORY = 1000  # bits after which a counter begins to forget
-COLUMN_MEMORY = 60  # shorter: a column, unlike a whole mask, can be full at one end and empty at the other
+COLUMN_MEMORY = 60  # shorter, because the density within a column can change from one end to the other
 RATE = 6
-LEVELS = 64  # of an estimate: half units of log-odds, 48 of them
+LEVELS = 64  # space for the levels of a quantized estimate: 48 steps of 1/2 in log-odds
 N_INPUTS = 6
 FIRST_WEIGHT = (1 << 16) // N_INPUTS
 
@@ -31,11 +31,11 @@ def _within(p: int) -> int:
 
 @njit(inline="always")
 def _estimates(column: int, around: int, row: int, expected: int, r: int, c: int, density: int) -> tuple[int, int, int]:
-    """Probabilities of a one, in 1/65536, by column and row together and by row alone.
+    """Probabilities of a one, in 1/65536, by column and row, by row alone, and by column alone.
 
-    Counts of ones are shrunk towards what is known without them: the column's towards ``around`` (ones of six columns
-    near it), that towards the density of the mask so far. ``expected`` is what the row's ones so far would be in a row
-    like any other.
+    Counts of ones are shrunk towards a prior: the column's count towards that of its neighbours (``around``, the ones in six
+    columns), which is shrunk towards the density of the mask so far. ``expected`` is the number of ones that an average row
+    would have up to this column.
     """
     by_neighbours = ((around << 16) + 60 * density) // (6 * r + 60)
     by_column = ((column << 16) + 16 * by_neighbours) // (r + 16)
@@ -46,11 +46,11 @@ def _estimates(column: int, around: int, row: int, expected: int, r: int, c: int
 
 @njit(inline="always")
 def _neighbourhoods(cells: NDArray[np.uint8], r: int, k: int, stride: int) -> tuple[int, int, int]:
-    """Three views of the cells already known, each a small number: all around, on the grid, and how many are set."""
+    """Three contexts from the cells already coded, as small integers: adjacent cells, cells at the stride, number of ones."""
     row, up = cells[r], cells[r - 1]
     left, left2 = int64(row[k - 1]), int64(row[k - 2])
     north, north_west = int64(row[k - stride]), int64(row[k - stride - 1])
-    north_east = int64(row[k - stride + 1]) if stride > 1 else 0  # at stride 1 that is the cell in question
+    north_east = int64(row[k - stride + 1]) if stride > 1 else 0  # at stride 1 this would be the cell to be coded
     north2 = int64(row[k - 2 * stride - 1]) + int64(row[k - 2 * stride]) + int64(row[k - 2 * stride + 1])
     around = left | left2 << 1 | int64(up[k]) << 2 | int64(cells[r - 2, k]) << 3 | int64(up[k - 1]) << 4
     around |= int64(up[k + 1]) << 5

@@ -6,8 +6,8 @@ With f the frequency of s, c the sum of the frequencies before it and M = 2**12 
     encode  x <- (x // f) M + c + x mod f      after moving 16 bits out while x >= f 2**20
     decode  x <- f (x // M) + x mod M - c      s being the one with c <= x mod M < c + f; then 16 bits in if x < 2**16
 
-so one step never moves more than one word, and renormalisation needs no branch. Eight states run as eight local
-variables, because one alone would wait for its own table look-up and multiplication at every symbol.
+so one step never moves more than one word, and renormalisation needs no branch. Eight states are held in eight local
+variables, because a single state would wait for its own table look-up and multiplication at every symbol.
 """
 
 # pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportReturnType=false
@@ -25,7 +25,7 @@ LOWEST_STATE = 1 << 16
 
 @njit(cache=True, nogil=True)
 def histogram(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each of 256 symbols occurs. Four tables take turns, lest equal symbols wait for one another."""
+    """The counts of 256 symbols. Four tables are used in turn, so that equal neighbours need not wait for each other."""
     counts = np.zeros((4, 256), np.int64)
     whole = len(symbols) // 4 * 4
     for i in range(0, whole, 4):
@@ -56,7 +56,7 @@ def _pop(x: int, table: NDArray[np.uint32], words: NDArray[np.uint16], at: int) 
     entry = table[x & uint32(SCALE - 1)]
     offset = uint32(uint32(entry >> uint32(8)) & uint32(SCALE - 1))
     x = uint32(uint32(uint32(entry >> uint32(20)) * uint32(x >> uint32(SCALE_BITS))) + offset)
-    refilled = uint32(uint32(x << uint32(16)) | uint32(words[at]))  # loaded always: a conditional load is a branch
+    refilled = uint32(uint32(x << uint32(16)) | uint32(words[at]))  # always loaded: a conditional load is a branch
     low = x < uint32(LOWEST_STATE)
     x = refilled if low else x
     return np.uint8(entry), x, at + uint64(low)
@@ -70,9 +70,9 @@ def encode(
     words: NDArray[np.uint16],
     states: NDArray[np.uint32],
 ) -> int:
-    """Code ``symbols`` (a multiple of 8 of them) into the end of ``words``. Returns where the words begin.
+    """Code ``symbols`` (a multiple of 8 of them) into the end of ``words``. Returns the index of the first word.
 
-    ``states`` receives the eight final states, and ``words`` has room for one word a symbol and one more.
+    ``states`` receives the eight final states, and ``words`` needs room for one word per symbol and one more.
     """
     x0 = x1 = x2 = x3 = x4 = x5 = x6 = x7 = uint32(LOWEST_STATE)
     at = uint64(len(words))
@@ -95,7 +95,7 @@ def decode(states: NDArray[np.uint32], words: NDArray[np.uint16], table: NDArray
     """Fill ``out`` (a multiple of 8 symbols) and leave the final states in ``states``. Returns the words read, or -1.
 
     ``table`` (4096) packs frequency, x mod M - c and symbol in 12, 12 and 8 bits. The last 8 of ``words`` are
-    padding: -1 says that the real ones did not suffice.
+    padding; -1 means that the other words did not suffice.
     """
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     x4, x5, x6, x7 = states[4], states[5], states[6], states[7]

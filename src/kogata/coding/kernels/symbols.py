@@ -1,7 +1,6 @@
-"""The model of symbols [rows, columns]: what came before in the row, what stands above, and the histograms so far.
+"""The context model of symbols [rows, columns]: previous symbols of the row, the symbol above, and histograms so far.
 
-A symbol is coded bit by bit from its top bit down, and every context keeps one counter for each node of that binary
-tree.
+A symbol is coded bit by bit from its top bit, and every context keeps one counter for each node of this binary tree.
 """
 
 # pyright: basic, reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false, reportReturnType=false
@@ -19,7 +18,7 @@ RECENT_MEMORY = 30
 RATE = 6
 N_INPUTS = 6
 FIRST_WEIGHT = (1 << 16) // N_INPUTS
-COLUMN_COUNTERS = 1 << 22  # past this many, columns share their counters
+COLUMN_COUNTERS = 1 << 22  # limit of counters for columns; further columns share them
 
 
 @njit(cache=True, nogil=True)
@@ -32,7 +31,7 @@ def code_symbols(
     data: NDArray[np.uint8],
     decoding: bool,
 ) -> int:
-    """Write or read ``symbols`` [rows, columns] of ``width`` <= 8 bits. Returns the length in ``data``, or -1."""
+    """Write or read ``symbols`` [rows, columns] of ``width`` <= 8 bits. Returns the length, or -1 if it did not fit."""
     span = 1 << width
     n_rows, n_columns = symbols.shape
     n_own_columns = min(n_columns, COLUMN_COUNTERS >> width)

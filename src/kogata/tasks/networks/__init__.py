@@ -1,4 +1,4 @@
-"""Reference networks with random weights: those of the built-in tasks, and the baselines of the field's tables.
+"""Reference networks with random weights: those of the built-in tasks, and the usual baselines of published tables.
 
 Every activation and pooling is a module of its own, so that a method can find, count and replace each of them.
 """

@@ -1,11 +1,11 @@
 """GoogLeNet: C. Szegedy et al., "Going deeper with convolutions", arXiv:1409.4842, table 1, without the two auxiliary
-classifiers, which serve the training only, and without local response normalization.
+classifiers, which are used in training only, and without local response normalization.
 """
 
 import torch
 from torch import Tensor, nn
 
-# Per module: outputs of the 1×1, of the reduction and the 3×3, of the reduction and the 5×5, of the pooling's projection.
+# Output channels in each module: 1×1, 3×3 reduction, 3×3, 5×5 reduction, 5×5, projection after the pooling.
 STAGES = (
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     (

@@ -1,7 +1,7 @@
 """Network in Network: M. Lin, Q. Chen, S. Yan, arXiv:1312.4400, with the layer sizes of the authors' Caffe models.
 
-Each convolution is followed by two of 1×1, a small perceptron at every position; the class scores are the means over the
-last images, so there is no fully connected layer.
+Each convolution is followed by two 1×1 convolutions, a small perceptron at every position. The class scores are averages of the
+last feature maps, so there is no fully connected layer.
 """
 
 from torch import nn

@@ -1,8 +1,8 @@
 """Residual networks: K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", arXiv:1512.03385.
 
 ``ReLU(F(x) + x)``, where F is two 3×3 convolutions, or, in the deep ones, a bottleneck 1×1, 3×3, 1×1. Where the shape
-changes, x goes through a 1×1 convolution (the paper's option B), also in the CIFAR networks, whose own padding with
-zeros (option A) saves 1 % of the parameters but is no layer that a method could see.
+changes, x goes through a 1×1 convolution (the paper's option B). The paper's CIFAR networks pad with zeros instead (option A);
+that saves 1 % of the parameters, but is not a layer that a method could find.
 """
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class Residual(nn.Module):
         self.branch, self.shortcut, self.relu = branch, shortcut, nn.ReLU()
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Return the block's images; with a stride of 2, half as high and wide."""
+        """Return the block's feature maps; with a stride of 2, at half the height and width."""
         return self.relu(self.branch(images_NCHW) + self.shortcut(images_NCHW))
 
 
@@ -62,8 +62,8 @@ def cifar_resnet(depth: int, width: float = 1.0, classes: int = 10) -> nn.Sequen
     >>> sum(parameter.numel() for parameter in cifar_resnet(56).parameters())
     855770
 
-    :param depth: layers with weights, 6 n + 2: three stages of n blocks, then the linear layer.
-    :param width: scales the channels of every layer, 16, 32 and 64 in the paper.
+    :param depth: number of layers with weights, 6 n + 2 for three stages of n blocks, the first convolution and the classifier.
+    :param width: factor on the channels of the stages, which are 16, 32 and 64 in the paper.
     """
     widths = [max(1, round(full * width)) for full in (16, 32, 64)]
     blocks: list[nn.Module] = []
@@ -77,7 +77,7 @@ def cifar_resnet(depth: int, width: float = 1.0, classes: int = 10) -> nn.Sequen
 
 
 def _normalized(channels: int, width: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """A convolution that keeps the size of the image, but for its stride."""
+    """A convolution with padding that keeps the image size at stride 1, and its batch normalization."""
     return nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(width)
 
 

@@ -1,9 +1,9 @@
 """VGG-16: K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image recognition",
-arXiv:1409.1556, configuration D; and networks after it for 32×32 images.
+arXiv:1409.1556, configuration D; and variants for 32×32 images.
 
-Those have batch normalization (S. Ioffe, C. Szegedy, arXiv:1502.03167) and no hidden fully connected layers. A block is
-convolution, pooling, normalization, ReLU: the ReLU comes last, so that a sign in its place binarizes what the next
-convolution reads, and the pooling comes before it, for the maximum of signs is nearly always 1 (M. Rastegari et al.,
+The variants have batch normalization (S. Ioffe, C. Szegedy, arXiv:1502.03167) and no hidden fully connected layers. A block is
+convolution, pooling, normalization, ReLU. The ReLU comes last, so that a sign function in its place binarizes the inputs of the
+next convolution. The pooling comes before it, because the maximum of several signs is nearly always 1 (M. Rastegari et al.,
 "XNOR-Net", arXiv:1603.05279, section 3.2).
 """
 
@@ -37,7 +37,7 @@ def cifar_vgg(width: float = 1.0, classes: int = 10) -> nn.Sequential:
     >>> sum(parameter.numel() for parameter in cifar_vgg().parameters())
     14724042
 
-    :param width: scales the channels of every layer.
+    :param width: factor on the number of channels of every layer.
     """
     return _normalized(STAGES, width, classes)
 
@@ -48,13 +48,13 @@ def cifar_vgg_small(width: float = 1.0, classes: int = 10) -> nn.Sequential:
     >>> sum(parameter.numel() for parameter in cifar_vgg_small().parameters())
     288746
 
-    :param width: scales the channels of every layer.
+    :param width: factor on the number of channels of every layer.
     """
     return _normalized(((32,), (32, 64), (64, 128), (128,)), width, classes)
 
 
 def _normalized(stages: tuple[tuple[int, ...], ...], width: float, classes: int) -> nn.Sequential:
-    """Stages of convolutions, each but the last ending in a pooling; then the mean over all positions."""
+    """Stages of convolutions, each but the last with a pooling at its end, then global average pooling and a classifier."""
     layers: list[nn.Module] = []
     channels = 3
     for number, stage in enumerate(stages, 1):

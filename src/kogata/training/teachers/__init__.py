@@ -1,1 +1,1 @@
-"""What a teacher says of a batch: live, cached, an ensemble, or sampled from a posterior."""
+"""Sources of a teacher's outputs: a live network, a cache on disk, an ensemble, or samples of a posterior."""

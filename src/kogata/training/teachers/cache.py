@@ -1,6 +1,6 @@
-"""What a teacher says of each example, kept in a folder: it runs once over the data, however many students learn from it.
+"""A cache on disk of the teacher's outputs for each example: the teacher runs once, however many students learn from it.
 
-An example is known by a digest of its input's bytes, so batches may come in any order. The folder holds ``header.json``,
+An example is identified by a digest of its input's bytes, so batches may come in any order. The folder holds ``header.json``,
 ``digests.npy`` (uint8 ``[examples, 16]``, BLAKE2b, in ascending order) and for each tensor of the output and each watched layer
 an array ``[examples, ...]``, mapped into memory and never unpickled.
 """
@@ -38,28 +38,40 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What ``header.json`` says. ``shapes`` are those of one example: of ``outputs`` tensors, then of each of ``layers``."""
+    """The content of ``header.json``. ``shapes`` are shapes per example: first of the outputs, then of each of ``layers``."""
 
     schema: int
-    teacher: str  # SHA-256 of weights and buffers
+    teacher: str  # SHA-256 of its weights and buffers
     precision: Precision
     rows: int
-    outputs: int  # tensors of the output, when it is more than one tensor; 0 when it is a tensor
+    outputs: int  # number of tensors in the output if it is a nesting of tensors; 0 if it is a single tensor
     layers: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
 
 class Cached:
-    """A teacher that is looked up. Raises DataError when the folder is damaged or of another teacher, or lacks a layer."""
+    """A teacher whose outputs are read from a cache folder.
+
+    Raises DataError when the folder is damaged, was made with another teacher or precision, or lacks a layer.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> teacher, inputs = nn.Linear(4, 2), torch.randn(8, 4)
+    >>> with TemporaryDirectory() as parent:
+    ...     make(Path(parent, "cache"), teacher, [inputs])
+    ...     cached = Cached(Path(parent, "cache"), teacher, (), "float16")
+    ...     seen = cached(inputs[:3], torch.device("cpu"))
+    >>> tuple(seen.output.shape)
+    (3, 2)
+    """
 
     def __init__(self, folder: Path, teacher: nn.Module, layers: Collection[str], precision: Precision) -> None:
         self._folder = folder
         self._header, digests_R16, self._arrays = _open(folder)
         if self._header.teacher != fingerprint(teacher):
-            raise DataError(f"cache {folder}: it is of another teacher. Delete it, or name another folder for this one.")
+            raise DataError(f"cache {folder}: it was made with another teacher. Delete it, or name another folder.")
         if self._header.precision != precision:
             raise DataError(
-                f"cache {folder}: it holds {self._header.precision}, asked for is {precision}. Ask for that, or delete it."
+                f"cache {folder}: it holds {self._header.precision} but {precision} was requested. Request that, or delete it."
             )
         if missing := [name for name in layers if name not in self._header.layers]:
             held = ", ".join(self._header.layers) or "none"
@@ -70,7 +82,7 @@ class Cached:
         self._rows = {row.tobytes(): number for number, row in enumerate(digests_R16)}
 
     def __call__(self, inputs: Any, device: torch.device) -> Seen:
-        """What it made of each row of the inputs, in float32."""
+        """The stored outputs and layers for each example of the inputs, in float32."""
         numbers = self._find(inputs)
         outputs = [self._read(place, numbers, device) for place in range(max(1, self._header.outputs))]
         first = len(outputs)
@@ -83,13 +95,13 @@ class Cached:
         if None in found:
             raise DataError(
                 f"cache {self._folder}: {found.count(None)} of {len(found)} examples of a training batch are not in it. It "
-                "serves only the data it was made of, without random augmentation: train on that, delete it to have "
-                "it made anew, or leave out the cache."
+                "serves only the data it was made from, without random augmentation: train on that data, delete the "
+                "cache to have it made anew, or leave it out."
             )
         return np.array(found, dtype=np.int64)
 
     def check(self, batches: Iterable[Any], seed: int) -> None:
-        """Raise DataError when an example of the batches is not in it; nothing but digests is computed."""
+        """Raise DataError when an example of the batches is not in the cache. Only digests are computed."""
         with _seeded(seed):
             for batch in batches:
                 self._find(split(batch)[0])
@@ -99,7 +111,7 @@ class Cached:
 
 
 def keys(inputs: Any) -> list[bytes]:
-    """A digest of each row over all tensors of the inputs, their names, types and shapes. Raises DataError without rows."""
+    """One digest for each example, over all input tensors, their names, dtypes and shapes. Raises DataError without rows."""
     parts = list(_named(inputs, ""))
     counts = {len(tensor) if tensor.ndim else 0 for _, tensor in parts}
     if len(counts) != 1 or 0 in counts:
@@ -119,13 +131,17 @@ def make(
     folder: Path, teacher: nn.Module, batches: Iterable[Any], layers: Sequence[str] = (), *, precision: Precision = "float16",
     seed: int = 0,
 ) -> None:  # fmt: skip
-    """Run the teacher once over the batches and keep what it says; the folder appears whole or not at all.
+    """Run the teacher once over the batches and store its outputs; the folder appears complete or not at all.
 
-    A first pass only counts examples. Raises DataError when a second one finds others, so that augmented data cannot be cached,
-    when something the teacher gives is not finite or not of one shape for all examples, or when the folder cannot be written.
+    A first pass only counts examples; the second runs the teacher.
+
+    :param layers: paths of modules whose outputs are stored too.
+    :param precision: dtype of the stored arrays.
+    :raises DataError: the second pass finds other examples than the first (as with random augmentation), an output is not
+        finite or its shape differs between examples, or the folder cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"cache {folder}: it exists and is no cache. Name another folder, or delete it.")
+        raise DataError(f"cache {folder}: it exists and is not a cache. Name another folder, or delete it.")
     with _seeded(seed):
         known = sorted({key for batch in batches for key in keys(split(batch)[0])})
     if not known:
@@ -137,7 +153,7 @@ def make(
             with _seeded(seed + 1):
                 _fill(part, teacher, batches, layers, precision, known)
             part.chmod(0o755)
-            if not (folder / "header.json").exists():  # another process of the same training may have been faster
+            if not (folder / "header.json").exists():  # another process of the same training may have made it first
                 os.replace(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -160,11 +176,11 @@ def _fill(
             rows = [numbers.get(key, -1) for key in keys(inputs)]
             if -1 in rows:
                 raise DataError(
-                    "cache: the inputs differ from pass to pass, by random augmentation or by a last batch that is dropped. "
+                    "cache: the inputs differ from pass to pass, by random augmentation or because a last batch is dropped. "
                     "Train on fixed inputs, or leave out the cache."
                 )
             if not done.issuperset(rows):
-                with autocast(device):  # as in the training loop, so that a served run is the live one
+                with autocast(device):  # as in the training loop, so that a cached run equals a live one
                     seen = live(move(inputs, device), device)
                 writer.write(rows, [*tensors(seen.output), *seen.layers.values()])
                 done.update(rows)
@@ -182,7 +198,7 @@ def _fill(
 
 
 class _Writer:
-    """The arrays of a new cache, made at the first batch."""
+    """Writes the arrays of a new cache, which are created at the first batch."""
 
     def __init__(self, part: Path, precision: Precision, rows: int) -> None:
         self._part, self._precision, self._rows = part, precision, rows
@@ -217,7 +233,7 @@ class _Writer:
 
 
 def _open(folder: Path) -> tuple[Header, npt.NDArray[np.uint8], list[Array]]:
-    """Raises DataError unless all that the header says of the files holds."""
+    """Open a cache. Raises DataError unless every file agrees with the header."""
     try:
         header = TypeAdapter(Header).validate_json((folder / "header.json").read_bytes())
         if header.schema != SCHEMA or len(header.shapes) != max(1, header.outputs) + len(header.layers):
@@ -234,7 +250,7 @@ def _open(folder: Path) -> tuple[Header, npt.NDArray[np.uint8], list[Array]]:
 
 
 def _array(path: Path, dtype: str, shape: tuple[int, ...]) -> Array:
-    """Mapped, so that nothing is allocated before its type, shape and length are known to be right."""
+    """Open an array as a memory map, so that its dtype, shape and length are checked before anything is allocated."""
     array = cast("Array", np.load(path, mmap_mode="r", allow_pickle=False))
     if array.dtype != np.dtype(dtype) or array.shape != shape:
         raise ValueError(f"{path.name} is {array.dtype} {array.shape}, the header says {dtype} {shape}")
@@ -242,7 +258,7 @@ def _array(path: Path, dtype: str, shape: tuple[int, ...]) -> Array:
 
 
 def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a nesting, with where it is."""
+    """Every tensor of a nested structure, with its path in it."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
@@ -254,14 +270,14 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
-    """``[rows, bytes]``."""
+    """The bytes of a tensor as ``[rows, bytes]``."""
     flat = tensor.detach().cpu().contiguous().reshape(len(tensor), -1)
     return flat.view(torch.uint8).numpy() if flat.numel() else np.zeros((len(tensor), 0), np.uint8)
 
 
 @contextmanager
 def _seeded(seed: int) -> Generator[None, None, None]:
-    """Another order of the data than any epoch's; the random state is as before afterwards."""
+    """Seed torch's generator unlike any epoch of training does, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""What a model makes of a batch: its output, and what some of its layers gave on the way."""
+"""Observe a model on a batch: its output, and the outputs of selected layers."""
 
 from __future__ import annotations
 
@@ -19,30 +19,40 @@ from kogata.training.loop import channels_last
 
 @dataclass(frozen=True)
 class Seen:
-    """The output for one batch, and the outputs of the watched layers by path, in the order of the model's modules."""
+    """A model's output for one batch, and the outputs of the watched layers by path, in the order of its modules."""
 
     output: Any
     layers: Mapping[str, Tensor]
 
 
 def paths(model: nn.Module) -> list[str]:
-    """The paths of all modules but the model itself and the forms of its weights, in order."""
+    """The paths of all modules in order, without the model itself and without the forms of its weights."""
     return [path for path, _ in model.named_modules() if path and "parametrizations" not in path.split(".")]
 
 
 def pick(names: Iterable[str], globs: Sequence[str]) -> list[str]:
-    """The names that the globs match in full and with case: glob after glob, each in the order of the names, none twice."""
+    """The names that match a glob in full, case-sensitive: in the order of the globs, then of the names, without repeats."""
     names = list(names)
     return list(dict.fromkeys(name for glob in globs for name in names if fnmatchcase(name, glob)))
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """At least float32: losses are not computed in what autocast left."""
+    """The tensor in at least float32, because losses must not be computed in the low precision of autocast."""
     return tensor.float() if tensor.itemsize < 4 else tensor
 
 
 class Observer:
-    """Watches layers of a model by forward hooks until it is closed; of a layer that runs several times, the last run."""
+    """Records the outputs of layers by forward hooks until it is closed.
+
+    A layer that runs several times in a forward pass gives its last output.
+
+    >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    >>> observer = Observer(model, ["0"])
+    >>> seen = observer.seen(model(torch.randn(2, 4)))
+    >>> observer.close()
+    >>> tuple(seen.layers["0"].shape)
+    (2, 3)
+    """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         chosen = set(names)
@@ -53,7 +63,7 @@ class Observer:
         ]  # fmt: skip
 
     def seen(self, output: Any) -> Seen:
-        """The output, with what the layers gave in the run that made it. Raises DataError when one did not run."""
+        """The given output with the layers' outputs of the same forward pass. Raises DataError when a layer did not run."""
         missing = [name for name in self._names if name not in self._caught]
         if missing:
             raise DataError(
@@ -76,13 +86,13 @@ class Observer:
 
 
 class Live:
-    """A teacher that runs on every batch, in evaluation mode: a copy, for the user's model keeps its mode and layout."""
+    """A teacher that runs on every batch, in evaluation mode; a copy, so that the user's model keeps its mode and layout."""
 
     def __init__(self, teacher: nn.Module, layers: Iterable[str] = ()) -> None:
         self._model = channels_last(surgery.clone(teacher, share=False)).eval()
         self._observer = Observer(self._model, layers)
 
     def __call__(self, inputs: Any, device: torch.device) -> Seen:
-        """What it makes of inputs that are on ``device``."""
+        """The teacher's outputs and layers for inputs that lie on ``device``."""
         with torch.no_grad():
             return self._observer.seen(call(self._model.to(device), inputs))

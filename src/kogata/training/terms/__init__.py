@@ -1,4 +1,4 @@
-"""Every term of a distillation loss. Adding one touches its own file, this tuple, and its oracle test."""
+"""Every term of a distillation loss. To add one, write its file, extend ``TERMS``, and test it."""
 
 from kogata.training.terms.attention import AttentionTransfer
 from kogata.training.terms.base import Term

@@ -1,8 +1,8 @@
 """Attention transfer: Zagoruyko, Komodakis, "Paying More Attention to Attention", ICLR 2017 (1612.03928), equations 1 and 2:
 
-    Q = Σ_c |A_c|²  at each place,      L = ½ Σ_layers ‖Q_s / ‖Q_s‖ − Q_t / ‖Q_t‖‖₂,   the mean over examples.
-Channels may differ in number; maps of another size are resized. ``weight`` is the paper's β, about 1000 beside labels there,
-where squares are averaged; of the norms of equation 2, 1 to 100.
+    Q = Σ_c |A_c|²  at each position,      L = ½ Σ_layers ‖Q_s / ‖Q_s‖ − Q_t / ‖Q_t‖‖₂,   averaged over examples.
+The student may have another number of channels; maps of another size are resized. ``weight`` is the paper's β. The paper uses
+about 1000 beside the loss on labels, with averaged squares; the norms of equation 2, used here, need 1 to 100.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from kogata.training.terms.regressor import resized
 @final
 @dataclass(frozen=True, kw_only=True)
 class AttentionTransfer(LayerTerm):
-    """Where layers look: images ``[N, C, H, W]``, or sequences ``[N, T, C]`` of one length."""
+    """Match the attention maps of layers: feature maps ``[N, C, H, W]``, or sequences ``[N, T, C]`` of equal length.
+
+    >>> AttentionTransfer(student=("layer?",), teacher=("layer?",), weight=10.0).weight
+    10.0
+    """
 
     term: str = field(default="attention-transfer", init=False)
 
@@ -34,7 +38,7 @@ class AttentionTransfer(LayerTerm):
         self._need_layers()
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Raises UsageError for layers that have no places, or places that cannot be matched."""
+        """Raises UsageError for layers without positions, or whose positions cannot be matched."""
         compared = self.compared(student, teacher)
         for ours, theirs in compared(student, teacher):
             if ours.ndim != theirs.ndim or ours.ndim not in (3, 4) or (ours.ndim == 3 and ours.shape[1] != theirs.shape[1]):

@@ -1,4 +1,7 @@
-"""What a term of a distillation loss is: settings, which begin a module that compares a student with its teacher."""
+"""The base classes of distillation terms.
+
+A term is plain settings. Its :meth:`Term.begin` builds a :class:`Loss`, the module that compares a student with its teacher.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from kogata.training.teachers.observe import Seen, pick, precise
 
 
 class Loss(nn.Module, ABC):
-    """What a term makes of one batch. Its parameters are trained with the student and then thrown away."""
+    """The loss of a term on one batch. Its parameters, if any, are trained with the student and then discarded."""
 
     @abstractmethod
     def forward(self, student: Seen, teacher: Seen, targets: Any) -> Tensor:
-        """A scalar, lower is better."""
+        """The loss as a scalar; lower is better."""
 
 
 class Formula(Loss):
@@ -32,16 +35,16 @@ class Formula(Loss):
         self._formula = formula
 
     def forward(self, student: Seen, teacher: Seen, targets: Any) -> Tensor:
-        """The formula of them."""
+        """The value of the formula."""
         return self._formula(student, teacher, targets)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term(ABC):
-    """One term of a loss. Concrete ones are final, and those of Kogata give the field ``term`` the name that recipes use.
+    """One term of a distillation loss. Concrete terms are final; those of Kogata have the name that recipes use in ``term``.
 
-    Recipes call all others by ``package.module:Class``, and so does their ``term``. ``weight`` multiplies the loss, in a sum
-    and alone. Ranges of settings are declared with the fields and checked here.
+    A term of another package is named ``package.module:Class`` in recipes, and by its ``term``. ``weight``, at least 0,
+    multiplies the term, whether it stands alone or in a sum. Ranges of settings are declared with the fields and checked here.
     """
 
     term: str = field(default="", init=False)
@@ -52,27 +55,27 @@ class Term(ABC):
         check(self, f"term {self.term}")
 
     def watch(self, student: Sequence[str], teacher: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Which of the layers of the two it looks at, as pairs in order. Raises UsageError where a glob does not fit."""
+        """The student's and the teacher's layers to compare, pair by pair. Raises UsageError for unmatched globs."""
         return [], []
 
     @abstractmethod
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """The loss, made for what the two make of a first batch.
+        """Build the loss module for the shapes that both networks give on a first batch.
 
-        Raises UsageError or DataError when it cannot compare them, or the task lacks what it needs.
+        Raises UsageError or DataError when the term cannot compare them, or the task lacks what the term needs.
         """
 
 
 Compared = Callable[[Seen, Seen], list[tuple[Tensor, Tensor]]]
-"""The tensors to compare, at least float32: of the student, and of the teacher."""
+"""Gives the tensors to compare as pairs (student, teacher), at least float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTerm(Term):
     """A term that compares layers, or outputs when no layers are named.
 
-    ``student`` and ``teacher`` are globs on the paths of modules. Those that they match, in the order of the globs and then of
-    the modules, are compared in pairs, so they must be as many.
+    ``student`` and ``teacher`` are globs on module paths. The modules they match, in the order of the globs and then of the
+    model, are compared in pairs, so both must match the same number of modules.
     """
 
     student: tuple[str, ...] = ()
@@ -97,12 +100,12 @@ class LayerTerm(Term):
         if len(ours) != len(theirs):
             raise UsageError(
                 f"term {self.term}: the globs match {len(ours)} layers of the student ({', '.join(ours)}) and {len(theirs)} of "
-                f"the teacher ({', '.join(theirs)}); they are compared in pairs and must be as many."
+                f"the teacher ({', '.join(theirs)}); layers are compared in pairs, so the numbers must be equal."
             )
         return ours, theirs
 
     def compared(self, student: Seen, teacher: Seen) -> Compared:
-        """How to find, in what the two make of any batch, what is to be compared."""
+        """A function that picks the tensors to compare out of the observations of any batch."""
         names = list(zip(*self.watch(list(student.layers), list(teacher.layers)), strict=True))
         if not names:
             return lambda student, teacher: paired(student.output, teacher.output)
@@ -116,7 +119,7 @@ class LayerTerm(Term):
 
 
 def paired(output: Any, wanted: Any) -> list[tuple[Tensor, Tensor]]:
-    """The float tensors of two outputs. Raises DataError when they are not as many, or none."""
+    """The float tensors of two outputs in pairs. Raises DataError when their numbers differ or there are none."""
     ours, theirs = list(tensors(output)), list(tensors(wanted))
     if len(ours) != len(theirs) or not ours:
         raise DataError(
@@ -131,9 +134,9 @@ def alike(pairs: Sequence[tuple[Tensor, Tensor]], term: str) -> None:
     for ours, theirs in pairs:
         if ours.shape != theirs.shape:
             raise DataError(
-                f"term {term}: the student gives shape {tuple(ours.shape)} and the teacher {tuple(theirs.shape)}; it compares "
-                "them entry by entry. Give the student the teacher's output, or choose hints, similarity, relational or "
-                "contrastive, which compare any widths."
+                f"term {term}: the student gives shape {tuple(ours.shape)} and the teacher {tuple(theirs.shape)}; this "
+                "term compares entry by entry. Give the student the teacher's shapes, or choose hints, similarity, relational "
+                "or contrastive, which compare any widths."
             )
 
 

@@ -1,10 +1,11 @@
 """Contrast: after Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020 (1910.10699), section 3.
 
-A student's vector shall be nearer to its teacher's of the same example than to that of any other. The paper draws its negatives
-from a memory of the whole training set and estimates a density ratio; here the others of the batch are the negatives, in the
-loss of van den Oord, Li, Vinyals (1807.03748):
+The student's vector of an example is pulled towards the teacher's vector of that example and away from those of others. The
+paper draws its negatives from a memory of the whole training set and estimates a density ratio; here the other examples of the
+batch are the negatives, in the InfoNCE loss of van den Oord, Li, Vinyals (1807.03748):
     L = − log ( e^{⟨p(s_i), q(t_i)⟩ / τ} / Σ_j e^{⟨p(s_i), q(t_j)⟩ / τ} ),   the mean over i.
-p and q are linear, learnt with the student, and give vectors of length 1, as in the paper. Larger batches contrast better.
+p and q are linear maps learnt with the student, followed by normalization to length 1, as in the paper. Larger batches have
+more negatives and work better.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from kogata.training.terms.base import Compared, LayerTerm, Loss, alike, rows
 @final
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(LayerTerm):
-    """``width`` is that of the learnt vectors; None compares what there is, of equal widths. ``temperature`` is τ."""
+    """``width`` is the number of outputs of p and q; None leaves them out, for equal widths. ``temperature`` is τ.
+
+    >>> Contrastive(temperature=0.1).width
+    128
+    """
 
     term: str = field(default="contrastive", init=False)
     width: Annotated[int, Range(ge=1)] | None = 128
     temperature: Annotated[float, Range(gt=0)] = 0.07
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Raises DataError when widths differ and nothing is learnt to make them equal."""
+        """Raises DataError when the widths differ and ``width`` is None."""
         return _Contrastive(self.compared(student, teacher), student, teacher, self)
 
 

@@ -1,8 +1,8 @@
 """Hints: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets", ICLR 2015 (1412.6550), equation 3:
 
-    L = ½ ‖u − r(v)‖²,   u of a teacher's layer, v of a student's, r a regressor that is learnt with the student.
-Here the mean over entries and not their sum, so that layers of all sizes weigh alike. The paper trains in two stages: a chain
-of a Recover on hints and another on soft targets.
+    L = ½ ‖u − r(v)‖²,   u the output of a teacher's layer, v of a student's, r a regressor learnt with the student.
+Here the squares are averaged over the entries, not summed, so that layers of all sizes have the same weight. The paper trains
+in two stages: write them as a chain of two Recover steps, the first on hints, the second on soft targets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from kogata.training.terms.regressor import Regressor
 @final
 @dataclass(frozen=True, kw_only=True)
 class Hints(LayerTerm):
-    """Layers of the student learn those of the teacher, through a regressor where the shapes differ."""
+    """Layers of the student learn the outputs of layers of the teacher, through a regressor where the shapes differ.
+
+    >>> Hints(student=("2",), teacher=("5",)).weight
+    1.0
+    """
 
     term: str = field(default="hints", init=False)
 
@@ -32,7 +36,7 @@ class Hints(LayerTerm):
         self._need_layers()
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Raises UsageError where no regressor fits."""
+        """Raises UsageError when no regressor maps the student's shape to the teacher's."""
         return _Hints(self.compared(student, teacher), student, teacher)
 
 

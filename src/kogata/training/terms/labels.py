@@ -1,4 +1,4 @@
-"""The task's own loss: what a student learns without a teacher."""
+"""The task's own loss on the labels, which needs no teacher."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kogata.training.terms.base import Formula, Loss, Term
 @final
 @dataclass(frozen=True, kw_only=True)
 class Labels(Term):
-    """The task's loss of the student's output."""
+    """The task's loss of the student's output against the targets of the batch."""
 
     term: str = field(default="labels", init=False)
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Raises DataError when the task has no loss, and then for a batch without targets."""
+        """Raises DataError when the task has no loss; the loss raises it for a batch without targets."""
         loss = task_loss(task)
 
         def formula(student: Seen, _: Seen, targets: Any) -> Tensor:

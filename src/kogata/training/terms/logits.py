@@ -1,7 +1,7 @@
 """Regression of logits: Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014 (1312.6184), equation 2:
 
-    L = ½ ‖student − teacher‖²,   the sum over classes and the mean over examples.
-Before the softmax, so that what the teacher says of unlikely classes counts too. It needs no labels.
+    L = ½ ‖student − teacher‖²,   summed over classes and averaged over examples.
+It compares scores before the softmax, so the teacher's scores of unlikely classes count too. It needs no labels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kogata.training.terms.base import Formula, Loss, Term, alike, paired
 @final
 @dataclass(frozen=True, kw_only=True)
 class LogitRegression(Term):
-    """Half the squared distance of the outputs, summed over all axes but the first."""
+    """Half the squared distance of the outputs, summed over all axes but the first, averaged over the first."""
 
     term: str = field(default="logit-regression", init=False)
 

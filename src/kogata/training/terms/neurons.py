@@ -1,10 +1,10 @@
 """Selected neurons: Luo, Zhu, Liu, Wang, Tang, "Face Model Compression by Distilling Knowledge from Neurons", AAAI 2016.
 
-A student learns those hidden units of its teacher that tell much and not the same as each other. The paper picks them by the
-labels of attributes and by how units correlate; here without labels: greedily the unit with the most variance that the units
-before it do not explain linearly, on the first batch (a Cholesky factorization with pivots, of their covariance). Then
-    L = ½ ‖u − r(v)‖² / ‖u − ū‖²,   u the chosen units, r linear and learnt with the student.
-A unit of images ``[N, C, H, W]`` or of sequences ``[N, T, C]`` is a channel, averaged over places.
+A student learns those hidden units of its teacher that are informative and not redundant. The paper selects them by labels of
+attributes and by the correlation of units. Here no labels are needed: greedily, the next unit is the one with the most variance
+on the first batch that the units selected before do not explain linearly (a pivoted Cholesky factorization of the covariance):
+    L = ½ ‖u − r(v)‖² / ‖u − ū‖²,   u the selected units, v the student's units, r a linear map learnt with the student.
+A unit of feature maps ``[N, C, H, W]`` or sequences ``[N, T, C]`` is a channel, averaged over positions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from kogata.training.terms.base import Compared, LayerTerm, Loss
 @final
 @dataclass(frozen=True, kw_only=True)
 class SelectedNeurons(LayerTerm):
-    """``share`` of the units of each watched layer of the teacher, at least one."""
+    """``share`` is the fraction of each teacher layer's units that the student learns; at least one unit is selected.
+
+    >>> SelectedNeurons(student=("2",), teacher=("5",), share=0.5).share
+    0.5
+    """
 
     term: str = field(default="selected-neurons", init=False)
     share: Annotated[float, Range(gt=0, le=1)] = 0.25
@@ -35,7 +39,7 @@ class SelectedNeurons(LayerTerm):
         self._need_layers()
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Choose the units. Raises UsageError for layers that have none."""
+        """Select the units. Raises UsageError for layers whose outputs have fewer than 2 or more than 4 axes."""
         return _Selected(self.compared(student, teacher), student, teacher, self.share)
 
 
@@ -66,7 +70,7 @@ def units(tensor: Tensor) -> Tensor:
 
 
 def informative(units_NK: Tensor, count: int) -> Tensor:
-    """Places of ``count`` units, in ascending order, each with the most variance that those before do not explain."""
+    """Indices of ``count`` units in ascending order, selected by the most variance that earlier ones do not explain."""
     left_NK = (units_NK - units_NK.mean(0)).double()
     chosen = list[int]()
     for _ in range(count):

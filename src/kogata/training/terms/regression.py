@@ -1,7 +1,7 @@
-"""Regression of any output, such as embeddings, boxes, heat maps or sequences, in any nesting of tensors; no softmax is needed.
+"""Regression of the teacher's outputs: embeddings, boxes, heat maps or sequences, in any nesting of tensors.
 
 relative:  L = ‖student − teacher‖² / ‖teacher‖²,   over all tensors together;
-cosine:    L = 1 − ⟨student, teacher⟩ / (‖student‖ ‖teacher‖),   of vectors along the last axis, the mean over all of them.
+cosine:    L = 1 − ⟨student, teacher⟩ / (‖student‖ ‖teacher‖),   of vectors along the last axis, averaged over all vectors.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from kogata.training.terms.base import Compared, Formula, LayerTerm, Loss, alike
 @final
 @dataclass(frozen=True, kw_only=True)
 class Regression(LayerTerm):
-    """Outputs, or layers of equal shape; ``error`` says whether length matters (relative) or only direction (cosine)."""
+    """Compare outputs, or layers of equal shape. ``error``: "relative" compares values, "cosine" only directions.
+
+    >>> Regression(error="cosine").error
+    'cosine'
+    """
 
     term: str = field(default="regression", init=False)
     error: Literal["relative", "cosine"] = "relative"
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Raises DataError when what is compared differs in structure or shape."""
+        """Raises DataError when the compared tensors differ in structure or shape."""
         compared = self.compared(student, teacher)
         alike(compared(student, teacher), self.term)
         return Formula(_cosine(compared) if self.error == "cosine" else _relative(compared))

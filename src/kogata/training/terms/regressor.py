@@ -1,4 +1,4 @@
-"""Learnt maps from what a student's layer gives to the shape of the teacher's: the regressors of hints."""
+"""Learnt maps from the output of a student's layer to the shape of a teacher's layer: the regressors of hints."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from kogata.errors import UsageError
 
 
 class Regressor(nn.Module):
-    """Linear along the one axis, besides the examples', that differs; images are also resized to the teacher's.
+    """A linear map along the one axis that differs, apart from the batch axis; feature maps are also resized.
 
-    A 1×1 convolution for ``[N, C, H, W]``. Of equal shapes it is the identity. Raises UsageError for shapes it cannot map.
+    On ``[N, C, H, W]`` it is a 1×1 convolution, then a resize to the teacher's height and width. Between equal shapes it is the
+    identity. Raises UsageError for shapes it cannot map.
     """
 
     def __init__(self, ours: Tensor, theirs: Tensor, term: str) -> None:
@@ -22,8 +23,8 @@ class Regressor(nn.Module):
             differ = [axis for axis in differ if axis == 1]
         if ours.ndim != theirs.ndim or ours.ndim < 2 or len(differ) > 1:
             raise UsageError(
-                f"term {term}: no regressor leads from the student's shape {tuple(ours.shape)} to the teacher's "
-                f"{tuple(theirs.shape)}; choose layers that differ in one axis only, or in channels and size of images."
+                f"term {term}: no regressor maps the student's shape {tuple(ours.shape)} to the teacher's "
+                f"{tuple(theirs.shape)}; choose layers whose shapes differ in one axis only, or feature maps [N, C, H, W]."
             )
         self._axis = differ[0] if differ else None
         self.map = nn.Identity()
@@ -31,14 +32,14 @@ class Regressor(nn.Module):
             self.map = nn.Linear(ours.shape[self._axis], theirs.shape[self._axis], dtype=ours.dtype)
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """The tensor in the teacher's shape."""
+        """Map the student's tensor to the teacher's shape."""
         if self._axis is not None:
             tensor = self.map(tensor.movedim(self._axis, -1)).movedim(-1, self._axis)
         return tensor if self._size is None else resized(tensor, self._size)
 
 
 def resized(images_NCHW: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Images of another size: means of their pixels where it is smaller, else bilinear."""
+    """Resize to ``size`` (height, width): by average pooling if neither grows, else by bilinear interpolation."""
     if tuple(images_NCHW.shape[2:]) == size:
         return images_NCHW
     if size[0] <= images_NCHW.shape[2] and size[1] <= images_NCHW.shape[3]:

@@ -1,9 +1,10 @@
 """Relations: Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019 (1904.05068), equations 5 to 10.
 
-distance:  ψ(i, j) = ‖x_i − x_j‖ / μ,   μ the mean over pairs of the batch;
+distance:  ψ(i, j) = ‖x_i − x_j‖ / μ,   μ the mean distance over the pairs of the batch;
 angle:     ψ(i, j, k) = cos ∠ x_i x_j x_k;
     L = λ_D mean h(ψ_student − ψ_teacher) over pairs + λ_A mean h(…) over triples,   h Huber's loss with δ = 1.
-Only relations between examples are compared, so widths may differ. Rotating, moving or scaling all examples changes nothing.
+Only relations between examples are compared, so widths may differ. The loss is invariant to rotating, shifting or scaling all
+examples together.
 """
 
 from __future__ import annotations
@@ -25,14 +26,20 @@ from kogata.training.terms.base import Compared, Formula, LayerTerm, Loss, rows
 @final
 @dataclass(frozen=True, kw_only=True)
 class Relational(LayerTerm):
-    """Distances and angles between the examples of a batch: λ_D and λ_A. A batch of n needs n³ floats for the angles."""
+    """Compare distances and angles between the examples of a batch. ``distance`` is λ_D and ``angle`` λ_A.
+
+    The angles of a batch of n examples need n³ floats of memory.
+
+    >>> Relational(angle=0.0).distance
+    25.0
+    """
 
     term: str = field(default="relational", init=False)
     distance: Annotated[float, Range(ge=0)] = 25.0
     angle: Annotated[float, Range(ge=0)] = 50.0
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Any layers or outputs will do."""
+        """Build the loss; layers and outputs of any shapes ``[N, ...]`` can be compared."""
         return Formula(partial(self._loss, self.compared(student, teacher)))
 
     def _loss(self, compared: Compared, student: Seen, teacher: Seen, targets: Any) -> Tensor:
@@ -41,15 +48,15 @@ class Relational(LayerTerm):
             (first_NN, first_NNN), (second_NN, second_NNN) = (_relations(rows(each)) for each in (ours, theirs))
             count = len(ours)
             pairs, triples = max(1, count * (count - 1)), max(1, count * (count - 1) * (count - 2))
-            # Relations of an example with itself are 0 on both sides, or 1 on both.
+            # Relations of an example with itself are equal on both sides (0 or 1), so they add nothing to the sums.
             losses.append(self.distance * functional.huber_loss(first_NN, second_NN, reduction="sum") / pairs)
             losses.append(self.angle * functional.huber_loss(first_NNN, second_NNN, reduction="sum") / triples)
         return torch.stack(losses).sum()
 
 
 def _relations(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances over their mean, and the cosine of the angle at j of i and k as ``[j, i, k]``; from inner products alone."""
-    x_ND = x_ND - x_ND.mean(0)  # distances stay, and do not vanish in rounding beside a large mean
+    """Distances over their mean ``[i, j]``, and cosines ``[j, i, k]`` of the angles at j between i and k."""
+    x_ND = x_ND - x_ND.mean(0)  # leaves distances as they are, and avoids cancellation when the mean is large
     gram_NN = x_ND @ x_ND.T
     square_N = gram_NN.diagonal()
     tiny = torch.finfo(x_ND.dtype).eps * float(square_N.detach().max().clamp_min(torch.finfo(x_ND.dtype).tiny))

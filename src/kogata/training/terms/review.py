@@ -1,10 +1,10 @@
 """Review: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021 (2104.09044), section 3.
 
-Each layer of the teacher teaches the student's layer beside it and all deeper ones. From the deepest layer up, what the deeper
-ones gave (y) is fused with the layer's own features (x) by learnt attention (the paper's ABF):
+Each layer of the teacher teaches the corresponding layer of the student and all deeper ones. From the deepest layer to the
+shallowest, the fused features of deeper layers (y) are merged with the layer's own (x) by learnt attention (the paper's ABF):
     z = σ(conv₁ₓ₁[x, y]),   f = z₁ x + z₂ y,   and conv₃ₓ₃ f is compared with the teacher's layer.
-The comparison (HCL) is of squares at the full size and at means over 4×4, 2×2 and 1×1 cells, with weights 1, ½, ¼, ⅛ over their
-sum. Layers are given from shallow to deep; all are images ``[N, C, H, W]``.
+The comparison (the paper's HCL) sums mean squared errors at full size and after average pooling to 4×4, 2×2 and 1×1, with
+weights 1, ½, ¼, ⅛ divided by their sum. Layers are named from shallow to deep; all give feature maps ``[N, C, H, W]``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ CELLS = (4, 2, 1)
 @final
 @dataclass(frozen=True, kw_only=True)
 class Review(LayerTerm):
-    """``width`` is the number of channels in which features are fused; the paper's is 64 on CIFAR."""
+    """``width`` is the number of channels of the fused features; the paper uses 64 on CIFAR.
+
+    >>> Review(student=("layer?",), teacher=("layer?",)).width
+    64
+    """
 
     term: str = field(default="review", init=False)
     width: Annotated[int, Range(ge=1)] = 64
@@ -38,11 +42,11 @@ class Review(LayerTerm):
         self._need_layers()
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Raises UsageError when a layer gives no images."""
+        """Raises UsageError when a layer does not give feature maps ``[N, C, H, W]``."""
         compared = self.compared(student, teacher)
         for tensor in (tensor for pair in compared(student, teacher) for tensor in pair):
             if tensor.ndim != 4:
-                raise UsageError(f"term review: a layer of shape {tuple(tensor.shape)}; expected images [N, C, H, W].")
+                raise UsageError(f"term review: a layer of shape {tuple(tensor.shape)}; expected feature maps [N, C, H, W].")
         return _Review(compared, student, teacher, self.width)
 
 
@@ -72,7 +76,7 @@ class _Review(Loss):
 
 
 def pyramid(ours_NCHW: Tensor, theirs_NCHW: Tensor) -> Tensor:
-    """The hierarchical loss of two sets of images of equal shape."""
+    """The hierarchical context loss (HCL) of two feature maps of equal shape."""
     scales = [(ours_NCHW, theirs_NCHW)]
     for cells in (cells for cells in CELLS if cells < ours_NCHW.shape[2]):
         scales.append(

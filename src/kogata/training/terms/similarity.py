@@ -1,7 +1,8 @@
 """Similarity: Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019 (1907.09682), equations 1 to 4:
 
-    G = A Aᵀ of activations A ∈ R^{b × D}, each row of G at length 1;    L = Σ_layers ‖G_t − G_s‖²_F / b².
-Only similarities between examples are compared, so widths may differ; an orthogonal map of the activations changes nothing.
+    G = A Aᵀ for activations A ∈ R^{b × D}, each row of G normalized to length 1;    L = Σ_layers ‖G_t − G_s‖²_F / b².
+Only similarities between examples are compared, so widths may differ. The loss is invariant to orthogonal maps of the
+activations.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from kogata.training.terms.base import Compared, Formula, LayerTerm, Loss, rows
 @final
 @dataclass(frozen=True, kw_only=True)
 class Similarity(LayerTerm):
-    """Which examples of a batch are alike. The loss is small: the paper's ``weight`` is 3000."""
+    """Compare which examples of a batch are similar. The loss is small: the paper's ``weight`` is 3000.
+
+    >>> Similarity(weight=3000.0).weight
+    3000.0
+    """
 
     term: str = field(default="similarity", init=False)
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Any layers or outputs will do."""
+        """Build the loss; layers and outputs of any shapes ``[N, ...]`` can be compared."""
         return Formula(partial(_loss, self.compared(student, teacher)))
 
 

@@ -1,7 +1,7 @@
 """Soft targets: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015 (1503.02531), section 2:
 
-    L = T² KL(softmax(teacher / T) ‖ softmax(student / T)),   the mean over examples.
-The gradient of the softmax at T falls as 1 / T², hence the factor. As T grows, it becomes that of regressing centred logits.
+    L = T² KL(softmax(teacher / T) ‖ softmax(student / T)),   averaged over examples.
+The factor T² cancels the 1 / T² by which the gradient shrinks. For large T the gradient is that of regressing centred logits.
 """
 
 from __future__ import annotations
@@ -23,19 +23,25 @@ from kogata.training.terms.base import Formula, Loss, Term, alike, paired
 @final
 @dataclass(frozen=True, kw_only=True)
 class SoftTargets(Term):
-    """Distributions over the classes along ``axis`` of each output: 1 for images and maps of them, -1 for sequences."""
+    """Compare class distributions at ``temperature`` T.
+
+    ``axis`` is the axis of the classes: 1 for outputs ``[N, classes, ...]``, -1 for sequences ``[N, T, classes]``.
+
+    >>> SoftTargets(temperature=2.0, weight=0.9).axis
+    1
+    """
 
     term: str = field(default="soft-targets", init=False)
     temperature: Annotated[float, Range(gt=0)] = 4.0
     axis: int = 1
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Raises an error when an output lacks the axis or differs in shape from the teacher's."""
+        """Raises UsageError when an output lacks the axis, DataError when its shape differs from the teacher's."""
         pairs = paired(student.output, teacher.output)
         alike(pairs, self.term)
         if any(not self.axis % ours.ndim > 0 or not -ours.ndim <= self.axis < ours.ndim for ours, _ in pairs):
             shapes = ", ".join(str(tuple(ours.shape)) for ours, _ in pairs)
-            raise UsageError(f"term {self.term}: axis {self.axis} is no axis of classes in shapes {shapes}.")
+            raise UsageError(f"term {self.term}: axis {self.axis} cannot be the axis of classes in outputs of shapes {shapes}.")
         return Formula(self._loss)
 
     def _loss(self, student: Seen, teacher: Seen, targets: Any) -> Tensor:
@@ -44,7 +50,7 @@ class SoftTargets(Term):
 
 
 def soft(output: Tensor, wanted: Tensor, temperature: float, axis: int) -> Tensor:
-    """T² KL, the mean over all axes but that of the classes."""
+    """T² KL(softmax(wanted / T) ‖ softmax(output / T)) along ``axis``, averaged over all other axes; a scalar."""
     ours = functional.log_softmax(output / temperature, dim=axis)
     theirs = functional.log_softmax(wanted / temperature, dim=axis)
     examples = output.numel() // output.shape[axis]

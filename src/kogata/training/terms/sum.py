@@ -1,4 +1,4 @@
-"""A sum of terms is a term."""
+"""The weighted sum of several terms, which is a term itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from kogata.training.terms.base import Loss, Term
 @final
 @dataclass(frozen=True, kw_only=True)
 class SumOfTerms(Term):
-    """Each term times its ``weight``."""
+    """The sum of ``terms``, each multiplied by its ``weight``. Raises UsageError when there are none.
+
+    >>> from kogata.training.terms import Labels, SoftTargets
+    >>> len(SumOfTerms(terms=(Labels(weight=0.1), SoftTargets(weight=0.9))).terms)
+    2
+    """
 
     term: str = field(default="sum", init=False)
     terms: tuple[Term, ...]
@@ -29,12 +34,12 @@ class SumOfTerms(Term):
             raise UsageError("term sum: terms is empty; expected at least one term.")
 
     def watch(self, student: Sequence[str], teacher: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The layers of all terms."""
+        """The layers that all the terms compare."""
         watched = [term.watch(student, teacher) for term in self.terms]
         return [name for ours, _ in watched for name in ours], [name for _, theirs in watched for name in theirs]
 
     def begin(self, student: Seen, teacher: Seen, task: Task) -> Loss:
-        """Each of them begun."""
+        """Build the loss of each term, and their sum."""
         return _Sum([(term.weight, term.begin(student, teacher, task)) for term in self.terms])
 
 
