@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
 
 from kogata.engines.base import Engine, Session
 from kogata.engines.lowering.checked import lowered
+from kogata.engines.lowering.costs import EAGER, Costs
 from kogata.network.batch import call
 from kogata.storage.layout import Artifact
 
@@ -29,18 +31,20 @@ class EagerSession(Session):
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class Eager(Engine):
     """PyTorch without a compiler."""
 
-    name = "eager"
+    name: ClassVar[str] = "eager"
+    costs: Costs = EAGER
 
     def export(self, artifact: Artifact, path: Path) -> None:
         """Nothing: PyTorch runs the ``.kogata`` file itself."""
 
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
-        """The model as it is."""
-        return EagerSession(lowered(model, inputs))
+        """A copy with cheaper layers wherever a form has some."""
+        return EagerSession(lowered(model, inputs, self.costs, self.rules))
 
     def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
-        """The loaded model, lowered."""
-        return EagerSession(lowered(model, inputs))
+        """The same of the loaded model."""
+        return EagerSession(lowered(model, inputs, self.costs, self.rules))

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 PYTORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-MMAP_THRESHOLD = -3  # of mallopt
-SMALL, LARGE = 128 << 10, 32 << 20  # bytes: where glibc begins, and how far it goes by itself as large blocks are freed
+M_MMAP_THRESHOLD = -3  # the parameter of mallopt (malloc.h): blocks of at least so many bytes are mapped one by one
+INITIAL_THRESHOLD = 128 << 10  # bytes: where glibc begins
+LARGEST_THRESHOLD = 32 << 20  # bytes: where glibc's own adjustment ends in a process that frees large blocks (64-bit systems)
 
 
 def release() -> None:
@@ -30,19 +31,25 @@ def release() -> None:
 
 @contextlib.contextmanager
 def returned() -> Generator[None, None, None]:
-    """Within this, a tensor of any size worth mentioning goes back to the system when it is freed.
+    """Within this, the memory of every tensor of 128 KiB or more goes back to the system when the tensor is freed.
 
-    glibc would raise that size to 32 MiB and keep what is smaller, in pieces that the next tensor may not fit into. There it
-    is again afterwards, which costs training less.
+    By itself, glibc raises that threshold to the size of the largest block freed so far, up to 32 MiB, and keeps what is
+    smaller for later, in pieces that the next tensor may not fit into.
+
+    The threshold belongs to the whole process: the C library has one for all threads. It can neither be read nor handed back
+    to glibc's own adjustment once it has been set. Afterwards it is therefore set to where that adjustment ends, which is
+    where a process that has freed a large tensor already was; training, which asks for the same sizes again and again, is
+    faster there.
     """
-    _threshold(SMALL)
+    _set_threshold(INITIAL_THRESHOLD)
     try:
         yield
     finally:
-        _threshold(LARGE)
+        _set_threshold(LARGEST_THRESHOLD)
 
 
-def _threshold(size: int) -> None:
+def _set_threshold(size: int) -> None:
+    """In bytes; nothing happens where the C library has no such function."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, size)
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, size)
