@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from kogata.engines.lowering.costs import Costs
+from kogata.engines.lowering.costs import EAGER, Costs
 from kogata.engines.lowering.rules import RULES, Rules
 from kogata.storage.layout import Artifact, EngineGraph
 
@@ -23,11 +23,11 @@ class Engine(ABC):
     """A runtime for inference on this machine.
 
     ``costs`` decide which forms become cheaper layers here, and ``rules`` which layers these are:
-    ``rules={**RULES, MyForm: my_rule}`` adds a rule for a form of your own.
+    ``rules={**RULES, MyForm: my_rule}`` adds a rule for a form of your own. An engine without costs of its own has PyTorch's.
     """
 
     name: ClassVar[str]
-    costs: Costs
+    costs: Costs = EAGER
     rules: Rules = field(default_factory=lambda: RULES, hash=False, repr=False)
 
     def graph(self, model: nn.Module, inputs: Any) -> EngineGraph | None:

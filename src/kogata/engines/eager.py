@@ -11,7 +11,6 @@ from torch import nn
 
 from kogata.engines.base import Engine, Session
 from kogata.engines.lowering.checked import lowered
-from kogata.engines.lowering.costs import EAGER, Costs
 from kogata.network.batch import call
 from kogata.storage.layout import Artifact
 
@@ -36,7 +35,6 @@ class Eager(Engine):
     """PyTorch without a compiler."""
 
     name: ClassVar[str] = "eager"
-    costs: Costs = EAGER
 
     def export(self, artifact: Artifact, path: Path) -> None:
         """Nothing: PyTorch runs the ``.kogata`` file itself."""

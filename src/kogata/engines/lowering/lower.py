@@ -8,6 +8,7 @@ from torch import nn
 
 from kogata.engines.lowering.costs import EAGER, Costs
 from kogata.engines.lowering.rules import RULES, Rules, cheaper
+from kogata.network.quantizers import quantizer_of
 from kogata.network.sites import form_of, modules_of
 from kogata.network.surgery import clone, plain
 
@@ -37,7 +38,10 @@ def lower(model: nn.Module, costs: Costs = EAGER, rules: Rules = RULES) -> nn.Mo
 
 
 def cheaper_layers(model: nn.Module, costs: Costs, rules: Rules) -> dict[str, nn.Module]:
-    """What replaces the module at each path, for every module that has something cheaper."""
+    """What replaces the module at each path, for every module that has something cheaper.
+
+    A quantizer that sits on a module rounds the inputs of what replaces it. Other hooks of the module are not taken over.
+    """
     found: dict[str, nn.Module] = {}
     for path, module in modules_of(model):
         parent = path.rpartition(".")[0]
@@ -46,8 +50,10 @@ def cheaper_layers(model: nn.Module, costs: Costs, rules: Rules) -> dict[str, nn
             continue
         form = form_of(module, "weight")
         layer = None if form is None else cheaper(form, module, costs, rules)
-        if layer is not None:
-            found[path] = layer.train(module.training)
+        if layer is None:
+            continue
+        quantizer = quantizer_of(module)
+        found[path] = (layer if quantizer is None else nn.Sequential(quantizer, layer)).train(module.training)
     return found
 
 
