@@ -18,11 +18,12 @@ TOLERANCE = 1e-5  # relative squared error of the outputs; rounding alone stays 
 
 
 def lowered(model: nn.Module, inputs: Any, costs: Costs, rules: Rules = RULES) -> nn.Module:
-    """``lower(model, costs, rules)`` without the layers that the user's own code cannot do without in their dense form.
+    """``lower(model, costs, rules)``, in evaluation mode, save that a layer stays dense where the model's own code needs it so.
 
-    A module that reads ``self.layer.weight`` past the layer's forward needs such a one. The outputs for the first row of
-    ``inputs``, a batch, are compared with the dense model's. Where they differ, each layer is tried by itself, and those that
-    fail stay dense; where no single layer is to blame, all do. A warning in the log names them, with the reason.
+    Code that reads ``self.layer.weight`` past the layer's forward, for example, fails with other layers in its place. The
+    outputs for the first row of ``inputs``, a batch, are compared with those of the dense model. Where they differ, each layer
+    is tried by itself, and those that fail stay dense; where no single layer is to blame, all do. A warning in the log names
+    them, with the reason.
     """
     layers, dense, sample = cheaper_layers(model, costs, rules), surgery.plain(model).eval(), take(inputs, 1)
     if not layers:

@@ -14,7 +14,10 @@ from torch.nn.utils import parametrize
 
 @dataclass(frozen=True)
 class Stage:
-    """One convolution of a chain: its weight ``[outputs, inputs / groups, *kernel]``, and the image axes along its kernel."""
+    """One convolution of a chain, with a weight ``[outputs, inputs / groups, *kernel]``.
+
+    It takes over the padding, stride and dilation of the replaced layer along ``axes`` of the image, where its kernel extends.
+    """
 
     weight: Tensor
     axes: tuple[int, ...] = ()

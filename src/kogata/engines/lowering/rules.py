@@ -2,7 +2,7 @@
 
 ``RULES`` is the table: for each form, or for each index map of a ``Tied`` form, one function ``rule(form, layer, costs)``. It
 returns a module that computes what ``layer`` computes with the weight ``form.dense()``, or None where a dense layer is as fast.
-It must not keep trainable parameters. A form without a rule becomes a dense weight.
+Its parameters must not require gradients. A form without a rule becomes a dense weight.
 
 To add a rule for a form: write the function and give ``{**RULES, MyForm: my_rule}`` to :func:`kogata.lower` or to an engine,
 ``OnnxRuntime(rules=...)``; in this package, add it to ``RULES``. Compare layers by ``kind_of(layer)``, not by ``isinstance``:

@@ -34,7 +34,7 @@ class CirculantLinear(Structured):
 
     def __init__(self, layer: nn.Linear, base_PQB: Tensor, sign_I: Tensor, costs: Costs) -> None:
         super().__init__(layer)
-        self.base, self.sign = fixed(base_PQB), fixed(sign_I.to(base_PQB.dtype))
+        self.base, self.sign = fixed(base_PQB), fixed(sign_I.to(base_PQB))
         self.blocks, self.block = base_PQB.shape[:2], base_PQB.shape[2]
         self.single = tuple(self.blocks) == (1, 1)
         self.rows = costs.kernel_rows
@@ -73,7 +73,7 @@ class FourierCirculantLinear(Structured):
 
     def __init__(self, layer: nn.Linear, base_PQB: Tensor, sign_I: Tensor) -> None:
         super().__init__(layer)
-        self.base, self.sign = fixed(base_PQB), fixed(sign_I.to(base_PQB.dtype))
+        self.base, self.sign = fixed(base_PQB), fixed(sign_I.to(base_PQB))
 
     def multiply(self, x_NI: Tensor) -> Tensor:
         """See :class:`Structured`."""
@@ -87,7 +87,7 @@ class CosineCirculantLinear(Structured):
 
     def __init__(self, layer: nn.Linear, base_PQB: Tensor, sign_I: Tensor) -> None:
         super().__init__(layer)
-        self.base, self.sign = fixed(base_PQB), fixed(sign_I.to(base_PQB.dtype))
+        self.base, self.sign = fixed(base_PQB), fixed(sign_I.to(base_PQB))
         self.across, self.block = base_PQB.shape[1:]
 
     def multiply(self, x_NI: Tensor) -> Tensor:
