@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from kogata.engines.lowering.copies import Copies
+from kogata.engines.lowering.layers import Stack
 from kogata.engines.lowering.lower import lower
 from kogata.errors import DataError, NotApplicable
-from kogata.forms.copies import Copies
-from kogata.forms.layers import Stack
 from kogata.job import Job
 from kogata.methods import METHODS, SVD, ChannelPruning, KMeans, MagnitudePruning, NeuronMerging, Recover, Shallower
 from kogata.methods.base.compose import chain, only

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kogata
-from kogata.engines import onnx_graph
+from kogata.engines import ONNXRUNTIME, onnx_graph
 from kogata.engines.lowering.lower import lower
 from kogata.engines.onnxruntime import OnnxSession
 from kogata.job import Job
@@ -36,7 +36,7 @@ TIED = chain(SVD(rank=0.25), MagnitudePruning(sparsity=0.3), KMeans(clusters=16)
 
 def exported(job: Job) -> onnx.ModelProto:
     """The lowered model as ONNX."""
-    return onnx_graph.export(lower(job.model).eval(), batch_of(job)[0])
+    return onnx_graph.export(lower(job.model, ONNXRUNTIME).eval(), batch_of(job)[0])
 
 
 def run_from_file(job: Job, proto: onnx.ModelProto, folder: Path) -> Any:

@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kogata.engines import OnnxRuntime, onnx_graph
+from kogata.engines import ONNXRUNTIME, Costs, OnnxRuntime, onnx_graph
 from kogata.engines.lowering.checked import lowered
 from kogata.engines.lowering.lower import lower
 from kogata.forms import Product
-from kogata.forms.layers import MOVED
 from kogata.forms.product import CP, PAIR, SEPARABLE, TUCKER
 from kogata.network import surgery
 from kogata.network.batch import evaluating
@@ -25,7 +24,6 @@ from kogata.storage.write import pack, write_file
 from tests.contract.checks import assert_near
 
 Build = Callable[..., nn.Module]
-pytestmark = pytest.mark.usefixtures("by_products")
 
 
 def form(equation: str, shape: torch.Size, rank: int) -> Product:
@@ -85,11 +83,11 @@ PLANE: dict[str, dict[str, Any]] = {
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("settings", PLANE.values(), ids=PLANE.keys())
 @pytest.mark.parametrize("equation", [PAIR, SEPARABLE, TUCKER, CP[2]])
-def test_planes(equation: str, settings: dict[str, Any]) -> None:
+def test_planes(by_products: Costs, equation: str, settings: dict[str, Any]) -> None:
     settings = {"kernel_size": 3} | settings
     model = attached(nn.Conv2d(16, 32, **settings), equation, 2)
     images = torch.randn(3, 16, 10, 11)
-    cheaper = lower(model)
+    cheaper = lower(model, by_products)
     assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
     with evaluating(model):
         assert_near(cheaper(images), surgery.plain(model)(images), 1e-5)
@@ -99,26 +97,26 @@ def test_planes(equation: str, settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": 2}, {"padding": "same", "dilation": 2}, {"groups": 2}])
 @pytest.mark.parametrize("equation", [PAIR, TUCKER, CP[1]])
-def test_lines(equation: str, settings: dict[str, Any]) -> None:
+def test_lines(by_products: Costs, equation: str, settings: dict[str, Any]) -> None:
     model = attached(nn.Conv1d(16, 32, 5, **settings), equation, 2)
     rows = torch.randn(3, 16, 20)
-    cheaper = lower(model)
+    cheaper = lower(model, by_products)
     assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
     with evaluating(model):
         assert_near(cheaper(rows), surgery.plain(model)(rows), 1e-5)
 
 
-def test_volumes() -> None:
+def test_volumes(by_products: Costs) -> None:
     model = attached(nn.Conv3d(8, 16, 3, stride=(1, 2, 1), padding=1), TUCKER, 2)
     volumes = torch.randn(2, 8, 5, 6, 5)
     with evaluating(model):
-        assert_near(lower(model)(volumes), surgery.plain(model)(volumes), 1e-5)
-    assert isinstance(lower(model)[0], nn.Sequential)  # type: ignore[index]
+        assert_near(lower(model, by_products)(volumes), surgery.plain(model)(volumes), 1e-5)
+    assert isinstance(lower(model, by_products)[0], nn.Sequential)  # type: ignore[index]
 
 
-def test_the_stages_are_the_ones_of_the_papers() -> None:
+def test_the_stages_are_the_ones_of_the_papers(by_products: Costs) -> None:
     def layers(equation: str, kernel: tuple[int, int] = (3, 5)) -> list[tuple[int, int, tuple[int, ...], int]]:
-        cheaper = lower(attached(nn.Conv2d(16, 32, kernel), equation, 4))
+        cheaper = lower(attached(nn.Conv2d(16, 32, kernel), equation, 4), by_products)
         return [(m.in_channels, m.out_channels, m.kernel_size, m.groups) for m in cheaper.modules() if isinstance(m, nn.Conv2d)]
 
     assert layers(PAIR) == [(16, 4, (3, 5), 1), (4, 32, (1, 1), 1)]
@@ -140,19 +138,16 @@ def test_the_stages_are_the_ones_of_the_papers() -> None:
         (lambda: nn.Embedding(40, 16), PAIR, 12),
     ],
 )
-def test_what_would_not_be_cheaper_stays_dense(build: Build, equation: str, rank: int) -> None:
+def test_what_would_not_be_cheaper_stays_dense(by_products: Costs, build: Build, equation: str, rank: int) -> None:
     model = attached(build(), equation, rank)
-    assert type(lower(model)[0]) in (nn.Conv2d, nn.Linear, nn.Embedding)  # type: ignore[index]
+    assert type(lower(model, by_products)[0]) in (nn.Conv2d, nn.Linear, nn.Embedding)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("channels", "extent", "rank", "lowers"), [(32, 5, 78, False), (512, 3, 832, True)])
-def test_thin_layers_that_move_more_than_they_compute_stay_dense(
-    channels: int, extent: int, rank: int, lowers: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_thin_layers_that_move_more_than_they_compute_stay_dense(channels: int, extent: int, rank: int, lowers: bool) -> None:
     """Both have about a third of the products; each of the four layers would read and write more channels than the whole."""
-    monkeypatch.setattr("kogata.forms.layers.MOVED", MOVED)
     model = attached(nn.Conv2d(channels // 2, channels, extent), CP[2], rank)
-    assert isinstance(lower(model)[0], nn.Sequential) == lowers  # type: ignore[index]
+    assert isinstance(lower(model, ONNXRUNTIME)[0], nn.Sequential) == lowers  # type: ignore[index]
 
 
 class Padded(nn.Conv2d):
@@ -171,7 +166,7 @@ class Padded(nn.Conv2d):
         (lambda: nn.Linear(64, 64), "agc,cbh->abgh"),
     ],
 )
-def test_layers_that_read_their_weight_otherwise_stay_dense(build: Build, equation: str) -> None:
+def test_layers_that_read_their_weight_otherwise_stay_dense(by_products: Costs, build: Build, equation: str) -> None:
     layer = build()
     kind, model = type(layer), nn.Sequential(layer)
     site = next(site for site in sites_of(model) if site.parameter == "weight")
@@ -180,30 +175,32 @@ def test_layers_that_read_their_weight_otherwise_stay_dense(build: Build, equati
     else:
         product = form(equation, torch.Size(site.shape), 2)
     surgery.attach(model, site, product)
-    assert type(lower(model)[0]) is kind  # type: ignore[index]
+    assert type(lower(model, by_products)[0]) is kind  # type: ignore[index]
 
 
-def test_a_kernel_that_is_not_the_layers_stays_dense() -> None:
+def test_a_kernel_that_is_not_the_layers_stays_dense(by_products: Costs) -> None:
     """A form from a file may give the right number of entries from factors of other extents."""
     model = nn.Sequential(nn.Conv2d(16, 32, (3, 5)))
     for equation, sizes in ((SEPARABLE, [(32, 2, 3), (2, 16, 5)]), (CP[2], [(32, 2), (2, 3), (2, 5), (2, 16)])):
         product = Product.of(equation, [torch.randn(size) for size in sizes], (32, 16, 3, 5))
         surgery.attach(model, next(site for site in sites_of(model) if site.parameter == "weight"), product)
-        assert type(lower(model)[0]) is nn.Conv2d  # type: ignore[index]
+        assert type(lower(model, by_products)[0]) is nn.Conv2d  # type: ignore[index]
 
 
-def test_making_layers_draws_no_random_numbers() -> None:
+def test_making_layers_draws_no_random_numbers(by_products: Costs) -> None:
     model = attached(nn.Conv2d(16, 32, 3), TUCKER, 2)
     before = torch.get_rng_state()
-    lower(model)
+    lower(model, by_products)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("equation", "groups"), [(SEPARABLE, 1), (TUCKER, 1), (CP[2], 1), (CP[2], 2)])
-def test_onnx_runs_the_stages_from_the_factors_of_the_file(equation: str, groups: int, tmp_path: Path) -> None:
+def test_onnx_runs_the_stages_from_the_factors_of_the_file(
+    by_products: Costs, equation: str, groups: int, tmp_path: Path
+) -> None:
     model = attached(nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=groups), equation, 2).eval()
     images = torch.randn(3, 16, 10, 11)
-    cheaper = lowered(model, images)
+    cheaper = lowered(model, images, by_products)
     assert isinstance(cheaper[0], nn.Sequential)  # type: ignore[index]
     graph = onnx_graph.bind(onnx_graph.export(cheaper, images), model)
     path = tmp_path / "m.kogata"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kogata.calibration.stats import Stats
-from kogata.engines import OnnxRuntime, onnx_graph
+from kogata.engines import EAGER, ONNXRUNTIME, Costs, OnnxRuntime, onnx_graph
 from kogata.engines.lowering.checked import lowered
 from kogata.engines.lowering.lower import lower
 from kogata.errors import DataError, NotApplicable
@@ -83,11 +83,11 @@ def compressed(method: WeightMethod, layer: nn.Module, images: Tensor) -> nn.Mod
     return method.apply(Job(model=model, reference=model, task=Task(calibration=[images]))).model
 
 
-def assert_lowers(method: WeightMethod, settings: dict[str, Any]) -> nn.Module:
+def assert_lowers(method: WeightMethod, settings: dict[str, Any], costs: Costs = EAGER) -> nn.Module:
     """The lowered layer computes what the dense one does, with fewer multiplications."""
     images = torch.randn(3, 8, 10, 11)
     model = compressed(method, nn.Conv2d(8, 32, 3, **settings), images)
-    cheaper = lower(model)
+    cheaper = lower(model, costs)
     with evaluating(model):
         assert_near(cheaper(images), surgery.plain(model)(images), 1e-5)
         assert_near(cheaper[0](images[0]), surgery.plain(model)(images)[0], 1e-5)  # type: ignore[index]
@@ -113,11 +113,13 @@ def multiplications(model: nn.Module, images: Tensor) -> int:
     return total
 
 
-def assert_file_and_engine(method: WeightMethod, folder: Path, settings: dict[str, Any], bound: int) -> None:
+def assert_file_and_engine(
+    method: WeightMethod, folder: Path, settings: dict[str, Any], bound: int, costs: Costs = ONNXRUNTIME
+) -> None:
     """The same weights bit for bit, and the same outputs in ONNX Runtime from the file's own tensors, at any batch size."""
     images = torch.randn(3, 16, 10, 11)
     model = compressed(method, nn.Conv2d(16, 32, 3, **settings), images)
-    cheaper = lowered(model, images)
+    cheaper = lowered(model, images, costs)
     assert type(cheaper[0]) is not nn.Conv2d  # type: ignore[index]
     graph = onnx_graph.bind(onnx_graph.export(cheaper, images), model)
     path = folder / "m.kogata"

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from kogata import Task
 from kogata.calibration.prepare import prepare
 from kogata.calibration.stats import Stats
-from kogata.engines import onnx_graph
+from kogata.engines import ONNXRUNTIME, onnx_graph
 from kogata.engines.lowering.lower import lower
+from kogata.engines.lowering.structured_layers import Added
 from kogata.engines.onnxruntime import OnnxSession
 from kogata.forms import Form, Role
-from kogata.forms.structured_layers import Structured
 from kogata.job import Kind, Site
 from kogata.methods.base.weight import WeightMethod
 from kogata.network import surgery
@@ -48,17 +48,21 @@ def assert_projection(form: Form, weight: Tensor) -> None:
         assert float(gradient.norm() * value.detach().norm()) <= 1e-4 * float(weight.square().sum())
 
 
-def lowered(method: WeightMethod, outputs: int, inputs: int, tmp_path: Path, bias: bool = True) -> nn.Module:
-    """The layer in the place of a linear one; it is equal in PyTorch, in ONNX Runtime, and from its file's own graph."""
+def lowered(method: WeightMethod, outputs: int, inputs: int, tmp_path: Path, bias: bool = True) -> tuple[nn.Module, nn.Module]:
+    """The layers in the place of a linear one, for PyTorch and for ONNX Runtime.
+
+    Each computes in its engine what the dense layer does, the second one also from its file's own graph.
+    """
     x = torch.randn(3, 2, inputs)
     model = nn.Sequential(nn.Linear(inputs, outputs, bias=bias))
     job = method.apply(prepare(model, Task(calibration=[x])))
-    fast = lower(job.model).eval()
+    fast, exported = lower(job.model).eval(), lower(job.model, ONNXRUNTIME).eval()
     with evaluating(job.model):
         wanted = surgery.plain(job.model)(x)
         assert_near(fast(x), wanted, 1e-5)
         assert_near(fast(x[0, 0]), wanted[0, 0], 1e-5)
-    proto = onnx_graph.export(fast, x)
+        assert_near(exported(x), wanted, 1e-5)
+    proto = onnx_graph.export(exported, x)
     assert_near(OnnxSession(proto)(x), wanted, 1e-5)
     graph = onnx_graph.bind(proto, job.model)
     path = tmp_path / "model.kogata"
@@ -67,13 +71,14 @@ def lowered(method: WeightMethod, outputs: int, inputs: int, tmp_path: Path, bia
     loaded = load(path, into=surgery.clone(model, share=False))
     assert torch.equal(surgery.plain(loaded)(x), wanted)
     assert path.stat().st_size < 4 * outputs * inputs
-    return fast[0]  # type: ignore[index]
+    return fast[0], exported[0]  # type: ignore[index]
 
 
-def assert_fast(layer: nn.Module, kind: type[Structured]) -> None:
-    """The layer is of a kind, and none of its numbers is trained."""
-    assert type(layer) is kind
-    assert not any(parameter.requires_grad for parameter in layer.parameters())
+def assert_is(kind: type[nn.Module], layer: nn.Module) -> None:
+    """The layer, or of layers side by side the first one, is of a kind; if it is no dense layer, nothing in it is trained."""
+    first = next(layer.layers.children()) if isinstance(layer, Added) else layer
+    assert type(first) is kind
+    assert kind is nn.Linear or not any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def assert_refused(form: Form, damages: list[Mapping[str, Any]]) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from kogata.engines.lowering.transform_layers import FastfoodLinear
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Fastfood
 from kogata.forms.fastfood import permutations, sizes
 from kogata.forms.hadamard import hadamard
-from kogata.forms.structured_layers import FastfoodLinear
 from kogata.methods.structured.adaptive_fastfood import AdaptiveFastfood
 from tests.contract.checks import assert_near
-from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
+from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 
 def explicit(form: Fastfood) -> np.ndarray:
@@ -70,12 +70,14 @@ def test_permutations_are_permutations() -> None:
 
 @pytest.mark.parametrize(("outputs", "inputs", "residual"), [(600, 500, 3), (512, 512, 0)])
 def test_fast_layers_equal_the_dense_layer(outputs: int, inputs: int, residual: int, tmp_path: Path) -> None:
-    layer = lowered(AdaptiveFastfood(rounds=1, residual=residual), outputs, inputs, tmp_path)
-    assert_fast(layer if residual == 0 else next(iter(layer.children()))[0], FastfoodLinear)  # type: ignore[index]
+    eager, exported = lowered(AdaptiveFastfood(rounds=1, residual=residual), outputs, inputs, tmp_path)
+    assert_is(FastfoodLinear, eager)
+    assert_is(FastfoodLinear, exported)
 
 
 def test_small_layers_stay_dense(tmp_path: Path) -> None:
-    assert type(lowered(AdaptiveFastfood(), 40, 60, tmp_path)) is torch.nn.Linear
+    for layer in lowered(AdaptiveFastfood(), 40, 60, tmp_path):
+        assert_is(torch.nn.Linear, layer)
 
 
 def test_damaged_headers_are_refused() -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from kogata.engines.lowering.transform_layers import CirculantLinear, CosineCirculantLinear, FourierCirculantLinear
 from kogata.errors import DataError, NotApplicable, UsageError
-from kogata.forms.structured_layers import CirculantLinear
 from kogata.forms.structured_maps import Circulant
 from kogata.forms.tied import Tied
 from kogata.methods.structured.block_circulant import BlockCirculant
 from tests.contract.checks import assert_near
-from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
+from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 
 def by_loops(base: np.ndarray, sign: np.ndarray, outputs: int, inputs: int) -> np.ndarray:
@@ -83,15 +84,22 @@ def test_convolutions_are_matrices_with_their_kernel_in_the_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "inputs", "block", "residual"), [(600, 500, None, 3), (530, 610, 64, 0), (700, 400, 300, 0), (512, 512, 33, 0)]
+    ("outputs", "inputs", "block", "residual", "in_onnx_runtime"),
+    [
+        (600, 500, None, 3, nn.Linear),
+        (530, 610, 64, 0, CosineCirculantLinear),
+        (530, 610, 64, 2, CosineCirculantLinear),
+        (700, 400, 300, 0, nn.Linear),
+        (512, 512, 33, 0, CosineCirculantLinear),
+        (4096, 100, None, 0, FourierCirculantLinear),
+    ],
 )
-def test_fast_layers_equal_the_dense_layer(outputs: int, inputs: int, block: int | None, residual: int, tmp_path: Path) -> None:
-    layer = lowered(BlockCirculant(block=block, residual=residual), outputs, inputs, tmp_path, bias=residual == 0)
-    assert_fast(layer if residual == 0 else next(iter(layer.children()))[0], CirculantLinear)  # type: ignore[index]
-
-
-def test_one_long_block_keeps_its_transforms_in_onnx_runtime(tmp_path: Path) -> None:
-    assert_fast(lowered(BlockCirculant(), 4096, 100, tmp_path), CirculantLinear)
+def test_fast_layers_equal_the_dense_layer(
+    outputs: int, inputs: int, block: int | None, residual: int, in_onnx_runtime: type[nn.Module], tmp_path: Path
+) -> None:
+    eager, exported = lowered(BlockCirculant(block=block, residual=residual), outputs, inputs, tmp_path, bias=residual == 0)
+    assert_is(CirculantLinear, eager)
+    assert_is(in_onnx_runtime, exported)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,7 @@ def test_one_long_block_keeps_its_transforms_in_onnx_runtime(tmp_path: Path) -> 
 def test_one_row_and_many_rows_go_other_ways_to_the_same_product(
     block: int | None, outputs: int, inputs: int, compiled: bool, tmp_path: Path
 ) -> None:
-    layer = lowered(BlockCirculant(block=block), outputs, inputs, tmp_path)
+    layer, _ = lowered(BlockCirculant(block=block), outputs, inputs, tmp_path)
     assert isinstance(layer, CirculantLinear)
     assert layer.compiled == compiled
     x_NI = torch.randn(64, inputs)
@@ -113,7 +121,8 @@ def test_one_row_and_many_rows_go_other_ways_to_the_same_product(
 
 
 def test_small_layers_stay_dense(tmp_path: Path) -> None:
-    assert type(lowered(BlockCirculant(block=8), 40, 60, tmp_path)) is torch.nn.Linear
+    for layer in lowered(BlockCirculant(block=8), 40, 60, tmp_path):
+        assert_is(nn.Linear, layer)
 
 
 def test_damaged_headers_are_refused() -> None:

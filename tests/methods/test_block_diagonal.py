@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from kogata.engines.lowering.structured_layers import BlockDiagonalLinear
 from kogata.errors import DataError, NotApplicable, UsageError
-from kogata.forms.structured_layers import BlockDiagonalLinear
 from kogata.methods.structured.block_diagonal import BlockDiagonal
 from tests.contract.checks import assert_near
-from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
+from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 
 def beside(outputs: int, inputs: int, blocks: int) -> np.ndarray:
@@ -61,12 +61,14 @@ def test_entries_beside_the_blocks_have_no_gradient() -> None:
 
 @pytest.mark.parametrize(("outputs", "inputs", "blocks", "residual"), [(300, 784, 4, 0), (301, 503, 8, 3)])
 def test_fast_layers_equal_the_dense_layer(outputs: int, inputs: int, blocks: int, residual: int, tmp_path: Path) -> None:
-    layer = lowered(BlockDiagonal(blocks=blocks, residual=residual), outputs, inputs, tmp_path)
-    assert_fast(layer if residual == 0 else next(iter(layer.children()))[0], BlockDiagonalLinear)  # type: ignore[index]
+    eager, exported = lowered(BlockDiagonal(blocks=blocks, residual=residual), outputs, inputs, tmp_path)
+    assert_is(BlockDiagonalLinear, eager)
+    assert_is(BlockDiagonalLinear, exported)
 
 
 def test_two_blocks_gain_too_little(tmp_path: Path) -> None:
-    assert type(lowered(BlockDiagonal(blocks=2), 300, 400, tmp_path)) is torch.nn.Linear
+    for layer in lowered(BlockDiagonal(blocks=2), 300, 400, tmp_path):
+        assert_is(torch.nn.Linear, layer)
 
 
 def test_damaged_headers_are_refused() -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from kogata.engines.lowering.structured_layers import ButterflyLinear, MonarchLinear
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms.hadamard import hadamard
-from kogata.forms.structured_layers import ButterflyLinear
 from kogata.methods.structured.butterfly import Butterfly
 from kogata.methods.structured.monarch import Monarch
 from tests.contract.checks import assert_near
-from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
+from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 
 def sparse_product(factors: list[np.ndarray]) -> np.ndarray:
@@ -71,8 +71,9 @@ def test_two_factors_are_the_nearest_monarch_matrix() -> None:
 
 @pytest.mark.parametrize(("outputs", "inputs", "count", "residual"), [(256, 512, 8, 0), (300, 784, 3, 3)])
 def test_fast_layers_equal_the_dense_layer(outputs: int, inputs: int, count: int, residual: int, tmp_path: Path) -> None:
-    layer = lowered(Butterfly(factors=count, residual=residual), outputs, inputs, tmp_path)
-    assert_fast(layer if residual == 0 else next(iter(layer.children()))[0], ButterflyLinear)  # type: ignore[index]
+    eager, exported = lowered(Butterfly(factors=count, residual=residual), outputs, inputs, tmp_path)
+    assert_is(MonarchLinear, eager)
+    assert_is(ButterflyLinear, exported)
 
 
 def test_damaged_headers_are_refused() -> None:

@@ -16,7 +16,7 @@ import kogata
 from kogata import Task
 from kogata.calibration.prepare import prepare
 from kogata.calibration.probe import Probe
-from kogata.engines import onnx_graph
+from kogata.engines import ONNXRUNTIME, onnx_graph
 from kogata.engines.lowering.lower import lower
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.job import Job
@@ -281,7 +281,7 @@ def test_goes_on_with_every_other_step(tmp_path: Path) -> None:
 def test_the_smaller_model_exports(tmp_path: Path) -> None:
     job = chain(ChannelPruning(sparsity=0.5), KMeans(clusters=16)).apply(job_of("conv"))
     inputs = batch_of(job)[0]
-    graph = onnx_graph.bind(onnx_graph.export(lower(job.model).eval(), inputs), job.model)
+    graph = onnx_graph.bind(onnx_graph.export(lower(job.model, ONNXRUNTIME).eval(), inputs), job.model)
     write_file(tmp_path / "m.kogata", pack(job.model, graph))
     assert_near(kogata.open(tmp_path / "m.kogata")(inputs), output(job, job.model), 1e-4)
     loaded = kogata.load(tmp_path / "m.kogata", into=ConvNet())

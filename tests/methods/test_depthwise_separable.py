@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.calibration.stats import Stats
+from kogata.engines import Costs
 from kogata.errors import UsageError
 from kogata.methods.filters import depthwise_separable
 from kogata.methods.filters.depthwise_separable import DepthwiseSeparable
@@ -26,8 +27,6 @@ from tests.methods.compact_blocks import (
     rows_of,
     stats_of,
 )
-
-pytestmark = pytest.mark.usefixtures("by_products")
 
 
 def block(outputs: int, inputs: int, count: int) -> Tensor:
@@ -95,14 +94,14 @@ def test_error_falls_with_width() -> None:
 
 @pytest.mark.parametrize("settings", LAYERS.values(), ids=LAYERS.keys())
 @pytest.mark.parametrize("count", [1, 2])
-def test_lowered_equals_dense(settings: dict[str, Any], count: int) -> None:
-    cheaper = assert_lowers(DepthwiseSeparable(multiplier=count), settings)
+def test_lowered_equals_dense(by_products: Costs, settings: dict[str, Any], count: int) -> None:
+    cheaper = assert_lowers(DepthwiseSeparable(multiplier=count), settings, by_products)
     layers = [(m.in_channels, m.out_channels, m.kernel_size, m.groups) for m in cheaper.modules() if isinstance(m, nn.Conv2d)]
     assert layers == [(8, 8 * count, (3, 3), 8), (8 * count, 32, (1, 1), 1)]
 
 
-def test_file_and_engine(tmp_path: Path) -> None:
-    assert_file_and_engine(DepthwiseSeparable(multiplier=2), tmp_path, {"stride": 2, "padding": 1}, 3)
+def test_file_and_engine(by_products: Costs, tmp_path: Path) -> None:
+    assert_file_and_engine(DepthwiseSeparable(multiplier=2), tmp_path, {"stride": 2, "padding": 1}, 3, by_products)
 
 
 def test_damage_is_refused() -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from kogata.engines.lowering.structured_layers import KroneckerLinear
 from kogata.errors import DataError, NotApplicable, UsageError
-from kogata.forms.structured_layers import KroneckerLinear
 from kogata.methods.structured.kronecker import Kronecker
 from tests.contract.checks import assert_near
-from tests.methods.structured import assert_fast, assert_projection, assert_refused, encoded, lowered, squared_error
+from tests.methods.structured import assert_is, assert_projection, assert_refused, encoded, lowered, squared_error
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -47,12 +47,14 @@ def test_rank_as_a_fraction() -> None:
 
 @pytest.mark.parametrize(("outputs", "inputs", "rank", "residual"), [(300, 784, 2, 0), (256, 512, 1, 3)])
 def test_fast_layers_equal_the_dense_layer(outputs: int, inputs: int, rank: int, residual: int, tmp_path: Path) -> None:
-    layer = lowered(Kronecker(rank=rank, residual=residual), outputs, inputs, tmp_path)
-    assert_fast(layer if residual == 0 else next(iter(layer.children()))[0], KroneckerLinear)  # type: ignore[index]
+    eager, exported = lowered(Kronecker(rank=rank, residual=residual), outputs, inputs, tmp_path)
+    assert_is(KroneckerLinear, eager)
+    assert_is(KroneckerLinear, exported)
 
 
 def test_a_high_rank_gains_no_time(tmp_path: Path) -> None:
-    assert type(lowered(Kronecker(rank=20), 300, 784, tmp_path)) is torch.nn.Linear
+    for layer in lowered(Kronecker(rank=20), 300, 784, tmp_path):
+        assert_is(torch.nn.Linear, layer)
 
 
 def test_damaged_headers_are_refused() -> None:

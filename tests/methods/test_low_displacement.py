@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from kogata.engines.lowering.transform_layers import DisplacementLinear
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Displacement
 from kogata.forms.displacement import displacement
-from kogata.forms.structured_layers import DisplacementLinear
 from kogata.methods.structured.low_displacement import LowDisplacement
 from tests.contract.checks import assert_near
-from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
+from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 
 def z(values: np.ndarray, f: float) -> np.ndarray:
@@ -85,12 +85,14 @@ def test_half_precision_is_computed_in_single() -> None:
 
 @pytest.mark.parametrize(("outputs", "inputs", "rank", "residual"), [(600, 500, 1, 3), (700, 784, 2, 0)])
 def test_fast_layers_equal_the_dense_layer(outputs: int, inputs: int, rank: int, residual: int, tmp_path: Path) -> None:
-    layer = lowered(LowDisplacement(rank=rank, residual=residual), outputs, inputs, tmp_path)
-    assert_fast(layer if residual == 0 else next(iter(layer.children()))[0], DisplacementLinear)  # type: ignore[index]
+    eager, exported = lowered(LowDisplacement(rank=rank, residual=residual), outputs, inputs, tmp_path)
+    assert_is(DisplacementLinear, eager)
+    assert_is(torch.nn.Linear, exported)
 
 
 def test_small_layers_stay_dense(tmp_path: Path) -> None:
-    assert type(lowered(LowDisplacement(rank=4), 300, 400, tmp_path)) is torch.nn.Linear
+    for layer in lowered(LowDisplacement(rank=4), 300, 400, tmp_path):
+        assert_is(torch.nn.Linear, layer)
 
 
 def test_damaged_headers_are_refused() -> None:

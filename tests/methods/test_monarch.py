@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from kogata.engines.lowering.structured_layers import MonarchLinear
 from kogata.errors import DataError, NotApplicable, UsageError
-from kogata.forms.structured_layers import MonarchLinear
 from kogata.methods.structured.monarch import Monarch
 from tests.contract.checks import assert_near
-from tests.methods.structured import assert_fast, assert_projection, assert_refused, encoded, lowered, squared_error
+from tests.methods.structured import assert_is, assert_projection, assert_refused, encoded, lowered, squared_error
 
 
 def two_factors(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -75,8 +75,9 @@ def test_sides_take_the_nearest_divisor() -> None:
 def test_fast_layers_equal_the_dense_layer(
     outputs: int, inputs: int, blocks: int | None, rank: int, residual: int, tmp_path: Path
 ) -> None:
-    layer = lowered(Monarch(blocks=blocks, rank=rank, residual=residual), outputs, inputs, tmp_path)
-    assert_fast(layer if residual == 0 else next(iter(layer.children()))[0], MonarchLinear)  # type: ignore[index]
+    eager, exported = lowered(Monarch(blocks=blocks, rank=rank, residual=residual), outputs, inputs, tmp_path)
+    assert_is(MonarchLinear, eager)
+    assert_is(MonarchLinear, exported)
 
 
 def test_damaged_headers_are_refused() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from kogata import Task
 from kogata.calibration.prepare import prepare
 from kogata.calibration.stats import Stats
+from kogata.engines import Costs
 from kogata.engines.lowering.lower import lower
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Product, Role
@@ -48,7 +49,6 @@ def test_a_matrix_of_low_rank_is_recovered() -> None:
     assert_near(SVD(rank=2).encode(weight, SITE, Stats()).dense(), weight, 1e-5)
 
 
-@pytest.mark.usefixtures("by_products")
 @pytest.mark.parametrize(
     ("layer", "inputs"),
     [
@@ -64,10 +64,10 @@ def test_a_matrix_of_low_rank_is_recovered() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_lowered_layers_equal_the_dense_layer(layer: nn.Module, inputs: torch.Tensor) -> None:
+def test_lowered_layers_equal_the_dense_layer(by_products: Costs, layer: nn.Module, inputs: torch.Tensor) -> None:
     job = prepare(nn.Sequential(layer), Task(calibration=[inputs]))
     after = SVD(rank=3).apply(job)
-    lowered = lower(after.model)
+    lowered = lower(after.model, by_products)
     with evaluating(after.model):
         assert_near(lowered(inputs), surgery.plain(after.model)(inputs), 1e-5)
     assert sum(p.numel() for p in lowered.parameters()) < sum(p.numel() for p in job.model.parameters())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -29,18 +30,19 @@ class EagerSession(Session):
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class Eager(Engine):
     """PyTorch without a compiler."""
 
-    name = "eager"
+    name: ClassVar[str] = "eager"
 
     def export(self, artifact: Artifact, path: Path) -> None:
         """Nothing: PyTorch runs the ``.kogata`` file itself."""
 
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
-        """The model as it is."""
-        return EagerSession(lowered(model, inputs))
+        """A copy with cheaper layers wherever a form has some."""
+        return EagerSession(lowered(model, inputs, self.costs, self.rules))
 
     def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
-        """The loaded model, lowered."""
-        return EagerSession(lowered(model, inputs))
+        """The same of the loaded model."""
+        return EagerSession(lowered(model, inputs, self.costs, self.rules))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from kogata.engines import onnx_graph
 from kogata.engines.base import Engine, Session
 from kogata.engines.lowering.checked import lowered
+from kogata.engines.lowering.costs import ONNXRUNTIME, Costs
 from kogata.errors import DataError, EngineError
 from kogata.storage.layout import Artifact, EngineGraph
 from kogata.storage.read import read_file
@@ -55,14 +57,16 @@ class OnnxSession(Session):
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class OnnxRuntime(Engine):
     """The graph of the lowered model, weights from the file's forms."""
 
-    name = "onnxruntime"
+    name: ClassVar[str] = "onnxruntime"
+    costs: Costs = ONNXRUNTIME
 
     def graph(self, model: nn.Module, inputs: Any) -> EngineGraph | None:
         """The lowered model's ONNX graph, its weights bound to the forms of ``model``."""
-        return onnx_graph.bind(onnx_graph.export(lowered(model, inputs), inputs), model)
+        return onnx_graph.bind(self._exported(model, inputs), model)
 
     def export(self, artifact: Artifact, path: Path) -> None:
         """Write an ONNX file with all weights in it."""
@@ -71,13 +75,16 @@ class OnnxRuntime(Engine):
 
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
         """Export, then load."""
-        return OnnxSession(onnx_graph.export(lowered(model, inputs), inputs))
+        return OnnxSession(self._exported(model, inputs))
 
     def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
         """The file's own graph and weights: nothing of ``model`` is used."""
         if artifact.graph is None:
             raise EngineError(f"onnxruntime: {artifact.source} carries no graph; it loads with the model's class only.")
         return OnnxSession(onnx_graph.fill(artifact))
+
+    def _exported(self, model: nn.Module, inputs: Any) -> onnx.ModelProto:
+        return onnx_graph.export(lowered(model, inputs, self.costs, self.rules), inputs)
 
 
 def _shapes(feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

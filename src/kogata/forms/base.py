@@ -43,10 +43,6 @@ class Form(nn.Module, ABC):
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild a node from a file. Raises ValueError, KeyError or TypeError when the parts do not fit each other."""
 
-    def lower(self, layer: nn.Module) -> nn.Module | None:
-        """Plain layers that compute what ``layer`` computes, but cheaper than with a dense weight; None if there are none."""
-        return None
-
     def simplified(self) -> Form:
         """The same tensor with needless nesting removed (a mask within a mask is one mask)."""
         return self

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from kogata.coding.plane import Plane
 from kogata.forms.base import Form
-from kogata.forms.layers import kind_of
-from kogata.forms.structured_layers import Added
 
 
 class Sum(Form):
@@ -28,17 +26,6 @@ class Sum(Form):
         """The sum, of ``shape``."""
         first, *others = (cast("Form", term).dense() for term in self.terms)
         return sum(others, start=first)
-
-    def lower(self, layer: nn.Module) -> nn.Module | None:
-        """The layers of all terms side by side, where each term of a linear layer has some and they hold half its numbers."""
-        if kind_of(layer) is not nn.Linear or not isinstance(layer, nn.Linear):
-            return None
-        bare = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta", dtype=layer.weight.dtype)
-        first, *others = self.parts().values()
-        layers = [first.lower(layer), *(term.lower(bare) for term in others)]
-        made = [found for found in layers if found is not None]
-        held = sum(number.numel() for found in made for number in found.parameters())
-        return Added(made) if len(made) == len(layers) and 2 * held <= self.shape.numel() else None
 
     def kept(self) -> int:
         """The numbers stored for all terms together."""

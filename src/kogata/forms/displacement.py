@@ -8,11 +8,10 @@ from typing import Any, Self, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from kogata.coding.plane import Plane
-from kogata.forms import structured_layers as fast
 from kogata.forms.base import Dense, Form
 from kogata.forms.tied import MAX_ENTRIES
 from kogata.job import Role
@@ -72,13 +71,6 @@ class Displacement(Form):
         if g.shape[1] != max(shape[0], math.prod(shape[1:])):
             raise ValueError(f"generators of {g.shape[1]} entries for the shape {shape}")
         return cls(g, h, shape)
-
-    def lower(self, layer: nn.Module) -> nn.Module | None:
-        """Fourier transforms; None where a dense product is as fast."""
-        g_RN, h_RN = self.g.dense().detach(), self.h.dense().detach()
-        if not isinstance(layer, nn.Linear) or not fast.lowers(layer, len(g_RN) * fast.TRANSFORMED):
-            return None
-        return fast.DisplacementLinear(layer, self.dense().detach(), g_RN, h_RN)
 
 
 def skew_columns(h_N: Tensor, count: int) -> Tensor:

@@ -8,10 +8,9 @@ from typing import Any, Self, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kogata.coding.plane import Plane
-from kogata.forms import structured_layers as fast
 from kogata.forms.base import Dense, Form
 from kogata.forms.hadamard import hadamard, hadamard_factors, transformed
 from kogata.forms.tied import MAX_ENTRIES
@@ -79,13 +78,6 @@ class Fastfood(Form):
         if found != wanted or wanted[0][1] ** 2 > MAX_ENTRIES:
             raise ValueError(f"diagonals of {found} for the shape {shape}, expected {wanted}")
         return cls(diagonals, seed, shape)
-
-    def lower(self, layer: nn.Module) -> nn.Module | None:
-        """Hadamard transforms; None where a dense product is as fast."""
-        diagonals = [part.dense().detach() for part in self.parts().values()]
-        if not isinstance(layer, nn.Linear) or not fast.lowers(layer, fast.TRANSFORMED):
-            return None
-        return fast.FastfoodLinear(layer, diagonals, self.order)
 
 
 def sizes(shape: Sequence[int]) -> list[tuple[int, int]]:

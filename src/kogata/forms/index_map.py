@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def whole(name: str, value: int, least: int) -> None:
@@ -33,8 +33,4 @@ class IndexMap(ABC):
 
         None for a map that cuts or moves rows: what it ties cannot be computed once and copied.
         """
-        return None
-
-    def fast(self, layer: nn.Module, base: Tensor) -> nn.Module | None:
-        """A layer that computes what ``layer`` does with the weight tied to ``base``, but faster; None if there is none."""
         return None

@@ -7,12 +7,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kogata.coding.plane import Plane
 from kogata.forms.base import Form, index_dtype
-from kogata.forms.copies import copied
-from kogata.forms.tied import Tied
 
 
 class Permuted(Form):
@@ -50,10 +48,3 @@ class Permuted(Form):
         if not np.array_equal(np.sort(order), np.arange(part.shape[0])):
             raise ValueError(f"the order of shape {order.shape} is no permutation of {part.shape[0]} rows")
         return cls(torch.from_numpy(order.astype(np.int32)), part)
-
-    def lower(self, layer: nn.Module) -> nn.Module | None:
-        """Where the part's rows are copies of fewer rows, as :meth:`Tied.lower`, each copy at its place; None otherwise."""
-        if not isinstance(self.part, Tied) or (rows := self.part.map.rows(len(self.order))) is None:
-            return None
-        order = self.order.long().cpu()
-        return copied(layer, self.part.base.dense(), *(row[order] for row in rows))

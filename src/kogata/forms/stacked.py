@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from kogata.coding.plane import Plane
 from kogata.forms.base import Dense, Form, index_dtype
-from kogata.forms.layers import stack
 from kogata.job import Role
 
 MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of small kernels in a damaged file must not reserve more
@@ -84,11 +83,3 @@ class Stacked(Form):
         if np.bincount(member_O, minlength=len(filters)).tolist() != [part.shape[0] for part in filters]:
             raise ValueError("the outputs are not divided as its parts are")
         return cls(torch.from_numpy(member_O.astype(np.int64)).to(index_dtype(len(filters))), filters, kernel)
-
-    def lower(self, layer: nn.Module) -> nn.Module | None:
-        """One convolution for each part, side by side, when they multiply less than the dense layer; None otherwise."""
-        return self.behind(layer, None)
-
-    def behind(self, layer: nn.Module, squeeze_SI: Tensor | None) -> nn.Module | None:
-        """The same, on what a pointwise layer makes of the inputs of ``layer``."""
-        return stack(layer, [cast("Form", part).dense().detach() for part in self.filters], self.order(), squeeze_SI)

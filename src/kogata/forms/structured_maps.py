@@ -13,9 +13,8 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kogata.forms import structured_layers as fast
 from kogata.forms.index_map import IndexMap, whole
 
 
@@ -54,13 +53,6 @@ class Circulant(IndexMap):
         bits = np.random.PCG64(self.seed).random_raw(count) & np.uint64(1)
         return torch.from_numpy(1 - 2 * bits.astype(np.int8))
 
-    def fast(self, layer: nn.Module, base: Tensor) -> nn.Module | None:
-        """See :class:`IndexMap`; None where the matrix is too small for transforms to pay."""
-        if not isinstance(layer, nn.Linear) or not fast.lowers(layer, fast.TRANSFORMED) or self.block < fast.SHORTEST:
-            return None
-        down, across = self.blocks((layer.out_features, layer.in_features))
-        return fast.CirculantLinear(layer, base.reshape(down, across, self.block), self.signs(layer.in_features))
-
 
 @final
 @dataclass(frozen=True)
@@ -86,12 +78,6 @@ class Diagonal(IndexMap):
         sign = (rows // high == columns // wide).to(torch.int8)
         index = (rows * wide + columns % wide) * sign
         return index.reshape(tuple(shape)), sign.reshape(tuple(shape))
-
-    def fast(self, layer: nn.Module, base: Tensor) -> nn.Module | None:
-        """See :class:`IndexMap`; one batched product of the blocks."""
-        if not isinstance(layer, nn.Linear) or not fast.lowers(layer, fast.SMALLEST) or not fast.fewer(base.numel(), layer):
-            return None
-        return fast.BlockDiagonalLinear(layer, base.reshape(self.base((layer.out_features, layer.in_features))))
 
 
 STRUCTURED_MAPS: tuple[type[IndexMap], ...] = (Circulant, Diagonal)

@@ -14,11 +14,10 @@ from typing import Any, Self, cast, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kogata.coding.plane import Plane
 from kogata.forms.base import PIECE, Dense, Form
-from kogata.forms.copies import copied
 from kogata.forms.filter_maps import FILTER_MAPS
 from kogata.forms.index_map import IndexMap, whole
 from kogata.forms.structured_maps import STRUCTURED_MAPS
@@ -106,16 +105,6 @@ class Tied(Form):
     def kept(self) -> int:
         """The numbers of the base."""
         return self.base.kept()
-
-    def lower(self, layer: nn.Module) -> nn.Module | None:
-        """The fast layer of the map; of a convolution whose filters are copies of fewer ones, those, then copies of their maps.
-
-        None for all other maps: turned, moved and scattered weights save bytes, but every output takes its own products.
-        """
-        if (fast := self.map.fast(layer, self.base.dense().detach())) is not None:
-            return fast
-        rows = self.map.rows(self.shape[0])
-        return None if rows is None else copied(layer, self.base.dense(), *rows)
 
     def planes(self) -> dict[str, Plane]:
         """Nothing of its own: the map is computed."""

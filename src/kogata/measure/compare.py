@@ -14,6 +14,7 @@ from kogata.calibration.batches import first_batch
 from kogata.calibration.costs import macs
 from kogata.engines import Engine, Session
 from kogata.engines.lowering.checked import lowered
+from kogata.engines.lowering.costs import EAGER
 from kogata.errors import DataError, EngineError
 from kogata.forms import Role
 from kogata.job import Job, Row, Step, Task
@@ -98,19 +99,19 @@ def report(
             parameters=sum(form_at(job.model, site).kept() for site in sites_of(job.model)),
             latency_ms=latency[0],
         ),
-        layers=layers(job, original, packed, inputs, timed=engine is not None), rest_bytes=rest(packed, job.model),
+        layers=layers(job, original, packed, inputs, engine), rest_bytes=rest(packed, job.model),
         steps=tuple(steps), notes=(*notes, *_left(job)), targets={target.goal: target.text for target in recipe.targets},
     )  # fmt: skip
     return dataclasses.replace(built, missed=tuple(m for t in recipe.targets if (m := t.miss(built))))
 
 
-def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, *, timed: bool) -> tuple[Layer, ...]:
-    """One line for each matrix of the model loaded back."""
+def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, engine: Engine | None) -> tuple[Layer, ...]:
+    """One line for each matrix of the model loaded back; with an engine also each layer's time, measured in PyTorch eager."""
     sites = [site for site in sites_of(job.model) if site.role is Role.MATRIX]
     costs = macs(original, inputs)
     spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
-    if timed:
-        pair = {"dense": surgery.plain(original), "ours": lowered(job.model, inputs)}
+    if engine is not None:
+        pair = {"dense": surgery.plain(original), "ours": lowered(job.model, inputs, EAGER, engine.rules)}
         spent = layer_times(pair, {site.module for site in sites}, inputs)
     stored, changes = defaultdict[str, list[Stored]](list), defaultdict[str, list[Row]](list)
     for plane in packed.planes:

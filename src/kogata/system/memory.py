@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 PYTORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
-SMALL, LARGE = 128 << 10, 32 << 20  # bytes: glibc's initial threshold, and the highest to which it raises it by itself
+M_MMAP_THRESHOLD = -3  # the parameter of mallopt (malloc.h): blocks of at least so many bytes are mapped one by one
+INITIAL_THRESHOLD = 128 << 10  # bytes: where glibc begins
+LARGEST_THRESHOLD = 32 << 20  # bytes: where glibc's own adjustment ends in a process that frees large blocks (64-bit systems)
 
 
 def release() -> None:
@@ -30,19 +31,25 @@ def release() -> None:
 
 @contextlib.contextmanager
 def returned() -> Generator[None, None, None]:
-    """Within this context, the memory of tensors of 128 KiB or more is returned to the system as soon as they are freed.
+    """Within this, the memory of every tensor of 128 KiB or more goes back to the system when the tensor is freed.
 
-    By itself glibc raises this threshold to 32 MiB and caches smaller blocks, which fragments memory. The threshold is 32 MiB
-    again afterwards, because training is faster with cached blocks.
+    By itself, glibc raises that threshold to the size of the largest block freed so far, up to 32 MiB, and keeps what is
+    smaller for later, in pieces that the next tensor may not fit into.
+
+    The threshold belongs to the whole process: the C library has one for all threads. It can neither be read nor handed back
+    to glibc's own adjustment once it has been set. Afterwards it is therefore set to where that adjustment ends, which is
+    where a process that has freed a large tensor already was; training, which asks for the same sizes again and again, is
+    faster there.
     """
-    _threshold(SMALL)
+    _set_threshold(INITIAL_THRESHOLD)
     try:
         yield
     finally:
-        _threshold(LARGE)
+        _set_threshold(LARGEST_THRESHOLD)
 
 
-def _threshold(size: int) -> None:
+def _set_threshold(size: int) -> None:
+    """In bytes; nothing happens where the C library has no such function."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, size)
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, size)

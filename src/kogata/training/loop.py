@@ -66,7 +66,6 @@ class Training:
 
     def __post_init__(self) -> None:
         check(self, "training")
-            raise UsageError(f"training: patience is {self.patience}; expected 1 or more epochs, or null for no limit.")
 
     def rate(self, progress: float) -> float:
         """The learning rate after a fraction ``progress``, from 0 to 1, of all steps."""

@@ -1,4 +1,4 @@
-"""Lowering that is checked: cheaper layers only where they compute the same."""
+"""Lowering that is checked: cheaper layers only where the model still computes the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from kogata.engines.lowering.lower import lower
+from kogata.engines.lowering.costs import Costs
+from kogata.engines.lowering.lower import cheaper_layers, with_layers
+from kogata.engines.lowering.rules import RULES, Rules
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating, output_error, take
 
@@ -15,20 +17,39 @@ log = logging.getLogger("kogata")
 TOLERANCE = 1e-5  # relative squared error of the outputs; rounding alone stays far below
 
 
-def lowered(model: nn.Module, inputs: Any) -> nn.Module:
-    """``lower(model)``, or the plain dense model when a forward of the user's own cannot do with cheaper layers.
+def lowered(model: nn.Module, inputs: Any, costs: Costs, rules: Rules = RULES) -> nn.Module:
+    """``lower(model, costs, rules)``, in evaluation mode, save that a layer stays dense where the model's own code needs it so.
 
-    A module that reads ``self.layer.weight`` past the layer's forward is such a one. The fallback is logged as a warning.
+    Code that reads ``self.layer.weight`` past the layer's forward, for example, fails with other layers in its place. The
+    outputs for the first row of ``inputs``, a batch, are compared with those of the dense model. Where they differ, each layer
+    is tried by itself, and those that fail stay dense; where no single layer is to blame, all do. A warning in the log names
+    them, with the reason.
     """
-    cheaper, dense, sample = lower(model).eval(), surgery.plain(model).eval(), take(inputs, 1)
+    layers, dense, sample = cheaper_layers(model, costs, rules), surgery.plain(model).eval(), take(inputs, 1)
+    if not layers:
+        return dense
     with evaluating(dense):
         wanted = call(dense, sample)
-        try:
-            error = float(output_error(call(cheaper, sample), wanted))
-            reason = "" if error <= TOLERANCE else f"its outputs differ by {error:.1e}"
-        except Exception as failure:  # whatever the user's forward raises
-            reason = f"{type(failure).__name__}: {failure}"
-    if not reason:
-        return cheaper
-    log.warning("lower: %s keeps its dense layers, because with cheaper ones it fails: %s", type(model).__name__, reason)
+
+        def failure(candidate: nn.Module) -> str:
+            try:
+                error = float(output_error(call(candidate, sample), wanted))
+            except Exception as raised:  # whatever the user's forward raises
+                return f"{type(raised).__name__}: {raised}"
+            return "" if error <= TOLERANCE else f"its outputs differ by {error:.1e}"
+
+        whole = with_layers(model, layers).eval()
+        if not (reason := failure(whole)):
+            return whole
+        alone = {path: failure(with_layers(model, {path: layer}).eval()) for path, layer in layers.items()}
+        good = with_layers(model, {path: layer for path, layer in layers.items() if not alone[path]}).eval()
+        failed = {path: why for path, why in alone.items() if why}
+        if failed and not failure(good):
+            for path, why in failed.items():
+                log.warning("lower: %s stays dense, because with cheaper layers in its place the model fails: %s", path, why)
+            return good
+    log.warning(
+        "lower: %s keeps all its dense layers (%s could be cheaper), because with cheaper ones it fails: %s",
+        type(model).__name__, ", ".join(path or "itself" for path in layers), reason,
+    )  # fmt: skip
     return dense

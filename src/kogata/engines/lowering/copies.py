@@ -1,4 +1,4 @@
-"""A convolution whose filters are copies of fewer ones, as plain layers: those filters, then copies of their maps."""
+"""A convolution whose filters are copies of fewer filters: a convolution with those, then copies of its output channels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from kogata.forms.layers import convolution_like, kind_of
+from kogata.engines.lowering.layers import convolution_like, kind_of
 
 
 class Copies(nn.Module):
-    """Channel o is ``sign[o] · input[index[o]] + bias[o]``; images have ``axes`` axes."""
+    """Channel o of the output is ``sign[o] · input[index[o]] + bias[o]``; images have ``axes`` axes."""
 
     index: Tensor
     sign: Tensor

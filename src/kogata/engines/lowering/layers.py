@@ -1,4 +1,4 @@
-"""Plain layers that compute what a layer with a product of factors as its weight computes."""
+"""Plain layers of PyTorch that compute what a layer computes whose weight is a product of factors or is stacked from parts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-MOVED = 32  # multiplications that take as long as a number of an image from one layer to the next, in ONNX Runtime
-
 
 @dataclass(frozen=True)
 class Stage:
-    """One convolution of a chain: its weight ``[outputs, inputs, *kernel]``, and the axes of the image that it strides along.
+    """One convolution of a chain, with a weight ``[outputs, inputs / groups, *kernel]``.
 
-    With ``groups`` its outputs and the channels it reads are cut into so many groups, and ``inputs`` are those of one.
+    It takes over the padding, stride and dilation of the replaced layer along ``axes`` of the image, where its kernel extends.
     """
 
     weight: Tensor
@@ -27,35 +25,36 @@ class Stage:
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module]:
-    """The class of a layer whose weight a form may hold. A subclass may read its weight in other ways, so it is no match."""
+    """The layer's class before a form was attached. Rules compare it exactly: a subclass may read its weight in other ways."""
     return parametrize.type_before_parametrizations(layer)
 
 
 def linears(layer: nn.Linear, left_OR: Tensor, right_RI: Tensor) -> nn.Sequential:
-    """From the inputs to r numbers, from these to the outputs."""
+    """Two linear layers for the weight ``left @ right``: from the inputs to r numbers, from these to the outputs."""
     return nn.Sequential(_linear(right_RI, None), _linear(left_OR, cast("Tensor | None", layer.bias)))
 
 
 def table(layer: nn.Embedding, left_OR: Tensor, right_RI: Tensor) -> nn.Sequential | None:
-    """An embedding of r numbers, then a linear layer; None where rows are rescaled as they are read."""
+    """An embedding of r numbers, then a linear layer; None for an embedding with ``max_norm``, which rescales whole rows."""
     if layer.max_norm is not None:
         return None
     narrow = nn.Embedding.from_pretrained(left_OR.contiguous(), freeze=True, padding_idx=layer.padding_idx)
     return nn.Sequential(narrow, _linear(right_RI.T, None))
 
 
-def convolutions(layer: nn.Module, stages: Sequence[Stage]) -> nn.Sequential | None:
+def convolutions(layer: nn.Module, stages: Sequence[Stage], move: int) -> nn.Sequential | None:
     """The stages one after another, when they cost less than the layer; None otherwise, and for other layers.
 
-    Each axis of the image is padded, strided and dilated by the stage that has it. The groups of a grouped convolution share
-    all stages but the last, so these run with the groups as a part of the batch.
+    ``move`` is the cost of moving one activation between two layers, in multiply-adds. Each axis of the image is padded,
+    strided and dilated by the stage that has it. The groups of a grouped convolution share all stages but the last, so these
+    run with the groups as a part of the batch.
     """
     if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return None
     whole = cast("nn.Conv2d", layer)
     moved = whole.in_channels * math.prod(whole.stride) + whole.out_channels
     products = whole.in_channels // whole.groups * whole.out_channels * math.prod(whole.kernel_size)
-    if _cost(whole, stages) >= products + MOVED * moved:
+    if _cost(whole, stages, move) >= products + move * moved:
         return None
     *shared, last = stages
     bias_O = whole.bias
@@ -68,33 +67,34 @@ def convolutions(layer: nn.Module, stages: Sequence[Stage]) -> nn.Sequential | N
     return nn.Sequential(*split, *first, *join, final)
 
 
-def _cost(layer: nn.Conv2d, stages: Sequence[Stage]) -> int:
-    """Multiplications of all stages for each place of the output, and ``MOVED`` for each number that they read or write.
+def _cost(layer: nn.Conv2d, stages: Sequence[Stage], move: int) -> int:
+    """Multiply-adds of all stages for each place of the output, and ``move`` for each activation that they read or write.
 
-    A stage before a stride is run at more places than one.
+    A stage before a strided one runs at more places than the output has.
     """
     total, places = 0, 1
     for number, stage in enumerate(reversed(stages)):
         outputs, reads, *_ = stage.weight.shape
         shared = layer.groups if number else 1
-        total += places * shared * (stage.weight.numel() + MOVED * outputs)
+        total += places * shared * (stage.weight.numel() + move * outputs)
         places *= math.prod(layer.stride[axis] for axis in stage.axes)
-        total += places * MOVED * reads * stage.groups * layer.groups
+        total += places * move * reads * stage.groups * layer.groups
     return total
 
 
 def stack(layer: nn.Module, parts: Sequence[Tensor], order_O: Tensor, squeeze_SI: Tensor | None) -> nn.Module | None:
-    """Side by side, filters ``[outputs, S, *kernel]`` of kernels about one centre, when they multiply less than the layer.
+    """One convolution for each part, side by side, when together they multiply less than the layer.
 
-    ``order_O`` says which of all their outputs is each output of the layer; with ``squeeze_SI`` they read what a pointwise
-    layer makes of the inputs. None where nothing is saved, for grouped convolutions, and for other layers.
+    A part is a set of filters ``[outputs, S, *kernel]``; all kernels have one centre. Output o of the layer is output
+    ``order_O[o]`` of the parts one after another. With ``squeeze_SI``, the parts read the outputs of a pointwise convolution
+    with this weight. None where nothing is saved, for grouped convolutions, and for other layers.
     """
     if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return None
     whole = cast("nn.Conv2d", layer)
     products = sum(part.numel() for part in parts)
     if squeeze_SI is not None:
-        products += squeeze_SI.numel() * math.prod(whole.stride)  # it runs at every place of the image
+        products += squeeze_SI.numel() * math.prod(whole.stride)  # it runs before the stride, at every place of the image
     if whole.groups > 1 or products >= whole.in_channels * whole.out_channels * math.prod(whole.kernel_size):
         return None
     sources = torch.argsort(order_O).split([len(part) for part in parts])
@@ -124,7 +124,7 @@ class Stack(nn.Module):
 
 
 def _branch(layer: nn.Conv2d, weight: Tensor, bias_O: Tensor | None) -> nn.Module:
-    """A smaller kernel about the same centre reads less of the padding; where there is none, less of the image."""
+    """A convolution with a smaller kernel about the same centre: it needs less padding, or without any, reads a crop."""
     spare = [
         (whole - own) // 2 * step for whole, own, step in zip(layer.kernel_size, weight.shape[2:], layer.dilation, strict=True)
     ]
@@ -140,7 +140,7 @@ def _branch(layer: nn.Conv2d, weight: Tensor, bias_O: Tensor | None) -> nn.Modul
 
 
 def _convolution(layer: nn.Conv2d, stage: Stage, groups: int, bias_O: Tensor | None) -> nn.Module:
-    """One stage as a layer that pads, strides and dilates the axes of the stage as ``layer`` does."""
+    """One stage as a convolution that pads, strides and dilates the axes of the stage as ``layer`` does."""
 
     def along(values: tuple[int, ...], default: int) -> tuple[int, ...]:
         return tuple(value if axis in stage.axes else default for axis, value in enumerate(values))
@@ -171,7 +171,7 @@ def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Module:
 
 
 def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A layer made on the meta device, so that no memory is filled with numbers that are not wanted, with its own numbers."""
+    """A layer made on the meta device, which allocates and initializes nothing, with the weight and bias it is to have."""
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
