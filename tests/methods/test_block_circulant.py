@@ -13,7 +13,7 @@ from kogata.forms.structured_layers import CirculantLinear
 from kogata.forms.structured_maps import Circulant
 from kogata.forms.tied import Tied
 from kogata.methods.structured.block_circulant import BlockCirculant
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
 
 

@@ -13,7 +13,7 @@ from kogata.forms.hadamard import hadamard
 from kogata.forms.structured_layers import ButterflyLinear
 from kogata.methods.structured.butterfly import Butterfly
 from kogata.methods.structured.monarch import Monarch
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.structured import assert_fast, assert_refused, encoded, lowered, squared_error
 
 
