@@ -21,9 +21,9 @@ from kogata.methods.base.method import Method
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating
 from kogata.storage.write import pack, write_file
+from kogata.testing.comparisons import assert_near, batch_of, output
+from kogata.testing.models import job_of
 from tests.contract.cases import CASES
-from tests.contract.checks import assert_near, batch_of, output
-from tests.contract.models import job_of
 
 # One chain that leaves every form somewhere in each of the models.
 MIXED = chain(

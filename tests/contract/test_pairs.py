@@ -15,9 +15,17 @@ from kogata.methods.base.compose import chain
 from kogata.methods.base.method import Method
 from kogata.methods.base.order import check_order
 from kogata.network.sites import form_at, sites_of
+from kogata.testing.comparisons import (
+    assert_equal,
+    assert_structure_kept,
+    assert_untouched,
+    output,
+    snapshot,
+    through_file,
+    weights,
+)
+from kogata.testing.models import job_of
 from tests.contract.cases import CASES, FUTILE, ILLEGAL, REFUSED
-from tests.contract.checks import assert_equal, assert_structure_kept, assert_untouched, output, snapshot, through_file, weights
-from tests.contract.models import job_of
 
 PAIRS = [pytest.param(a, b, id=f"{a.__name__}-{b.__name__}") for a in METHODS for b in METHODS]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kogata.network.channels.groups import Coupling, Cut
 from kogata.tasks.networks import lenet5, lenet300
-from tests.contract.models import Words
+from kogata.testing.models import Words
 
 
 class Block(nn.Module):

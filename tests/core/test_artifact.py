@@ -37,8 +37,8 @@ from kogata.storage.load import load
 from kogata.storage.read import read_file
 from kogata.storage.write import pack, write_file
 from kogata.system.atomic import writing
-from tests.contract.checks import assert_equal, assert_untouched, batch_of, snapshot, weights
-from tests.contract.models import ConvNet, job_of
+from kogata.testing.comparisons import assert_equal, assert_untouched, batch_of, snapshot, weights
+from kogata.testing.models import ConvNet, job_of
 from tests.core.architectures import ARCHITECTURES, built, some
 
 

@@ -21,7 +21,7 @@ from kogata.job import Job
 from kogata.methods import SVD, MagnitudePruning
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites, sites_of
-from tests.contract.checks import assert_untouched, snapshot
+from kogata.testing.comparisons import assert_untouched, snapshot
 
 BOTH = frozenset({Stat.SQUARE, Stat.GRAM})
 

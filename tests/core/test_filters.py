@@ -37,7 +37,7 @@ from kogata.nn.filters import (
 )
 from kogata.storage.load import load
 from kogata.storage.write import pack, save, write_file
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 
 def spread(model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ from kogata.methods.base.method import Method
 from kogata.network import surgery
 from kogata.network.fingerprint import fingerprint
 from kogata.storage.folder import Folder
-from tests.contract.checks import assert_equal, assert_near, assert_untouched, snapshot, weights
+from kogata.testing.comparisons import assert_equal, assert_near, assert_untouched, snapshot, weights
 
 METHOD = chain(MagnitudePruning(sparsity=0.5), Recover(epochs=3, learning_rate=1e-2), KMeans(clusters=5), Recover(epochs=2))
 FILES = {"recipe.yaml", "model.kogata", "report.json", "report.html", "log.jsonl"}

@@ -15,8 +15,8 @@ from kogata.methods.base.compose import only
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating
 from kogata.network.channels.groups import Coupling, Cut, coupled, remove
-from tests.contract.checks import assert_near, assert_untouched, snapshot, weights
-from tests.contract.models import job_of
+from kogata.testing.comparisons import assert_near, assert_untouched, snapshot, weights
+from kogata.testing.models import job_of
 from tests.core.architectures import ARCHITECTURES, built, images, some
 
 

@@ -20,7 +20,7 @@ from kogata.calibration.stats import Stat
 from kogata.forms import Dense
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites
-from tests.contract.models import Attention
+from kogata.testing.models import Attention
 
 
 def run(model: nn.Module, batches: list[Tensor], names: list[str], change: Callable[[str], None]) -> dict[str, list[Tensor]]:

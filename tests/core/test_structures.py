@@ -17,7 +17,7 @@ from kogata.job import Kind, Site, Task
 from kogata.methods.lowrank.svd import SVD
 from kogata.search import structures
 from kogata.search.candidates import STRUCTURES, YARDSTICKS
-from tests.contract.checks import assert_untouched, snapshot
+from kogata.testing.comparisons import assert_untouched, snapshot
 
 
 def model_of(weight: Tensor) -> nn.Sequential:

@@ -24,8 +24,8 @@ from kogata.network.batch import evaluating
 from kogata.network.sites import form_at, leaves_of, model_bits, selected_sites, sites_of
 from kogata.storage.load import load
 from kogata.storage.write import pack, write_file
-from tests.contract.checks import assert_equal, assert_near, assert_untouched, snapshot, weights
-from tests.contract.models import job_of
+from kogata.testing.comparisons import assert_equal, assert_near, assert_untouched, snapshot, weights
+from kogata.testing.models import job_of
 
 
 def site_of(model: nn.Module, name: str) -> surgery.Site:

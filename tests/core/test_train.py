@@ -20,9 +20,9 @@ from kogata.errors import DataError, UsageError
 from kogata.methods import KMeans
 from kogata.methods.base.method import Method
 from kogata.network import surgery
+from kogata.testing.comparisons import assert_equal
+from kogata.testing.models import job_of
 from kogata.training.loop import Training, fit, task_loss
-from tests.contract.checks import assert_equal
-from tests.contract.models import job_of
 
 
 class Network(nn.Module):

@@ -30,8 +30,8 @@ from kogata.storage.layout import EngineGraph
 from kogata.storage.load import load
 from kogata.storage.read import read_file
 from kogata.storage.write import pack, write_file
-from tests.contract.checks import assert_near, batch_of, output
-from tests.contract.models import job_of
+from kogata.testing.comparisons import assert_near, batch_of, output
+from kogata.testing.models import job_of
 
 
 class TwoInputs(nn.Module):

@@ -21,7 +21,7 @@ from kogata.network.sites import sites_of
 from kogata.storage.load import load
 from kogata.storage.read import read_file
 from kogata.storage.write import pack, write_file
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 Build = Callable[..., nn.Module]
 

@@ -24,7 +24,7 @@ from kogata.network.batch import evaluating
 from kogata.storage.load import load
 from kogata.storage.read import read_file
 from kogata.storage.write import pack, write_file
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 SITE = Site("layer", "weight", (16, 8, 3, 3), Kind.CONV, Role.MATRIX)
 

@@ -15,7 +15,7 @@ from kogata.forms import Fastfood
 from kogata.forms.fastfood import permutations, sizes
 from kogata.forms.hadamard import hadamard
 from kogata.methods.structured.adaptive_fastfood import AdaptiveFastfood
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 

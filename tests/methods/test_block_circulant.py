@@ -14,7 +14,7 @@ from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms.structured_maps import Circulant
 from kogata.forms.tied import Tied
 from kogata.methods.structured.block_circulant import BlockCirculant
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 

@@ -13,7 +13,7 @@ from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms.hadamard import hadamard
 from kogata.methods.structured.butterfly import Butterfly
 from kogata.methods.structured.monarch import Monarch
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 

@@ -27,8 +27,8 @@ from kogata.methods.pruning.channel_pruning import ChannelPruning
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating
 from kogata.storage.write import pack, write_file
-from tests.contract.checks import assert_equal, assert_near, batch_of, output, through_file, weights
-from tests.contract.models import ConvNet, job_of
+from kogata.testing.comparisons import assert_equal, assert_near, batch_of, output, through_file, weights
+from kogata.testing.models import ConvNet, job_of
 from tests.core.architectures import ARCHITECTURES, built
 
 Score = Literal["norm", "taylor", "fisher"]

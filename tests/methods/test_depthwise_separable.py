@@ -14,7 +14,7 @@ from kogata.engines import Costs
 from kogata.errors import UsageError
 from kogata.methods.filters import depthwise_separable
 from kogata.methods.filters.depthwise_separable import DepthwiseSeparable
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.compact_blocks import (
     LAYERS,
     SITE,

@@ -18,11 +18,11 @@ from kogata.errors import DataError
 from kogata.job import Job
 from kogata.methods import Recover
 from kogata.tasks.batches import Batches
+from kogata.testing.comparisons import assert_equal, assert_near
 from kogata.training.loop import autocast
 from kogata.training.teachers.cache import Cached, Precision, keys, make
 from kogata.training.teachers.observe import Live
 from kogata.training.terms import Hints, Labels, SoftTargets, SumOfTerms, Term
-from tests.contract.checks import assert_equal, assert_near
 from tests.methods.training import examples, network, trained
 
 TERM = SumOfTerms(terms=(Labels(), SoftTargets(), Hints(student=("2",), teacher=("5",))))

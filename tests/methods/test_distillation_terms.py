@@ -22,6 +22,7 @@ from kogata.flow import compress
 from kogata.job import Job
 from kogata.methods import BinaryConnect, Recover
 from kogata.recipes.recipe import parse
+from kogata.testing.comparisons import assert_equal
 from kogata.training.teachers.observe import Observer, Seen, paths, pick
 from kogata.training.terms import (
     TERMS,
@@ -41,7 +42,6 @@ from kogata.training.terms import (
 )
 from kogata.training.terms.neurons import informative
 from kogata.training.terms.review import pyramid
-from tests.contract.checks import assert_equal
 from tests.methods.training import examples, network, trained
 
 TASK = Task(calibration=[torch.zeros(1)], loss=functional.cross_entropy)

@@ -16,7 +16,7 @@ from kogata.forms.product import SQUEEZED
 from kogata.forms.stacked import Stacked
 from kogata.methods.filters import fire
 from kogata.methods.filters.fire import Fire
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.compact_blocks import (
     LAYERS,
     SITE,

@@ -15,7 +15,7 @@ from kogata.forms.permuted import Permuted
 from kogata.forms.tied import Tied
 from kogata.methods.filters.group_filters import GroupFilters
 from kogata.nn.filters import equivariance, group_convolution
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods import transferred
 
 Element = tuple[tuple[int, int], tuple[int, int]]  # a matrix that moves places about the centre

@@ -11,7 +11,7 @@ import torch
 from kogata.engines.lowering.structured_layers import KroneckerLinear
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.methods.structured.kronecker import Kronecker
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.structured import assert_is, assert_projection, assert_refused, encoded, lowered, squared_error
 
 

@@ -13,7 +13,7 @@ from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Displacement
 from kogata.forms.displacement import displacement
 from kogata.methods.structured.low_displacement import LowDisplacement
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.structured import assert_is, assert_refused, encoded, lowered, squared_error
 
 

@@ -20,7 +20,7 @@ from kogata.network import surgery
 from kogata.network.batch import evaluating
 from kogata.network.sites import selected_sites
 from kogata.network.views import unfolded
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 SITE = Site("layer", "weight", (20, 30), Kind.LINEAR, Role.MATRIX)
 CROSS = frozenset({Stat.GRAM, Stat.CROSS})

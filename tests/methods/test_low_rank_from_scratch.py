@@ -14,7 +14,7 @@ from kogata.errors import NotApplicable, UsageError
 from kogata.nn.low_rank import separable_network
 from kogata.storage.load import load
 from kogata.storage.write import save
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 CONVOLUTIONS: list[dict[str, Any]] = [
     {"kernel_size": 3},

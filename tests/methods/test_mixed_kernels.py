@@ -14,7 +14,7 @@ from kogata.calibration.stats import Stats
 from kogata.errors import UsageError
 from kogata.forms.stacked import Stacked
 from kogata.methods.filters.mixed_kernels import MixedKernels
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 from tests.methods.compact_blocks import (
     LAYERS,
     SITE,

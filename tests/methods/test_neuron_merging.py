@@ -19,8 +19,8 @@ from kogata.methods import KMeans, Recover
 from kogata.methods.base.compose import chain, only
 from kogata.methods.base.order import check_order
 from kogata.methods.pruning.neuron_merging import NeuronMerging
-from tests.contract.checks import assert_equal, assert_near, output, through_file, weights
-from tests.contract.models import job_of
+from kogata.testing.comparisons import assert_equal, assert_near, output, through_file, weights
+from kogata.testing.models import job_of
 
 
 def mlp(width: int = 6) -> nn.Sequential:

@@ -14,8 +14,8 @@ from kogata.methods import MagnitudePruning, Recover
 from kogata.methods.base.compose import chain
 from kogata.network.batch import evaluating
 from kogata.network.sites import model_bits
+from kogata.testing.comparisons import assert_near
 from kogata.training.teaching import match
-from tests.contract.checks import assert_near
 
 TARGETS = torch.tensor([0, 2, 1, 4, 3, 0])
 

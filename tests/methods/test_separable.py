@@ -14,7 +14,7 @@ from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Role
 from kogata.job import Kind, Site
 from kogata.methods.lowrank.separable import Separable
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 SITE = Site("layer", "weight", (16, 6, 3, 3), Kind.CONV, Role.MATRIX)
 

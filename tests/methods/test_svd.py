@@ -19,7 +19,7 @@ from kogata.methods import SVD, KMeans, MagnitudePruning
 from kogata.methods.base.compose import chain
 from kogata.network import surgery
 from kogata.network.batch import evaluating
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 SITE = Site("layer", "weight", (0,), Kind.LINEAR, Role.MATRIX)
 

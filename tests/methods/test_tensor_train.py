@@ -21,7 +21,7 @@ from kogata.methods.kernels.svd import parted
 from kogata.methods.lowrank.tensor_train import MOST, TensorTrain, equation
 from kogata.network.batch import evaluating
 from kogata.network.sites import model_bits
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 SITE = Site("layer", "weight", (24, 36), Kind.LINEAR, Role.MATRIX)
 

@@ -13,7 +13,7 @@ from kogata.forms import Form, Role
 from kogata.job import Kind, Site
 from kogata.methods.lowrank import tucker2
 from kogata.methods.lowrank.tucker2 import Tucker2
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 SITE = Site("layer", "weight", (16, 6, 3, 3), Kind.CONV, Role.MATRIX)
 

@@ -19,7 +19,7 @@ from kogata.methods.lowrank.whitened_svd import WhitenedSVD
 from kogata.network.batch import evaluating
 from kogata.network.sites import form_at, sites_of
 from kogata.network.views import unfolded
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 SITE = Site("layer", "weight", (20, 30), Kind.LINEAR, Role.MATRIX)
 

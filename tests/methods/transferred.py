@@ -29,7 +29,7 @@ from kogata.network.sites import form_at, form_of, sites_of
 from kogata.network.views import unfolded
 from kogata.storage.load import load
 from kogata.storage.write import save
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 Transform = Callable[[Tensor], Tensor]  # of one base filter [inputs, ...] to a filter [inputs, height, width]
 

@@ -1,4 +1,4 @@
-"""Small models of every kind the contract must hold on, each with a task to run it."""
+"""Small models of every kind that the contract must hold on, each with a task to run it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kogata import Task
 from kogata.calibration.prepare import prepare
-from kogata.job import Job
+from kogata.job import Job, Task
 
 CLASSES = 6
 WORDS = 40
+HALF = "float16"  # the model that cannot be trained
 
 
 class ConvNet(nn.Module):

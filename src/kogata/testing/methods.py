@@ -1,0 +1,193 @@
+"""The contract that every method keeps: what it must not change, what must become smaller, what a file must give back.
+
+Each check takes a :class:`Subject`, a method with its results on the models of :mod:`kogata.testing.models`, and the name of a
+model. A method of another package runs them by :func:`kogata.testing.method_checks`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from kogata.engines.lowering.lower import lower
+from kogata.errors import NotApplicable
+from kogata.job import Job
+from kogata.methods.base.method import About, Method
+from kogata.methods.base.weight import WeightMethod
+from kogata.methods.recover import Recover
+from kogata.network import surgery
+from kogata.network.quantizers import quantizers_of
+from kogata.network.sites import form_at, model_bits, sites_of
+from kogata.storage.write import pack
+from kogata.testing.comparisons import (
+    assert_equal,
+    assert_near,
+    assert_structure_kept,
+    assert_untouched,
+    batch_of,
+    output,
+    snapshot,
+    through_file,
+    weights,
+)
+from kogata.testing.models import HALF, job_of
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A method under test, with its results so far by the name of the model."""
+
+    method: Method
+    results: dict[str, Job] = field(default_factory=dict[str, Job])
+    jobs: dict[str, Job] = field(default_factory=dict[str, Job])
+
+    @property
+    def about(self) -> About:
+        """What the method says of itself."""
+        return type(self.method).ABOUT
+
+    def before(self, model: str) -> Job:
+        """A job on the model that is called so; the same one at each call, which no check may change."""
+        return self.jobs.setdefault(model, job_of(model))
+
+    def after(self, model: str) -> Job:
+        """That job after the method, computed once."""
+        if model not in self.results:
+            self.results[model] = self.method.apply(self.before(model))
+        return self.results[model]
+
+
+def replaced(job: Job) -> list[str]:
+    """The sites that the last step changed; those that are gone are not among them."""
+    left = {site.name for site in sites_of(job.model)}
+    return [row.site for row in job.ledger if not row.note and row.site in left]
+
+
+def input_job_is_untouched(subject: Subject, model: str, folder: Path) -> None:
+    """The job that a method is given keeps its tensors, classes, modes, forms and ledger."""
+    job = job_of(model)
+    before, reference = snapshot(job.model), snapshot(job.reference)
+    subject.method.apply(job)
+    assert_untouched(job.model, before)
+    assert_untouched(job.reference, reference)
+    assert job.ledger == (), "the ledger of the given job has changed"
+
+
+def same_job_same_bytes(subject: Subject, model: str, folder: Path) -> None:
+    """Run twice on the same job, the method leaves models that make the same file."""
+    again = subject.method.apply(job_of(model))
+    assert pack(subject.after(model).model).data == pack(again.model).data, "the second run gave other bytes"
+
+
+def becomes_smaller(subject: Subject, model: str, folder: Path) -> None:
+    """A weight method makes the file smaller, and its ledger says which weights; other methods leave it no larger."""
+    job, start = subject.after(model), subject.before(model)
+    if not isinstance(subject.method, WeightMethod):
+        scales = len(list(quantizers_of(job.model)))  # each costs a number
+        assert model_bits(job.model) <= model_bits(start.model) + 32 * scales, "the model needs more bits than before"
+        return
+    assert model_bits(job.model) < model_bits(start.model), "the model needs no fewer bits than before"
+    assert replaced(job), "the ledger names no weight that changed"
+    for row in job.ledger:
+        assert (row.bits_after < row.bits_before) == (not row.note), f"{row.site}: bits and note contradict each other"
+    assert len(pack(job.model).data) < len(pack(start.model).data), "the file is no smaller than before"
+
+
+def ledger_says_the_error(subject: Subject, model: str, folder: Path) -> None:
+    """``predicted`` of each row is the relative squared error of the dense weight; a weight with a note is as it was."""
+    if not isinstance(subject.method, WeightMethod):
+        return
+    before, after = weights(subject.before(model).model), weights(subject.after(model).model)
+    for row in subject.after(model).ledger:
+        if row.note:
+            assert torch.equal(before[row.site], after[row.site]), f"{row.site}: left alone, says its note, but changed"
+            continue
+        weight = before[row.site].double()
+        error = float((after[row.site].double() - weight).square().sum() / weight.square().sum())
+        slack = 1e-5 if before[row.site].dtype == torch.float32 else 2e-2  # the layer rounds once more
+        assert row.predicted is not None, f"{row.site}: the ledger has no error"
+        assert abs(row.predicted - error) <= max(slack * error, 1e-4), f"{row.site}: {row.predicted}, really {error}"
+
+
+def file_gives_back_every_bit(subject: Subject, model: str, folder: Path) -> None:
+    """What is loaded from the file has the same weights, the same outputs, and makes the same file."""
+    job = subject.after(model)
+    loaded = through_file(job, job.model, folder)
+    assert_equal(weights(loaded), weights(job.model))
+    assert_equal(surgery.plain(loaded).state_dict(), surgery.plain(job.model).state_dict())
+    assert torch.equal(output(job, loaded), output(job, job.model)), "the loaded model has other outputs"
+    assert pack(loaded).data == pack(job.model).data, "the loaded model makes another file"
+
+
+def state_dict_round_trip(subject: Subject, model: str, folder: Path) -> None:
+    """PyTorch's own state dict carries everything that the forms hold."""
+    job = subject.after(model)
+    twin = surgery.clone(job.model, share=False)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    twin.load_state_dict(job.model.state_dict())
+    assert_equal(weights(twin), weights(job.model))
+
+
+def training_changes_every_replaced_weight(subject: Subject, model: str, folder: Path) -> None:
+    """Gradients reach a leaf of every weight that the method replaced, and a step of an optimizer changes the weight."""
+    job = subject.after(model)
+    twin = surgery.clone(job.model, share=False).train()
+    before = weights(twin)
+    inputs, targets = batch_of(job)
+    torch.nn.functional.cross_entropy(twin(inputs).float(), targets).backward()
+    sites = {site.name: site for site in sites_of(twin)}
+    for name in replaced(job):
+        leaves = [leaf.values for _, leaf in form_at(twin, sites[name]).leaves()]
+        assert any(leaf.grad is not None and float(leaf.grad.abs().max()) > 0 for leaf in leaves), f"{name}: no gradient"
+    torch.optim.SGD(twin.parameters(), lr=10.0).step()
+    after = weights(twin)
+    for name in replaced(job):
+        assert not torch.equal(before[name], after[name]), f"{name}: a step of training changed nothing"
+
+
+def recovery_keeps_the_structure(subject: Subject, model: str, folder: Path) -> None:
+    """Training afterwards keeps zeros zero and shared entries shared. float16 models cannot be trained."""
+    if model == HALF:
+        return
+    job = subject.after(model)
+    trained = Recover(epochs=2, learning_rate=1e-2).apply(job)
+    assert_structure_kept(job.model, trained.model)
+    for site in sites_of(job.model):
+        assert form_at(job.model, site).describe() == form_at(trained.model, site).describe(), f"{site.name}: another form"
+
+
+def plain_and_lowered_models_agree(subject: Subject, model: str, folder: Path) -> None:
+    """The plain model and the lowered one hold no forms, and give the outputs of the model with forms."""
+    job = subject.after(model)
+    tolerance = 1e-5 if next(job.model.parameters()).itemsize >= 4 else 3e-2
+    for made in (surgery.plain(job.model), lower(job.model)):
+        assert_near(output(job, made), output(job, job.model), tolerance)
+        assert not any(hasattr(module, "parametrizations") for module in made.modules()), "a form is left"
+
+
+def refusal_says_why(method: Method, model: str, reason: str) -> None:
+    """The method raises NotApplicable on this model; its message has the method's name and matches the regex ``reason``."""
+    name, message = type(method).ABOUT.name, None
+    try:
+        method.apply(job_of(model))
+    except NotApplicable as error:
+        message = str(error)
+    assert message is not None, f"{name} should refuse the model {model!r}, but does not"
+    assert name in message, f"refused, but the message does not say by which method: {message}"
+    assert re.search(reason, message), f"refused, but the message lacks {reason!r}: {message}"
+
+
+CHECKS: Mapping[str, Callable[[Subject, str, Path], None]] = {
+    check.__name__: check
+    for check in (
+        input_job_is_untouched, same_job_same_bytes, becomes_smaller, ledger_says_the_error, file_gives_back_every_bit,
+        state_dict_round_trip, training_changes_every_replaced_weight, recovery_keeps_the_structure,
+        plain_and_lowered_models_agree,
+    )
+}  # fmt: skip
