@@ -16,9 +16,9 @@ $(STAMP): pyproject.toml requirements-dev.lock
 	$(VENV)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-# A process for each core, each with whole files, whose tests share what they made; one thread each.
+# A process of one thread for each core. What they take in turn, and in which order, is said in tests/conftest.py.
 test: setup
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(VENV)/bin/pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -9,6 +9,25 @@ import torch
 from kogata.engines import ONNXRUNTIME, Costs
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the work out under ``--dist loadgroup``: a worker takes one group after another, whose tests share what they made.
+
+    A group is a file, or all that the contract asks of one method. Methods come last: they are many and take seconds each, so
+    that all workers end at about the same time.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_method(item) or item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: _method(item) is not None)
+
+
+def _method(item: pytest.Item) -> str | None:
+    """The name of the method that a test of the contract is about, if it is about one."""
+    if item.path.parent.name != "contract" or not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return None
+    return next((value.__name__ for value in item.callspec.params.values() if isinstance(value, type)), None)
+
+
 def pytest_collection_finish() -> None:
     """Thousands of tests are collected: garbage collection need not look at them again and again."""
     gc.collect()

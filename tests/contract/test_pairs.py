@@ -1,8 +1,10 @@
-"""Every ordered pair of methods composes, or is refused by name and reason; wrong orders before anything runs."""
+"""Every method after every kind of thing that a method leaves, and every method before every kind of method.
+
+A pair composes, or is refused by name and reason; wrong orders are refused before anything runs.
+"""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,13 +28,8 @@ from kogata.testing.comparisons import (
 )
 from kogata.testing.models import job_of
 from tests.contract.cases import CASES, FUTILE, ILLEGAL, REFUSED
-
-PAIRS = [pytest.param(a, b, id=f"{a.__name__}-{b.__name__}") for a in METHODS for b in METHODS]
-
-
-def model_of(first: type[Method], second: type[Method]) -> str:
-    """The model that a pair is tried on: only the stack has layers to drop."""
-    return "stack" if Shallower in (first, second) else "conv"
+from tests.contract.kinds import first_steps, second_steps
+from tests.contract.trial import applied
 
 
 def illegal(first: type[Method], second: type[Method]) -> bool:
@@ -44,23 +41,18 @@ def job() -> Job:
     return job_of("conv")
 
 
-@cache
-def fresh(name: str) -> Job:
-    return job_of(name)
+@pytest.mark.parametrize("second", METHODS)
+def test_second_step(second: type[Method], tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for first in METHODS if second in second_steps() else first_steps():
+        name = "stack" if Shallower in (first, second) else "conv"  # only the stack has layers to drop
+        if (first, name) not in REFUSED:  # that it is refused, and why, is the contract's to test
+            with subtests.test(first=first.__name__):
+                check_pair(applied(first, name), first, second, tmp_path)
 
 
-@cache
-def once(kind: type[Method], name: str) -> Job:
-    return CASES[kind].apply(job_of(name))
-
-
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_pair(first: type[Method], second: type[Method], tmp_path: Path) -> None:
-    name = model_of(first, second)
-    if (first, name) in REFUSED:
-        return  # that it is refused, and why, is the contract's to test
-    job = fresh(name)
-    before, middle = snapshot(job.model), once(first, name)
+def check_pair(middle: Job, first: type[Method], second: type[Method], folder: Path) -> None:
+    """``second`` keeps the contract on ``middle``, which ``first`` left, or refuses it with a reason."""
+    before = snapshot(middle.model)
     if illegal(first, second) or (first, second) in FUTILE:
         with pytest.raises(NotApplicable) as caught:
             CASES[second].apply(middle)
@@ -70,20 +62,24 @@ def test_pair(first: type[Method], second: type[Method], tmp_path: Path) -> None
     else:
         after = CASES[second].apply(middle)
         assert_structure_kept(middle.model, after.model)
-        loaded = through_file(after, after.model, tmp_path)
+        loaded = through_file(after, after.model, folder)
         assert_equal(weights(loaded), weights(after.model))
-        assert torch.equal(output(job, loaded), output(job, after.model))
-    assert_untouched(job.model, before)
+        assert torch.equal(output(middle, loaded), output(middle, after.model))
+    assert_untouched(middle.model, before)
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_wrong_order_is_seen_before_anything_runs(first: type[Method], second: type[Method], job: Job) -> None:
-    both = chain(CASES[first], CASES[second])
-    if illegal(first, second):
-        with pytest.raises(NotApplicable) as caught:
+@pytest.mark.parametrize("first", METHODS)
+def test_wrong_order_is_seen_before_anything_runs(first: type[Method], job: Job, subtests: pytest.Subtests) -> None:
+    for second in METHODS:
+        with subtests.test(second=second.__name__):
+            both = chain(CASES[first], CASES[second])
+            if illegal(first, second):
+                with pytest.raises(NotApplicable) as caught:
+                    adopt.check(both, job)
+                assert str(caught.value).startswith(f"{second.ABOUT.name}: ")
+            else:
+                adopt.check(both, job)
             check_order(both, job)
-        assert str(caught.value).startswith(f"{second.ABOUT.name}: ")
-    else:
         check_order(both, job)
 
 
