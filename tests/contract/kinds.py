@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import cache
 
-from kogata import surgery
-from kogata.activations import quantizers
 from kogata.job import Job
-from kogata.method import Method
 from kogata.methods import METHODS
+from kogata.methods.base.method import Method
+from kogata.network.quantizers import quantizers_of
+from kogata.network.sites import form_at, sites_of
+from kogata.testing.models import job_of
 from tests.contract.cases import CASES, REFUSED
-from tests.contract.models import job_of
-from tests.contract.trial import applied
+from tests.contract.subjects import applied
 
 
 def marks(job: Job) -> Hashable:
@@ -24,11 +24,11 @@ def marks(job: Job) -> Hashable:
     That is: which trees of forms there are, with the roles of their leaves; how the inputs of layers are quantized; whether
     weights lost channels, or the model layers. How large factors are, and of how many dimensions, is not part of it.
     """
-    sites, original = surgery.sites(job.model), surgery.sites(job.reference)
-    forms = [surgery.form_at(job.model, site) for site in sites]
+    sites, original = sites_of(job.model), sites_of(job.reference)
+    forms = [form_at(job.model, site) for site in sites]
     return (
         frozenset((form.describe(), frozenset(leaf.role for _, leaf in form.leaves())) for form in forms),
-        frozenset(type(quantizer) for _, quantizer in quantizers(job.model)),
+        frozenset(type(quantizer) for _, quantizer in quantizers_of(job.model)),
         [site.shape for site in sites] == [site.shape for site in original],
     )
 
@@ -50,5 +50,5 @@ def second_steps() -> Sequence[type[Method]]:
     """One method for each way to take up what a first step left: by base classes, accepted roles and statistics."""
     found: dict[Hashable, type[Method]] = {}
     for kind, case in CASES.items():
-        found.setdefault((kind.__bases__, getattr(case, "ACCEPTS", None), getattr(case, "NEEDS", None)), kind)
+        found.setdefault((kind.__bases__, case.accepts, case.needs), kind)
     return list(found.values())

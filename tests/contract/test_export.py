@@ -24,7 +24,7 @@ from kogata.network.batch import call, evaluating
 from kogata.storage.write import pack, write_file
 from kogata.testing.comparisons import assert_near, batch_of, output
 from kogata.testing.models import job_of
-from tests.contract.trial import applied
+from tests.contract.subjects import applied
 
 # One chain that leaves every form somewhere in each of the models.
 MIXED = chain(
@@ -40,7 +40,7 @@ GRAPHS: dict[str, onnx.ModelProto] = {}  # one for each list of plain layers, fo
 
 def exported(job: Job) -> onnx.ModelProto:
     """The lowered model as ONNX. Models that are lowered to the same plain layers have the same graph with other numbers."""
-    lowered, inputs = surgery.lower(job.model).eval(), batch_of(job)[0]
+    lowered, inputs = lower(job.model, ONNXRUNTIME).eval(), batch_of(job)[0]
     values = {name: tensor.numpy() for name, tensor in lowered.state_dict().items()}
     layers = f"{lowered} {[(name, array.shape, array.dtype) for name, array in values.items()]}"
     if layers not in GRAPHS:
@@ -51,7 +51,6 @@ def exported(job: Job) -> onnx.ModelProto:
         if initializer.name in values:
             initializer.CopyFrom(numpy_helper.from_array(values[initializer.name], initializer.name))
     return proto
-    return onnx_graph.export(lower(job.model, ONNXRUNTIME).eval(), batch_of(job)[0])
 
 
 def run_from_file(job: Job, proto: onnx.ModelProto, folder: Path) -> Any:

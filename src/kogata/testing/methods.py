@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from kogata.engines.lowering.lower import lower
 from kogata.errors import NotApplicable
 from kogata.job import Job
-from kogata.methods.base.method import About, Method
+from kogata.methods.base.method import Method
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.recover import Recover
 from kogata.network import surgery
@@ -37,28 +37,30 @@ from kogata.testing.comparisons import (
 from kogata.testing.models import HALF, job_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """A job of its own, snapshots of its models before the method, and the job that the method returned."""
+
+    given: Job
+    model: Mapping[str, object]
+    reference: Mapping[str, object]
+    after: Job
+
+
 class Subject:
-    """A method under test, with its results so far by the name of the model."""
+    """A method under test, which is tried once on each model however many checks look at the result."""
 
-    method: Method
-    results: dict[str, Job] = field(default_factory=dict[str, Job])
-    jobs: dict[str, Job] = field(default_factory=dict[str, Job])
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self._trials: dict[str, Trial] = {}
 
-    @property
-    def about(self) -> About:
-        """What the method says of itself."""
-        return type(self.method).ABOUT
-
-    def before(self, model: str) -> Job:
-        """A job on the model that is called so; the same one at each call, which no check may change."""
-        return self.jobs.setdefault(model, job_of(model))
-
-    def after(self, model: str) -> Job:
-        """That job after the method, computed once."""
-        if model not in self.results:
-            self.results[model] = self.method.apply(self.before(model))
-        return self.results[model]
+    def trial(self, model: str) -> Trial:
+        """The method on the model that is called so."""
+        if model not in self._trials:
+            job = job_of(model)
+            before, reference = snapshot(job.model), snapshot(job.reference)
+            self._trials[model] = Trial(given=job, model=before, reference=reference, after=self.method.apply(job))
+        return self._trials[model]
 
 
 def replaced(job: Job) -> list[str]:
@@ -69,23 +71,21 @@ def replaced(job: Job) -> list[str]:
 
 def input_job_is_untouched(subject: Subject, model: str, folder: Path) -> None:
     """The job that a method is given keeps its tensors, classes, modes, forms and ledger."""
-    job = job_of(model)
-    before, reference = snapshot(job.model), snapshot(job.reference)
-    subject.method.apply(job)
-    assert_untouched(job.model, before)
-    assert_untouched(job.reference, reference)
-    assert job.ledger == (), "the ledger of the given job has changed"
+    trial = subject.trial(model)
+    assert_untouched(trial.given.model, trial.model)
+    assert_untouched(trial.given.reference, trial.reference)
+    assert trial.given.ledger == (), "the ledger of the given job has changed"
 
 
 def same_job_same_bytes(subject: Subject, model: str, folder: Path) -> None:
     """Run twice on the same job, the method leaves models that make the same file."""
     again = subject.method.apply(job_of(model))
-    assert pack(subject.after(model).model).data == pack(again.model).data, "the second run gave other bytes"
+    assert pack(subject.trial(model).after.model).data == pack(again.model).data, "the second run gave other bytes"
 
 
 def becomes_smaller(subject: Subject, model: str, folder: Path) -> None:
     """A weight method makes the file smaller, and its ledger says which weights; other methods leave it no larger."""
-    job, start = subject.after(model), subject.before(model)
+    job, start = subject.trial(model).after, subject.trial(model).given
     if not isinstance(subject.method, WeightMethod):
         scales = len(list(quantizers_of(job.model)))  # each costs a number
         assert model_bits(job.model) <= model_bits(start.model) + 32 * scales, "the model needs more bits than before"
@@ -101,8 +101,8 @@ def ledger_says_the_error(subject: Subject, model: str, folder: Path) -> None:
     """``predicted`` of each row is the relative squared error of the dense weight; a weight with a note is as it was."""
     if not isinstance(subject.method, WeightMethod):
         return
-    before, after = weights(subject.before(model).model), weights(subject.after(model).model)
-    for row in subject.after(model).ledger:
+    before, after = weights(subject.trial(model).given.model), weights(subject.trial(model).after.model)
+    for row in subject.trial(model).after.ledger:
         if row.note:
             assert torch.equal(before[row.site], after[row.site]), f"{row.site}: left alone, says its note, but changed"
             continue
@@ -110,12 +110,13 @@ def ledger_says_the_error(subject: Subject, model: str, folder: Path) -> None:
         error = float((after[row.site].double() - weight).square().sum() / weight.square().sum())
         slack = 1e-5 if before[row.site].dtype == torch.float32 else 2e-2  # the layer rounds once more
         assert row.predicted is not None, f"{row.site}: the ledger has no error"
+        assert row.loss is None, f"{row.site}: a loss was measured, for which nobody asked"
         assert abs(row.predicted - error) <= max(slack * error, 1e-4), f"{row.site}: {row.predicted}, really {error}"
 
 
 def file_gives_back_every_bit(subject: Subject, model: str, folder: Path) -> None:
     """What is loaded from the file has the same weights, the same outputs, and makes the same file."""
-    job = subject.after(model)
+    job = subject.trial(model).after
     loaded = through_file(job, job.model, folder)
     assert_equal(weights(loaded), weights(job.model))
     assert_equal(surgery.plain(loaded).state_dict(), surgery.plain(job.model).state_dict())
@@ -125,7 +126,7 @@ def file_gives_back_every_bit(subject: Subject, model: str, folder: Path) -> Non
 
 def state_dict_round_trip(subject: Subject, model: str, folder: Path) -> None:
     """PyTorch's own state dict carries everything that the forms hold."""
-    job = subject.after(model)
+    job = subject.trial(model).after
     twin = surgery.clone(job.model, share=False)
     with torch.no_grad():
         for parameter in twin.parameters():
@@ -136,7 +137,7 @@ def state_dict_round_trip(subject: Subject, model: str, folder: Path) -> None:
 
 def training_changes_every_replaced_weight(subject: Subject, model: str, folder: Path) -> None:
     """Gradients reach a leaf of every weight that the method replaced, and a step of an optimizer changes the weight."""
-    job = subject.after(model)
+    job = subject.trial(model).after
     twin = surgery.clone(job.model, share=False).train()
     before = weights(twin)
     inputs, targets = batch_of(job)
@@ -155,7 +156,7 @@ def recovery_keeps_the_structure(subject: Subject, model: str, folder: Path) -> 
     """Training afterwards keeps zeros zero and shared entries shared. float16 models cannot be trained."""
     if model == HALF:
         return
-    job = subject.after(model)
+    job = subject.trial(model).after
     trained = Recover(epochs=2, learning_rate=1e-2).apply(job)
     assert_structure_kept(job.model, trained.model)
     for site in sites_of(job.model):
@@ -164,7 +165,7 @@ def recovery_keeps_the_structure(subject: Subject, model: str, folder: Path) -> 
 
 def plain_and_lowered_models_agree(subject: Subject, model: str, folder: Path) -> None:
     """The plain model and the lowered one hold no forms, and give the outputs of the model with forms."""
-    job = subject.after(model)
+    job = subject.trial(model).after
     tolerance = 1e-5 if next(job.model.parameters()).itemsize >= 4 else 3e-2
     for made in (surgery.plain(job.model), lower(job.model)):
         assert_near(output(job, made), output(job, job.model), tolerance)
