@@ -13,6 +13,7 @@ from kogata.coding.adaptive import Adaptive
 from kogata.coding.bitmap import Bitmap
 from kogata.coding.coder import Coder, decode_tagged, encode_smallest
 from kogata.coding.context import Context
+from kogata.coding.float_bytes import FloatBytes
 from kogata.coding.huffman import Huffman
 from kogata.coding.packed import Packed
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
@@ -23,8 +24,8 @@ from kogata.coding.zstd import Zstd
 
 __all__ = ["CODERS", "Coded", "Coder", "Plane", "PlaneKind", "PlaneSpec", "decode", "encode"]
 
-# From the quickest to decode to the slowest, because the earlier one wins a tie; the context coder comes last, to be
-# measured against all others.
+# From the quickest to decode to the slowest, because the earlier one wins a tie; the two that must save a share come last, to
+# be measured against all others.
 CODERS: tuple[Coder, ...] = (
     Packed(),
     Bitmap(),
@@ -34,6 +35,7 @@ CODERS: tuple[Coder, ...] = (
     Relative(),
     Shifted(),
     Adaptive(),
+    FloatBytes(),
     Context(),
 )
 
