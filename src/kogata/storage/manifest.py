@@ -29,7 +29,10 @@ def write_manifest(entries: Sequence[Entry]) -> bytes:
     numbers: list[list[list[int]]] = []  # by pattern, the numbers of each entry
     for entry in entries:
         found: list[int] = []
-        text = json.dumps(_without_numbers(entry, found), separators=(",", ":"))
+        try:
+            text = json.dumps(_without_numbers(entry, found), separators=(",", ":"))
+        except ValueError as error:
+            raise UsageError(f"a file cannot hold the header of {str(entry[1])[:80]}: {error}.") from None
         kind = kinds.setdefault(text, len(kinds))
         if kind == len(numbers):
             numbers.append([])
@@ -131,7 +134,7 @@ def _without_numbers(value: Any, found: list[int]) -> Any:
     """The value with 0 for each number; the numbers go to ``found``, in the order of the text."""
     if isinstance(value, int) and not isinstance(value, bool):
         if not -MAX_NUMBER < value < MAX_NUMBER:
-            raise UsageError(f"a file cannot hold the number {value} in a header: it must be below 2**53 in magnitude.")
+            raise ValueError(f"the number {value} is not below 2**53 in magnitude")
         found.append(value)
         return 0
     if isinstance(value, list | tuple):
@@ -140,7 +143,7 @@ def _without_numbers(value: Any, found: list[int]) -> Any:
         return {key: _without_numbers(part, found) for key, part in cast("dict[str, Any]", value).items()}
     if value is None or isinstance(value, str | bool):
         return value
-    raise UsageError(f"a header holds {value!r}; a file stores text, whole numbers, true, false, null, lists and mappings.")
+    raise ValueError(f"{str(value)[:80]} is neither text, a whole number, true, false, null, a list nor a mapping")
 
 
 def _with_numbers(value: Any, numbers: Iterator[int]) -> Any:

@@ -95,7 +95,8 @@ class _Reader:
         self.forms = dict[tuple[str, ...], Form]()
         self.buffers, self.quantizers = dict[str, Tensor](), dict[str, Quantizer]()
         self.kept, self.bindings = dict[str, tuple[int, ...]](), dict[str, tuple[str, str, bool]]()
-        self.tensors, self.seen, self.graph_bytes = list[str](), set[str](), -1
+        self.tensors, self.seen = list[str](), set[str]()
+        self.graph_bytes: int | None = None
         self.providers = {str(entry[1]): str(entry[2]) for entry in self.entries if entry[0] == "provider"}
 
     def artifact(self) -> Artifact:
@@ -103,13 +104,13 @@ class _Reader:
         for entry in self.entries:
             self._read(entry)
         graph = None
-        if self.graph_bytes >= 0:
+        if self.graph_bytes is not None:
             graph = EngineGraph(data=self._take(self.graph_bytes, "an engine graph"), bindings=self.bindings)
         if self.offset != len(self.payload):
             raise ValueError(f"{len(self.payload) - self.offset} bytes follow its last plane")
         packed = PackedFile(
             data=self.data, planes=tuple(self.stored), header_bytes=self.header_bytes, manifest_bytes=self.manifest_bytes,
-            graph_bytes=max(0, self.graph_bytes),
+            graph_bytes=self.graph_bytes or 0,
         )  # fmt: skip
         return Artifact(
             forms=self.forms, buffers=self.buffers, quantizers=self.quantizers, kept=self.kept, graph=graph, packed=packed,
@@ -137,9 +138,9 @@ class _Reader:
                 self.quantizers[joined(parts)] = _quantizer(tag, header)
             case ["kept", parts, places]:
                 self.kept[joined(parts)] = tuple(places)
-            case ["graph", length] if self.graph_bytes < 0:
+            case ["graph", length] if self.graph_bytes is None:
                 self.graph_bytes = length
-            case ["bound", number, parts, path, transposed] if self.graph_bytes >= 0 and number >= 0:
+            case ["bound", number, parts, path, transposed] if self.graph_bytes is not None and number >= 0:
                 tensor = self.tensors[number]
                 self.bindings[tensor if parts is None else joined(parts)] = (tensor, str(path), bool(transposed))
             case ["provider", _, _]:
