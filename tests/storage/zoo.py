@@ -13,7 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from kogata.forms import (
-    Affine, Binary, Codebook, Dense, Displacement, Fastfood, Form, Masked, Permuted, Product, Role, Stacked, Sum, Tied, Vectors,
+    Affine,
+    Binary,
+    Codebook,
+    Dense,
+    Displacement,
+    Fastfood,
+    Form,
+    Masked,
+    Permuted,
+    Product,
+    Role,
+    Stacked,
+    Sum,
+    Tied,
+    Vectors,
 )  # fmt: skip
 from kogata.forms.filter_maps import Crops, Opposite, Orbit, Repeat
 from kogata.forms.structured_maps import Circulant, Diagonal

@@ -1,7 +1,7 @@
 """Floats as planes of bytes, each entropy coded by itself: exponents of weights repeat, mantissas are like noise.
 
-The bits of each float are rotated left by one first, so that the sign, which says nothing about its neighbours, joins the lowest
-bits of the mantissa, and the top byte of a float32 or bfloat16 is its exponent.
+The bits of each float are rotated left by one first, so that the sign, which is as good as random, joins the lowest bits of the
+mantissa, and the top byte of a float32 or bfloat16 is its exponent.
 """
 
 from typing import Any, ClassVar
