@@ -52,7 +52,7 @@ def test_leaves_keep_their_roles() -> None:
 
 
 def normalized() -> Job:
-    """A convolution with batch normalization whose statistics need more than half precision, one of them more than its range."""
+    """Batch normalization whose statistics are no halves, one of them out of the range of half precision."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
     for layer in (net[1], net[4]):

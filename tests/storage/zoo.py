@@ -65,9 +65,9 @@ def every_form() -> Mapping[str, Form]:
     def leaf(role: Role, *shape: int, dtype: torch.dtype = torch.float32) -> Dense:
         return Dense(draw.floats(*shape, dtype=dtype), role)
 
-    def affine(bits: int, group: int, *shape: int, dtype: torch.dtype = torch.float32) -> Affine:
-        columns = int(np.prod(shape[1:]))
-        groups = (shape[0], -(-columns // group)) if len(shape) > 1 else (1, -(-shape[0] // group))
+    def affine(bits: int, group: int, first: int, *others: int, dtype: torch.dtype = torch.float32) -> Affine:
+        shape, columns = (first, *others), int(np.prod(others)) if others else first
+        groups = (first if others else 1, -(-columns // group))
         kind = torch.uint8 if bits <= 8 else torch.int16 if bits < 16 else torch.int32
         code, zero = draw.integers(2**bits, *shape, dtype=kind), draw.integers(2**bits, *groups, dtype=kind)
         return Affine(code, leaf(Role.SCALE, *groups, dtype=dtype), zero, bits=bits, group=group)
