@@ -68,7 +68,7 @@ def manifest_of(data: bytes) -> tuple[list[Any], bytes]:
     """The entries of a file's manifest and the planes behind it."""
     start = 8 + struct.unpack_from("<Q", data)[0]
     size = struct.unpack_from("<I", data, start)[0]
-    return read_manifest(data[start + 4 : start + 4 + size]), data[start + 4 + size :]
+    return list(read_manifest(data[start + 4 : start + 4 + size])), data[start + 4 + size :]
 
 
 def file_of(manifest: list[Any], planes: bytes, *, schema: int = SCHEMA, tail: bytes = b"") -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -50,13 +51,18 @@ def write_manifest(entries: Sequence[Entry]) -> bytes:
     return _deflated(bytes(body))
 
 
-def read_manifest(data: bytes) -> list[Entry]:
-    """Reverse :func:`write_manifest`. Raises ValueError, or another error of a malformed file, when ``data`` is damaged."""
+def read_manifest(data: bytes) -> Iterator[Entry]:
+    """Reverse :func:`write_manifest`, one entry at a time.
+
+    Raises ValueError, or another error of a malformed file, when ``data`` is damaged.
+    """
     body = inflated(data, -zlib.MAX_WBITS)
     size, at = read_varint(body, 0)
     if size > len(body) - at:
         raise ValueError(f"its manifest declares {size} bytes of patterns, but ends before")
-    patterns = cast("list[Any]", json.loads(body[at : at + size]))
+    patterns = json.loads(body[at : at + size])
+    if not isinstance(patterns, list):
+        raise ValueError("its manifest holds no list of patterns")
     count, at = read_varint(body, at + size)
     if count > len(body) - at:
         raise ValueError(f"its manifest declares {count} entries, but ends before")
@@ -64,7 +70,8 @@ def read_manifest(data: bytes) -> list[Entry]:
     for _ in range(count):
         kind, at = read_varint(body, at)
         which.append(kind)
-    lengths = [len(json.dumps(pattern)) for pattern in patterns]
+    patterns = cast("list[Any]", patterns)
+    lengths, counts = [len(json.dumps(pattern, separators=(",", ":"))) for pattern in patterns], Counter(which)
     if sum(lengths[kind] for kind in which) > MAX_EXPANDED:
         raise ValueError(f"its manifest expands to more than {MAX_EXPANDED} bytes")
     rows: list[Iterator[tuple[int, ...]]] = []
@@ -73,12 +80,13 @@ def read_manifest(data: bytes) -> list[Entry]:
         _without_numbers(pattern, found)
         columns: list[list[int]] = []
         for _ in found:
-            column, at = _column(body, at, which.count(kind))
+            column, at = _column(body, at, counts[kind])
             columns.append(column)
         rows.append(zip(*columns, strict=True))
     if at != len(body):
         raise ValueError(f"{len(body) - at} bytes follow the last number of its manifest")
-    return [cast("Entry", _with_numbers(patterns[kind], iter(next(rows[kind], ())))) for kind in which]
+    for kind in which:
+        yield _with_numbers(patterns[kind], iter(next(rows[kind], ())))
 
 
 def inflated(data: bytes, window: int) -> bytes:

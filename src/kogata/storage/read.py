@@ -97,7 +97,7 @@ class _Reader:
         self.kept, self.bindings = dict[str, tuple[int, ...]](), dict[str, tuple[str, str, bool]]()
         self.tensors, self.seen = list[str](), set[str]()
         self.graph_bytes: int | None = None
-        self.providers = {str(entry[1]): str(entry[2]) for entry in self.entries if entry[0] == "provider"}
+        self.providers = dict[str, str]()
 
     def artifact(self) -> Artifact:
         """Everything in the file, in the order it was written."""
@@ -143,8 +143,8 @@ class _Reader:
             case ["bound", number, parts, path, transposed] if self.graph_bytes is not None and number >= 0:
                 tensor = self.tensors[number]
                 self.bindings[tensor if parts is None else joined(parts)] = (tensor, str(path), bool(transposed))
-            case ["provider", _, _]:
-                pass
+            case ["provider", tag, where]:
+                self.providers[str(tag)] = str(where)
             case _:
                 raise ValueError(f"its manifest holds {str(entry)[:80]}")
 

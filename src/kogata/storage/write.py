@@ -34,8 +34,7 @@ def pack(model: nn.Module, graph: EngineGraph | None = None, coders: tuple[Coder
         names = [pieces(name) for name in (site.name, *site.aliases)]
         entries.append(["weight", names, writer.node(site.name, "", form_at(model, site))])
     entries += [writer.buffer(name, tensor) for name, tensor in buffers.items()]
-    for form in foreign_forms(model):
-        entries.append(["provider", form.TAG, f"{form.__module__}:{form.__qualname__}"])
+    entries[:0] = [["provider", form.TAG, f"{form.__module__}:{form.__qualname__}"] for form in foreign_forms(model)]
     for path, quantizer in quantizers_of(model):
         entries.append(["quantizer", pieces(path), quantizer.TAG, quantizer.header()])
     entries += [["kept", pieces(path), list(places)] for path, places in depth.shortened(model).items()]
