@@ -24,7 +24,7 @@ from kogata.report import html
 from kogata.report.data import Report
 from kogata.storage.folder import Folder, open_folder
 from kogata.storage.load import load
-from kogata.storage.write import pack, write_file
+from kogata.storage.write import foreign_forms, pack, write_file
 
 log = logging.getLogger("kogata.run")
 
@@ -74,7 +74,8 @@ def compress(
         graph, notes = compare.graph(job, engine)
         packed = pack(job.model, graph)
         write_file(folder.model, packed)
-        job = replace(job, model=load(folder.model, into=surgery.clone(model)))  # nothing else is trusted now
+        loaded = load(folder.model, into=surgery.clone(model), forms=foreign_forms(job.model))
+        job = replace(job, model=loaded)  # nothing else is trusted now
         log.info("measuring in %s", engine.name if engine else "PyTorch")
         report = compare.report(job, model, recipe, steps, packed, folder, engine, notes, command)
         if teacher is not None:

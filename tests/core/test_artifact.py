@@ -21,6 +21,7 @@ from torch import nn
 
 from kogata import __version__
 from kogata.coding import Plane, encode
+from kogata.coding.coder import write_varint
 from kogata.errors import DataError, FileFormatError
 from kogata.forms import Dense
 from kogata.job import Job
@@ -32,8 +33,9 @@ from kogata.network.batch import call, tensors
 from kogata.network.channels.groups import coupled, remove
 from kogata.network.quantizers import Static, attach_quantizer
 from kogata.network.sites import form_at, sites_of
-from kogata.storage.layout import MAX_MANIFEST, SCHEMA, Artifact, file_header
+from kogata.storage.layout import SCHEMA, Artifact, file_header
 from kogata.storage.load import load
+from kogata.storage.manifest import MAX_MANIFEST, joined, read_manifest, write_manifest
 from kogata.storage.read import read_file
 from kogata.storage.write import pack, write_file
 from kogata.system.atomic import writing
@@ -62,18 +64,28 @@ def read_bytes(data: bytes, folder: Path) -> Artifact:
     return read_file(path)
 
 
-def manifest_of(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The manifest of a file and the planes behind it."""
+def manifest_of(data: bytes) -> tuple[list[Any], bytes]:
+    """The entries of a file's manifest and the planes behind it."""
     start = 8 + struct.unpack_from("<Q", data)[0]
     size = struct.unpack_from("<I", data, start)[0]
-    return json.loads(zlib.decompress(data[start + 4 : start + 4 + size])), data[start + 4 + size :]
+    return list(read_manifest(data[start + 4 : start + 4 + size])), data[start + 4 + size :]
 
 
-def file_of(manifest: Any, planes: bytes, *, schema: int = SCHEMA, tail: bytes = b"") -> bytes:
+def file_of(manifest: list[Any], planes: bytes, *, schema: int = SCHEMA, tail: bytes = b"") -> bytes:
     """A file with a valid checksum, whatever it says."""
-    text = zlib.compress(json.dumps(manifest).encode())
-    payload = struct.pack("<I", len(text)) + text + planes + tail
+    return file_with(write_manifest(manifest), planes + tail, schema=schema)
+
+
+def file_with(manifest: bytes, planes: bytes = b"", *, schema: int = SCHEMA) -> bytes:
+    """The same, of a manifest as bytes."""
+    payload = struct.pack("<I", len(manifest)) + manifest + planes
     return file_header(schema, __version__, payload) + payload
+
+
+def deflated(body: bytes) -> bytes:
+    """A bare DEFLATE stream."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return compressor.compress(body) + compressor.flush()
 
 
 def test_the_tool_of_this_test_writes_what_pack_writes(data: bytes, job: Job, tmp_path: Path) -> None:
@@ -175,17 +187,23 @@ def test_a_newer_schema_says_to_upgrade(data: bytes, tmp_path: Path) -> None:
         read_bytes(file_of(*manifest_of(data), schema=SCHEMA + 1), tmp_path)
 
 
-def tree(manifest: dict[str, Any], site: str) -> Any:
-    """The tree of forms of a weight: name, header, planes, parts."""
-    return next(tree for names, tree in manifest["sites"] if names[0] == site)
+Edit = Callable[[list[Any]], object]
 
 
-def change(site: str, *keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
-    """Set one value of one weight's tree."""
+def entry(manifest: list[Any], name: str) -> Any:
+    """The entry of a weight or buffer."""
+    return next(
+        found for found in manifest
+        if found[0] in ("weight", "buffer", "integers") and joined(found[1][0] if found[0] == "weight" else found[1]) == name
+    )  # fmt: skip
 
-    def edit(manifest: dict[str, Any]) -> None:
-        place = tree(manifest, site)
-        for key in keys[:-1]:
+
+def change(name: str, *keys: Any, to: Any) -> Edit:
+    """Set one value of one entry; of a weight, of its tree of forms: tag, header, planes, parts."""
+
+    def edit(manifest: list[Any]) -> None:
+        place = entry(manifest, name)
+        for key in (2, *keys[:-1]) if place[0] == "weight" else keys[:-1]:
             place = place[key]
         assert place[keys[-1]] != to
         place[keys[-1]] = to
@@ -193,20 +211,10 @@ def change(site: str, *keys: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
-def without(*keys: Any) -> Callable[[dict[str, Any]], None]:
-    def edit(manifest: dict[str, Any]) -> None:
-        place: Any = manifest
-        for key in keys[:-1]:
-            place = place[key]
-        del place[keys[-1]]
-
-    return edit
-
-
 NAME, HEADER, PLANES, PARTS = range(4)
-KIND, SHAPE, DTYPE, ALPHABET, LENGTH = range(5)
+TYPE, SHAPE, LENGTH, ALPHABET = range(4)
 FACTOR = ("hidden.weight", PARTS, "factors.0")
-HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
+HOSTILE: dict[str, Edit] = {
     "huge plane": change("out.weight", PLANES, "code", SHAPE, to=[1 << 20, 1 << 20]),
     "overflowing plane": change("out.weight", PLANES, "code", SHAPE, to=[1 << 33, 1 << 33]),
     "negative shape": change("out.weight", PLANES, "code", SHAPE, to=[-6, -32]),
@@ -217,11 +225,11 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
     "huge alphabet": change("conv.weight", PLANES, "index", ALPHABET, to=10**9),
     "no alphabet": change("conv.weight", PLANES, "index", ALPHABET, to=0),
     "negative alphabet": change("conv.weight", PLANES, "index", ALPHABET, to=-1),
-    "other kind": change("conv.weight", PLANES, "index", KIND, to="floats"),
-    "unknown kind": change("conv.weight", PLANES, "index", KIND, to="pickle"),
-    "object dtype": change("conv.weight", PLANES, "index", DTYPE, to="object"),
-    "wide dtype": change("conv.weight", PLANES, "index", DTYPE, to="V1000000000"),
-    "unknown dtype": change("conv.weight", PLANES, "index", DTYPE, to="uint9"),
+    "other type": change("conv.weight", PLANES, "index", TYPE, to="float32"),
+    "unknown type": change("conv.weight", PLANES, "index", TYPE, to="pickle"),
+    "object type": change("conv.weight", PLANES, "index", TYPE, to="object"),
+    "wide type": change("conv.weight", PLANES, "index", TYPE, to="V1000000000"),
+    "type of a list": change("conv.weight", PLANES, "index", TYPE, to=["symbols"]),
     "negative length": change("conv.weight", PLANES, "index", LENGTH, to=-1),
     "huge length": change("conv.weight", PLANES, "index", LENGTH, to=10**12),
     "length of text": change("conv.weight", PLANES, "index", LENGTH, to="1"),
@@ -244,17 +252,27 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
     "huge product": change("hidden.weight", HEADER, "shape", to=[1 << 40, 1 << 40]),
     "negative product": change("hidden.weight", HEADER, "shape", to=[-32, -96]),
     "other mask": change(*FACTOR, PLANES, "mask", SHAPE, to=[4, 32]),
-    "no sites": without("sites"),
-    "no buffers": without("buffers"),
-    "sites of text": lambda manifest: manifest.update(sites="all"),
-    "buffers of a list": lambda manifest: manifest.update(buffers=[1]),
-    "buffer of another dtype": lambda manifest: manifest["buffers"]["norm.running_mean"].__setitem__(0, "object"),
-    "name of nothing": lambda manifest: manifest["sites"][0].__setitem__(0, []),
+    "nothing": lambda entries: entries.clear(),
+    "no weight": lambda entries: entries.remove(entry(entries, "conv.weight")),
+    "a weight twice": lambda entries: entries.append(entry(entries, "conv.weight")),
+    "an entry of another kind": lambda entries: entries.append(["pickle", "os.system"]),
+    "an entry of nothing": lambda entries: entries.append([]),
+    "an entry of text": lambda entries: entries.append("weight"),
+    "buffer of another dtype": change("norm.running_mean", 2, to="object"),
+    "numbers of another dtype": change("norm.num_batches_tracked", 2, to="object"),
+    "more numbers than fit": change("norm.num_batches_tracked", 4, to=[0] * 9),
+    "numbers of another shape": change("norm.num_batches_tracked", 3, to=[1 << 40]),
+    "name of nothing": lambda entries: entry(entries, "conv.weight").__setitem__(1, []),
+    "name of a mapping": lambda entries: entry(entries, "conv.weight").__setitem__(1, [[{}]]),
+    "an initializer without a graph": lambda entries: entries.append(["bound", 0, None, "", False]),
+    "a graph past the end": lambda entries: entries.append(["graph", 1]),
+    "a graph of negative length": lambda entries: entries.append(["graph", -1]),
+    "an unknown quantizer": lambda entries: entries.append(["quantizer", ["conv"], "pickle", {}]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("edit", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_manifests(edit: Callable[[dict[str, Any]], None], data: bytes, tmp_path: Path) -> None:
+def test_hostile_manifests(edit: Edit, data: bytes, tmp_path: Path) -> None:
     manifest, planes = manifest_of(data)
     edit(manifest)
     (tmp_path / "m.kogata").write_bytes(file_of(manifest, planes))
@@ -265,36 +283,44 @@ def test_hostile_manifests(edit: Callable[[dict[str, Any]], None], data: bytes, 
     assert_untouched(into, before)
 
 
-def test_an_index_past_the_table(data: bytes, tmp_path: Path) -> None:
+def test_an_index_past_the_table(tmp_path: Path) -> None:
     """A plane that is valid under its own alphabet, beside a table that is shorter."""
-    manifest, _ = manifest_of(data)
     table = encode(Plane.floats(np.zeros(2, np.float32))).data
     index = encode(Plane.symbols(np.array([[0, 1], [2, 1]], np.uint8), 3)).data
-    manifest = {
-        "sites": [[["weight"], ["codebook", {}, {"index": ["symbols", [2, 2], "uint8", 3, len(index)]}, {
-            "table": [
-                "dense", {"role": "table", "dtype": "float32"}, {"values": ["floats", [2], "float32", 0, len(table)]}, {},
-            ],
-        }]]],
-        "buffers": {},
-    }  # fmt: skip
+    leaf = ["dense", {"role": "table", "dtype": "float32"}, {"values": ["float32", [2], len(table)]}, {}]
+    manifest = [
+        ["weight", [["weight"]], ["codebook", {}, {"index": ["symbols", [2, 2], len(index), 3]}, {"table": leaf}]],
+    ]
     with pytest.raises(FileFormatError, match="indices 0 to 2 into a table"):
         read_bytes(file_of(manifest, index + table), tmp_path)
 
 
 def test_a_manifest_that_inflates_without_end(tmp_path: Path) -> None:
-    text = zlib.compress(b" " * (MAX_MANIFEST + 1), 9)
-    payload = struct.pack("<I", len(text)) + text
-    with pytest.raises(FileFormatError, match="manifest is longer"):
-        read_bytes(file_header(SCHEMA, __version__, payload) + payload, tmp_path)
+    spaces = b" " * (MAX_MANIFEST + 1)
+    for data in (file_with(deflated(spaces)), file_with(zlib.compress(spaces, 9), schema=1)):
+        with pytest.raises(FileFormatError, match="manifest is longer"):
+            read_bytes(data, tmp_path)
+
+
+def test_a_manifest_that_repeats_a_long_pattern_without_end(tmp_path: Path) -> None:
+    """A byte for each of a million entries, all of one pattern of 100 kB: refused before the second is built."""
+    pattern = json.dumps([["x" * 100_000]]).encode()
+    body = write_varint(len(pattern)) + pattern + write_varint(1_000_000) + bytes(1_000_000)
+    with pytest.raises(FileFormatError, match="manifest expands"):
+        read_bytes(file_with(deflated(body)), tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"{}", b"null", b"\xff\xfe", b"[1e999]", b"[[0]]", b"[0,", b""])
+@pytest.mark.parametrize("rest", [b"", b"\1", b"\1\0", b"\1\0" + b"\xff" * 10, b"\1\5\0", b"\xff" * 9, b"\1\0\0\0\0"])
+def test_other_manifests(text: bytes, rest: bytes, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="damaged"):
+        read_bytes(file_with(deflated(write_varint(len(text)) + text + rest)), tmp_path)
 
 
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"{}", b"[]", b"null", b"\xff\xfe", b'{"sites": 1e999}'])
-def test_other_manifests(text: bytes, tmp_path: Path) -> None:
-    deflated = zlib.compress(text)
-    payload = struct.pack("<I", len(deflated)) + deflated
+def test_other_manifests_of_schema_1(text: bytes, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="damaged"):
-        read_bytes(file_header(SCHEMA, __version__, payload) + payload, tmp_path)
+        read_bytes(file_with(zlib.compress(text), schema=1), tmp_path)
 
 
 def test_a_file_of_another_model_leaves_it_as_it_was(data: bytes, tmp_path: Path) -> None:

@@ -138,10 +138,10 @@ def test_a_damaged_graph(damage: str, path: Path, job: Job, tmp_path: Path) -> N
     graph = read_file(path).graph
     assert graph is not None
     bindings, data = dict(graph.bindings), graph.data
-    name, (site, form, transposed) = next(iter(bindings.items()))
+    name, (site, _, transposed) = next(iter(bindings.items()))
     match damage:
         case "site":
-            bindings[name] = ("nobody.weight", form, transposed)
+            bindings[name] = ("norm.running_mean", "factors.0", transposed)  # a buffer has no parts
         case "path":
             bindings[name] = (site, "factors.99", transposed)
         case "data":

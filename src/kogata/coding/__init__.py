@@ -19,6 +19,7 @@ from kogata.coding.adaptive import Adaptive
 from kogata.coding.bitmap import Bitmap
 from kogata.coding.coder import Coder, decode_tagged, encode_smallest
 from kogata.coding.context import Context
+from kogata.coding.float_bytes import FloatBytes
 from kogata.coding.huffman import Huffman
 from kogata.coding.packed import Packed
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
@@ -29,8 +30,8 @@ from kogata.coding.zstd import Zstd
 
 __all__ = ["CODERS", "Coded", "Coder", "Plane", "PlaneKind", "PlaneSpec", "decode", "encode"]
 
-# In order of decoding speed, fastest first, because the earlier coder wins a tie. The context coder comes last, so that its
-# required gain is measured against all others.
+# In order of decoding speed, fastest first, because the earlier coder wins a tie. The two coders that must save a share of the
+# bytes come last, so that it is measured against all others.
 CODERS: tuple[Coder, ...] = (
     Packed(),
     Bitmap(),
@@ -40,6 +41,7 @@ CODERS: tuple[Coder, ...] = (
     Relative(),
     Shifted(),
     Adaptive(),
+    FloatBytes(),
     Context(),
 )
 

@@ -17,6 +17,7 @@ MAX_ALPHABET = 1 << 16
 PIECE = 1 << 20
 BFLOAT16 = "bfloat16"
 FLOAT_DTYPES = ("float16", "float32", "float64", BFLOAT16)
+INTEGER_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool")
 
 
 class PlaneKind(StrEnum):

@@ -1,7 +1,8 @@
 """ONNX graphs whose weights live in forms: export, take the weights out, put them back.
 
-A graph in a ``.kogata`` file holds no weight. Each initializer that equals a tensor some form regenerates (the weight itself,
-or a factor of it that a lowered layer uses) is bound to that form, by content; what equals none stays in the graph.
+A graph in a ``.kogata`` file holds no weight. Each initializer that equals a tensor of the file (a weight that a form
+regenerates, a factor of it that a lowered layer uses, or a buffer such as a running mean) is bound to that tensor, by content;
+what equals none stays in the graph.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from kogata.errors import EngineError, FileFormatError
 from kogata.forms import Form
 from kogata.forms.base import nodes
-from kogata.network.sites import form_at, sites_of
+from kogata.network.sites import buffers_of, form_at, sites_of
 from kogata.storage.layout import Artifact, EngineGraph
 
 OPSET = 18
@@ -139,7 +140,7 @@ def _strip_notes(proto: onnx.ModelProto) -> None:
 
 
 def bind(proto: onnx.ModelProto, model: nn.Module) -> EngineGraph:
-    """The graph without the initializers that forms of ``model`` regenerate. ``proto`` is left without them."""
+    """The graph without the initializers that are weights or buffers of ``model``. ``proto`` is left without their values."""
     wanted = {init.name: _digest(numpy_helper.to_array(init)) for init in proto.graph.initializer if _large(init)}
     missing = set(wanted.values())
     places: dict[bytes, tuple[str, str, bool]] = {}
@@ -150,6 +151,9 @@ def bind(proto: onnx.ModelProto, model: nn.Module) -> EngineGraph:
                 digest = _digest(array.T if transposed else array)
                 if digest in missing:
                     places.setdefault(digest, (site.name, path, transposed))
+    for name, buffer in buffers_of(model).items():
+        if buffer.dtype != torch.bfloat16 and (digest := _digest(buffer.detach().cpu().numpy())) in missing:
+            places.setdefault(digest, (name, "", False))
     bindings = {name: places[digest] for name, digest in wanted.items() if digest in places}
     for init in proto.graph.initializer:
         if init.name in bindings:
@@ -174,12 +178,13 @@ def fill(artifact: Artifact) -> onnx.ModelProto:
         trees = {names[0]: dict(nodes(form)) for names, form in artifact.forms.items()}
         for init in proto.graph.initializer:
             if init.name in artifact.graph.bindings:
-                site, path, transposed = artifact.graph.bindings[init.name]
-                array = _array(trees[site][path])
+                tensor, path, transposed = artifact.graph.bindings[init.name]
+                buffer = artifact.buffers.get(tensor)
+                array = _array(trees[tensor][path]) if buffer is None else buffer.numpy()
                 array = array.T if transposed else array
                 init.raw_data = np.ascontiguousarray(array).tobytes()
                 if array.size != int(np.prod(init.dims)):
-                    raise ValueError(f"initializer {init.name} has shape {list(init.dims)}, its form {array.shape}")
+                    raise ValueError(f"initializer {init.name} has shape {list(init.dims)}, {tensor} {array.shape}")
     except (KeyError, ValueError, zstandard.ZstdError) as error:
         raise FileFormatError(f"{artifact.source}: its engine graph is damaged: {error}.") from None
     except Exception as error:  # protobuf's DecodeError, which its implementations define in different places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -18,6 +18,7 @@ from kogata.engines.base import Engine, Session
 from kogata.engines.lowering.checked import lowered
 from kogata.engines.lowering.costs import ONNXRUNTIME, Costs
 from kogata.errors import DataError, EngineError
+from kogata.forms import Form
 from kogata.storage.layout import Artifact, EngineGraph
 from kogata.storage.read import read_file
 from kogata.system.atomic import writing
@@ -91,19 +92,20 @@ def _shapes(feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in feed.items()}
 
 
-def open(path: Path | str) -> OnnxSession:
+def open(path: Path | str, *, forms: Sequence[type[Form]] = ()) -> OnnxSession:
     """A ``.kogata`` file as something to call, in ONNX Runtime, without the model's code.
 
     The session takes the model's inputs as tensors or arrays, by position or by name, and may be called any number of times.
-    Raises FileFormatError when the file is damaged or carries no graph.
+    ``forms`` are classes of other packages that the file may hold. Raises FileFormatError when the file is damaged, carries no
+    graph, or holds a form that is not known.
 
     >>> session = open("model.kogata")  # doctest: +SKIP
     >>> session(torch.randn(1, 3, 32, 32)).shape  # doctest: +SKIP
     torch.Size([1, 10])
     """
-    return OnnxSession(onnx_graph.fill(read_file(Path(path))))
+    return OnnxSession(onnx_graph.fill(read_file(Path(path), forms=forms)))
 
 
-def run(path: Path | str, *args: Tensor | np.ndarray, **kwargs: Tensor | np.ndarray) -> Any:
+def run(path: Path | str, *args: Tensor | np.ndarray, forms: Sequence[type[Form]] = (), **kwargs: Tensor | np.ndarray) -> Any:
     """The outputs of a file for given inputs, once: see :func:`open`, which is quicker where there are several inputs."""
-    return open(path)(*args, **kwargs)
+    return open(path, forms=forms)(*args, **kwargs)

@@ -24,6 +24,8 @@ class Affine(Form):
     of at most ``MAX_BITS`` bits. The scales are trainable, the codes are not.
     """
 
+    TAG = "affine"
+
     code: Tensor
     zero: Tensor
     scale: Form

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ class Form(nn.Module, ABC):
     A node registers its sub-forms as child modules and what it stores itself as buffers; only leaves hold parameters.
     """
 
+    TAG: ClassVar[str] = ""  # names the form in files: never changed once released; of another package, with that one's name
     shape: torch.Size
 
     @abstractmethod
@@ -36,7 +37,7 @@ class Form(nn.Module, ABC):
 
     @abstractmethod
     def header(self) -> dict[str, Any]:
-        """The few JSON values which, with planes and sub-forms, rebuild this node."""
+        """Text, whole numbers, booleans, lists and mappings which, with planes and sub-forms, rebuild this node."""
 
     @classmethod
     @abstractmethod
@@ -75,8 +76,7 @@ class Form(nn.Module, ABC):
     def describe(self) -> str:
         """The tree in words, such as ``masked(codebook)``."""
         inner = [part.describe() for part in self.parts().values() if not isinstance(part, Dense)]
-        name = type(self).__name__.lower()
-        return f"{name}({', '.join(inner)})" if inner else name
+        return f"{self.TAG}({', '.join(inner)})" if inner else self.TAG
 
     def forward(self, original: Tensor) -> Tensor:
         """Called by ``torch.nn.utils.parametrize``; ``original`` is empty and only carries the weight's dtype."""
@@ -86,6 +86,8 @@ class Form(nn.Module, ABC):
 
 class Dense(Form):
     """A leaf: the numbers themselves."""
+
+    TAG = "dense"
 
     values: nn.Parameter
 

@@ -21,6 +21,8 @@ class Binary(Form):
     The tensor is seen as rows ``[shape[0], -1]`` (a vector is one row); ``scale`` is ``[rows, 1]``, or ``[1, 1]`` for all.
     """
 
+    TAG = "binary"
+
     positive: Tensor
     scale: Form
 

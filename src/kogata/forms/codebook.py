@@ -21,6 +21,8 @@ class Codebook(Form):
     autograd's rule for indexing.
     """
 
+    TAG = "codebook"
+
     index: Tensor
     table: Form
 

@@ -15,6 +15,8 @@ from kogata.forms.base import Form
 class Sum(Form):
     """``Σ terms``, each a form of one common ``shape``: the stages of a residual quantizer, or a code and its residual."""
 
+    TAG = "sum"
+
     terms: nn.ModuleList
 
     def __init__(self, terms: Sequence[Form]) -> None:

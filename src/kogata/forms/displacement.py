@@ -24,6 +24,8 @@ class Displacement(Form):
     ``Z_f(v)[i, j] = v[(i − j) mod n]``, times f above the diagonal.
     """
 
+    TAG = "displacement"
+
     g: Form
     h: Form
 

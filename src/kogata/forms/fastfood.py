@@ -25,6 +25,8 @@ class Fastfood(Form):
     sorting what PCG64 gives, whose stream is the same everywhere.
     """
 
+    TAG = "fastfood"
+
     s: Form
     g: Form
     b: Form

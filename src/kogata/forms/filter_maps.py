@@ -23,6 +23,8 @@ from kogata.forms.index_map import IndexMap, whole
 class Repeat(IndexMap):
     """Each filter ``copies`` times over: only their biases tell them apart (multi-bias activation, 1604.00676)."""
 
+    TAG = "repeat"
+
     copies: int
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class Repeat(IndexMap):
 @dataclass(frozen=True)
 class Opposite(IndexMap):
     """Each filter and its negative: what concatenated ReLU reads of one filter (1603.05201)."""
+
+    TAG = "opposite"
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
         """See :class:`IndexMap`; the base has half the filters."""
@@ -64,6 +68,8 @@ class Orbit(IndexMap):
     With ``stacked`` the inputs are such maps themselves, all orientations of one after another: turning a filter then also
     takes each of its planes to the next orientation, f(h) → f(g⁻¹h). Otherwise they are images, and only the planes turn.
     """
+
+    TAG = "orbit"
 
     mirrored: bool
     stacked: bool
@@ -99,6 +105,8 @@ class Orbit(IndexMap):
 @dataclass(frozen=True)
 class Crops(IndexMap):
     """All crops of larger filters, ``extent`` high and wide, row by row: doubly convolution (1610.09716)."""
+
+    TAG = "crops"
 
     extent: int
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class IndexMap(ABC):
 
     A map is a frozen dataclass of JSON values: it is computed from them and never stored.
     """
+
+    TAG: ClassVar[str]  # names the map in files: never changed once released
 
     @abstractmethod
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,8 @@ class Latent(Form, ABC):
     straight-through estimator (Bengio, Léonard, Courville 2013, 1308.3432). It cannot be saved; ``freeze`` can.
     """
 
+    TAG = "latent"
+
     values: Dense
 
     def __init__(self, values: Dense) -> None:

@@ -20,6 +20,8 @@ class Masked(Form):
     Pruned entries have no parameter, so no optimizer can revive them, and a training step costs what is kept.
     """
 
+    TAG = "masked"
+
     position: Tensor
     values: Form
 

@@ -16,6 +16,8 @@ from kogata.forms.base import Form, index_dtype
 class Permuted(Form):
     """Row o is row ``order[o]`` of ``part``: a layer's filters keep their places, whichever of them are tied to each other."""
 
+    TAG = "permuted"
+
     order: Tensor
     part: Form
 

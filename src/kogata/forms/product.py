@@ -45,6 +45,8 @@ def butterfly(count: int) -> str:
 class Product(Form):
     """``einsum(equation, *factors)`` reshaped to ``shape``. A rank-r matrix is ``PAIR`` over ``[o, r]`` and ``[r, i]``."""
 
+    TAG = "product"
+
     factors: nn.ModuleList
 
     def __init__(self, equation: str, factors: Sequence[Form], shape: Sequence[int]) -> None:

@@ -25,6 +25,8 @@ class Stacked(Form):
     integer tensor ``[outputs]``) is fixed.
     """
 
+    TAG = "stacked"
+
     member: Tensor
     filters: nn.ModuleList
 

@@ -26,6 +26,8 @@ class Circulant(IndexMap):
     The signs come from PCG64, whose stream is the same everywhere, and from ``seed``.
     """
 
+    TAG = "circulant"
+
     block: int
     seed: int
 
@@ -58,6 +60,8 @@ class Circulant(IndexMap):
 @dataclass(frozen=True)
 class Diagonal(IndexMap):
     """``blocks`` blocks of equal size down the diagonal; the sign of all entries beside them is 0."""
+
+    TAG = "diagonal"
 
     blocks: int
 

@@ -36,6 +36,8 @@ class Hash(IndexMap):
     ends of h, so they are independent up to 2³¹ entries.
     """
 
+    TAG = "hash"
+
     seed: int  # in [0, 2**32)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Tied(Form):
     base is a smaller weight, not a table: pruning, sharing and rounding may follow, so its leaf has the role ``values``
     where it is one-dimensional and ``matrix`` where it has the shape of filters.
     """
+
+    TAG = "tied"
 
     index: Tensor
     sign: Tensor
@@ -111,17 +115,17 @@ class Tied(Form):
         return {}
 
     def header(self) -> dict[str, Any]:
-        """The map's name and fields, and the shape."""
+        """The map's tag and fields, and the shape."""
         fields = dataclasses.asdict(cast("Any", self.map))
-        return {"map": [type(self.map).__name__.lower(), fields], "shape": list(self.shape)}
+        return {"map": [self.map.TAG, fields], "shape": list(self.shape)}
 
     @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError on a map that is unknown or does not fit, or on a shape out of bounds."""
         (name, fields), shape, base = header["map"], header["shape"], parts["base"]
-        kinds = {kind.__name__.lower(): kind for kind in MAPS}
+        kinds = {kind.TAG: kind for kind in MAPS}
         if name not in kinds:
-            raise ValueError(f"map {name!r} is none of {', '.join(kinds)}")
+            raise ValueError(f"index map {name!r} is none of {', '.join(kinds)}")
         entries = base.shape.numel()
         if not shape or min(shape) < 1 or not 1 <= entries <= math.prod(shape) <= MAX_ENTRIES:
             raise ValueError(f"shape {shape} from a base of {entries} entries")

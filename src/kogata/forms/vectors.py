@@ -24,6 +24,8 @@ class Vectors(Form):
     rows, and what lies there is cropped.
     """
 
+    TAG = "vectors"
+
     index: Tensor
     table: Form
 

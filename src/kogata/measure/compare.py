@@ -29,6 +29,7 @@ from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
 from kogata.storage.folder import Folder
 from kogata.storage.layout import Artifact, EngineGraph, PackedFile, Stored
 from kogata.storage.read import read_file
+from kogata.storage.write import foreign_forms
 from kogata.system.environment import environment
 
 log = logging.getLogger("kogata")
@@ -80,7 +81,7 @@ def report(
     dense, ours = job.reference, job.model
     latency: tuple[Latency | None, Latency | None] = None, None
     if engine is not None and not notes:  # a note says that the engine cannot run this model
-        stored = read_file(folder.model)
+        stored = read_file(folder.model, forms=foreign_forms(job.model))
         try:
             dense, ours = sessions(stored, job.model, job.reference, inputs, engine)
             engine.export(stored, folder.engine)

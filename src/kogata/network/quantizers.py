@@ -29,6 +29,7 @@ MAX_BITS = 16
 class Quantizer(nn.Module, ABC):
     """Rounds a tensor; the result has its shape and dtype."""
 
+    TAG: ClassVar[str]  # names the quantizer in files: never changed once released
     INSTEAD: ClassVar[bool] = False  # it takes the place of the module it sits on, rather than rounding its input
 
     @abstractmethod
@@ -48,6 +49,8 @@ class Quantizer(nn.Module, ABC):
 class Static(Quantizer):
     """Per tensor, with a ``scale`` (parameter, ``[1]``) that was learnt or calibrated, and a fixed integer zero point."""
 
+    TAG = "static"
+
     scale: nn.Parameter
 
     def __init__(self, scale: Tensor, *, bits: int, zero: int) -> None:
@@ -63,7 +66,7 @@ class Static(Quantizer):
 
     def header(self) -> dict[str, Any]:
         """Bits and zero point."""
-        return {"kind": "static", "bits": self.bits, "zero": self.zero}
+        return {"bits": self.bits, "zero": self.zero}
 
     @classmethod
     def restore(cls, header: Mapping[str, Any]) -> Self:
@@ -80,6 +83,8 @@ class Granularity(StrEnum):
 
 class Dynamic(Quantizer):
     """Asymmetric, with the scale and zero point of the values at hand: of the whole tensor, or of each token."""
+
+    TAG = "dynamic"
 
     def __init__(self, *, bits: int, granularity: Granularity) -> None:
         super().__init__()
@@ -99,7 +104,7 @@ class Dynamic(Quantizer):
 
     def header(self) -> dict[str, Any]:
         """Bits and granularity."""
-        return {"kind": "dynamic", "bits": self.bits, "granularity": str(self.granularity)}
+        return {"bits": self.bits, "granularity": str(self.granularity)}
 
     @classmethod
     def restore(cls, header: Mapping[str, Any]) -> Self:
@@ -110,6 +115,7 @@ class Dynamic(Quantizer):
 class Sign(Quantizer):
     """±1 in the place of an activation function; the gradient passes where |x| ≤ 1 (Courbariaux et al. 2016, 1602.02830)."""
 
+    TAG = "sign"
     INSTEAD = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,8 +123,8 @@ class Sign(Quantizer):
         return straight_through(torch.where(x >= 0, 1.0, -1.0).to(x.dtype), x.clamp(-1, 1))
 
     def header(self) -> dict[str, Any]:
-        """Only what it is."""
-        return {"kind": "sign"}
+        """Nothing: it has no settings."""
+        return {}
 
     @classmethod
     def restore(cls, header: Mapping[str, Any]) -> Self:
@@ -128,6 +134,8 @@ class Sign(Quantizer):
 
 class LatentQuantizer(Quantizer):
     """A quantizer in training. It cannot be saved; what it freezes to can."""
+
+    TAG = "latent"
 
     @abstractmethod
     def freeze(self) -> Quantizer:
@@ -148,7 +156,7 @@ class LatentQuantizer(Quantizer):
         raise ValueError("a quantizer in training is never stored")
 
 
-QUANTIZERS: Mapping[str, type[Quantizer]] = {"static": Static, "dynamic": Dynamic, "sign": Sign}
+QUANTIZERS: tuple[type[Quantizer], ...] = (Static, Dynamic, Sign)
 
 
 def attach_quantizer(module: nn.Module, quantizer: Quantizer) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
+from kogata.forms import Form
 from kogata.storage.load import load
 from kogata.storage.write import pack, write_file
 
@@ -19,6 +21,6 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
     return path
 
 
-def from_pretrained(folder: Path | str, into: nn.Module) -> nn.Module:
+def from_pretrained(folder: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ()) -> nn.Module:
     """Give ``into`` the weights of ``folder/model.kogata``; see :func:`kogata.load`."""
-    return load(Path(folder) / FILE, into)
+    return load(Path(folder) / FILE, into, forms=forms)

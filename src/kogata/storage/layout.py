@@ -11,12 +11,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kogata.coding.plane import FLOAT_DTYPES, INTEGER_DTYPES, PlaneKind, PlaneSpec
 from kogata.forms import Form
 from kogata.network.quantizers import Quantizer
 
-SCHEMA = 1
-MAX_MANIFEST = 64 << 20  # bytes once inflated: far above a model of ten thousand weights
+SCHEMA = 2  # moves whenever a file written today could not be read by the version before
 MAX_PLANE = 1 << 33  # bytes of one decoded plane; a damaged header must not reserve more
+INLINE = 8  # integer buffers of at most so many elements lie in the manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,11 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineGraph:
-    """An engine graph without its weights, and where each initializer's values are: site name, form path, transposed."""
+    """An engine graph without its weights, and where the values of an initializer are, by its name.
+
+    A place is the name of a weight or buffer, the path of the part within the weight's form (empty for the whole), and whether
+    the matrix there is transposed.
+    """
 
     data: bytes
     bindings: Mapping[str, tuple[str, str, bool]]
@@ -76,3 +81,23 @@ def file_header(schema: int, tool: str, payload: bytes) -> bytes:
     text = json.dumps({"__metadata__": metadata, "payload": tensor}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # safetensors aligns the data
     return struct.pack("<Q", len(text)) + text
+
+
+def plane_entry(spec: PlaneSpec, length: int) -> list[object]:
+    """A plane in the manifest: its type, shape, coded length, and for symbols the size of their alphabet."""
+    typed = spec.dtype if spec.kind in (PlaneKind.FLOATS, PlaneKind.INTEGERS) else str(spec.kind)
+    entry: list[object] = [typed, list(spec.shape), length]
+    return [*entry, spec.alphabet] if spec.kind is PlaneKind.SYMBOLS else entry
+
+
+def plane_spec(typed: str, shape: tuple[int, ...], alphabet: int) -> PlaneSpec:
+    """Reverse :func:`plane_entry`. Symbols come back in the narrowest type of torch; raises ValueError for an unknown type."""
+    if typed == PlaneKind.SYMBOLS:
+        dtype = "uint8" if alphabet <= 1 << 8 else "int16" if alphabet <= 1 << 15 else "int32"
+        return PlaneSpec(PlaneKind.SYMBOLS, shape, dtype, alphabet)
+    if typed == PlaneKind.MASK:
+        return PlaneSpec(PlaneKind.MASK, shape, "bool")
+    for kind, dtypes in ((PlaneKind.FLOATS, FLOAT_DTYPES), (PlaneKind.INTEGERS, INTEGER_DTYPES)):
+        if typed in dtypes:
+            return PlaneSpec(kind, shape, typed)
+    raise ValueError(f"it declares a plane of type {str(typed)[:80]!r}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from kogata.errors import FileFormatError
-from kogata.forms import Dense
+from kogata.forms import Dense, Form
 from kogata.network import depth, shrink, surgery
 from kogata.network.quantizers import attach_quantizer
 from kogata.network.sites import buffers_of, form_at, sites_of
@@ -19,15 +19,23 @@ from kogata.storage.read import read_file
 log = logging.getLogger("kogata")
 
 
-def load(path: Path | str, into: nn.Module) -> nn.Module:
+def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ()) -> nn.Module:
     """Give ``into``, a model of the right class, the weights of a file, and return it.
 
     Its parameters become the file's forms, trainable and differentiable as before. A layer that lost channels becomes as small
     as the file says: linear and convolutional layers, batch normalization and embeddings, where all tensors of the layer
-    agree; a list of layers becomes as short. Raises FileFormatError when the file is damaged or of another model; ``into`` is
-    then as it was.
+    agree; a list of layers becomes as short. ``forms`` are classes of other packages that the file may hold: nothing that a
+    file names is ever imported. Raises FileFormatError when the file is damaged, of another model, or holds a form that is not
+    known; ``into`` is then as it was.
+
+    >>> import tempfile, torch, kogata
+    >>> net, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kogata.save(net, f"{folder}/net.kogata")
+    ...     torch.equal(kogata.load(f"{folder}/net.kogata", into=other).weight, net.weight)
+    True
     """
-    artifact = read_file(Path(path))
+    artifact = read_file(Path(path), forms=forms)
     trial = surgery.clone(into)  # what does not fit is found on it, before ``into`` is changed
     _shorten(path, trial, artifact)
     _quantize(path, trial, artifact)

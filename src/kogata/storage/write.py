@@ -2,67 +2,110 @@
 
 from __future__ import annotations
 
-import json
 import struct
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kogata._version import __version__
 from kogata.coding import CODERS, Coder, Plane, encode
 from kogata.coding.packed import packed_bytes
-from kogata.forms import Form
-from kogata.forms.base import float_plane
+from kogata.errors import UsageError
+from kogata.forms import FORMS, Form
+from kogata.forms.base import float_plane, nodes
 from kogata.network import depth
 from kogata.network.quantizers import quantizers_of
 from kogata.network.sites import buffers_of, form_at, sites_of
-from kogata.storage.layout import SCHEMA, EngineGraph, PackedFile, Stored, file_header
+from kogata.storage.layout import INLINE, SCHEMA, EngineGraph, PackedFile, Stored, file_header, plane_entry
+from kogata.storage.manifest import MAX_NUMBER, Entry, pieces, write_manifest
 from kogata.system.atomic import writing
 
 
 def pack(model: nn.Module, graph: EngineGraph | None = None, coders: tuple[Coder, ...] = CODERS) -> PackedFile:
-    """The model as the bytes of a file; each plane by the one of ``coders`` that needs the fewest."""
-    blobs: list[bytes] = []
-    lines: list[Stored] = []
+    """The model as the bytes of a file; each plane by the one of ``coders`` that needs the fewest.
 
-    def code(site: str, name: str, plane: Plane) -> list[Any]:
-        coded = encode(plane, coders)
-        blobs.append(coded.data)
-        lines.append(Stored(
+    Raises UsageError while the model is still in training under a method, and for a form without a tag of its own.
+    """
+    writer, entries = _Writer(coders), list[Entry]()
+    sites, buffers = sites_of(model), buffers_of(model)
+    for site in sites:
+        names = [pieces(name) for name in (site.name, *site.aliases)]
+        entries.append(["weight", names, writer.node(site.name, "", form_at(model, site))])
+    entries += [writer.buffer(name, tensor) for name, tensor in buffers.items()]
+    entries[:0] = [["provider", form.TAG, f"{form.__module__}:{form.__qualname__}"] for form in foreign_forms(model)]
+    for path, quantizer in quantizers_of(model):
+        entries.append(["quantizer", pieces(path), quantizer.TAG, quantizer.header()])
+    entries += [["kept", pieces(path), list(places)] for path, places in depth.shortened(model).items()]
+    if graph is not None:
+        entries += _graph_entries(graph, [*(site.name for site in sites), *buffers])
+    manifest = write_manifest(entries)
+    payload = b"".join([struct.pack("<I", len(manifest)), manifest, *writer.blobs, graph.data if graph else b""])
+    header = file_header(SCHEMA, __version__, payload)
+    return PackedFile(
+        data=header + payload, planes=tuple(writer.stored), header_bytes=len(header), manifest_bytes=4 + len(manifest),
+        graph_bytes=len(graph.data) if graph else 0,
+    )  # fmt: skip
+
+
+class _Writer:
+    """Codes planes, and keeps their bytes in order."""
+
+    def __init__(self, coders: tuple[Coder, ...]) -> None:
+        self.coders, self.blobs, self.stored = coders, list[bytes](), list[Stored]()
+
+    def plane(self, site: str, name: str, plane: Plane) -> list[object]:
+        coded = encode(plane, self.coders)
+        self.blobs.append(coded.data)
+        self.stored.append(Stored(
             site=site, plane=name, elements=plane.spec.size, coder=coded.coder, bytes=len(coded.data),
             packed_bytes=packed_bytes(plane.spec), entropy_bits=coded.entropy_bits,
         ))  # fmt: skip
-        spec = plane.spec
-        return [str(spec.kind), list(spec.shape), spec.dtype, spec.alphabet, len(coded.data)]
+        return plane_entry(plane.spec, len(coded.data))
 
-    def tree(site: str, path: str, form: Form) -> list[Any]:
-        planes = {name: code(site, f"{path}{name}", plane) for name, plane in form.planes().items()}
-        parts = {name: tree(site, f"{path}{name}.", part) for name, part in form.parts().items()}
-        return [type(form).__name__.lower(), form.header(), planes, parts]
+    def node(self, site: str, path: str, form: Form) -> list[Any]:
+        planes = {name: self.plane(site, f"{path}{name}", plane) for name, plane in form.planes().items()}
+        parts = {name: self.node(site, f"{path}{name}.", part) for name, part in form.parts().items()}
+        return [form.TAG, form.header(), planes, parts]
 
-    manifest: dict[str, Any] = {"sites": [], "buffers": {}}
-    for site in sites_of(model):
-        manifest["sites"].append([[site.name, *site.aliases], tree(site.name, "", form_at(model, site))])
-    for name, tensor in buffers_of(model).items():
-        plane = float_plane(tensor) if tensor.is_floating_point() else Plane.integers(tensor.cpu().numpy())
+    def buffer(self, name: str, tensor: Tensor) -> Entry:
         dtype = str(tensor.dtype).removeprefix("torch.")
-        manifest["buffers"][name] = [dtype, code(name, "buffer", plane)]
-    if quantizers := {path: quantizer.header() for path, quantizer in quantizers_of(model)}:
-        manifest["activations"] = quantizers
-    if kept := depth.shortened(model):
-        manifest["kept"] = kept
-    if graph is not None:
-        manifest["graph"] = {name: list(binding) for name, binding in graph.bindings.items()}
-    text = json.dumps(manifest, separators=(",", ":")).encode()
-    deflated = zlib.compress(text, 9)
-    payload = b"".join([struct.pack("<I", len(deflated)), deflated, *blobs, graph.data if graph else b""])
-    header = file_header(SCHEMA, __version__, payload)
-    return PackedFile(
-        data=header + payload, planes=tuple(lines), header_bytes=len(header), manifest_bytes=4 + len(deflated),
-        graph_bytes=len(graph.data) if graph else 0,
-    )  # fmt: skip
+        if tensor.is_floating_point():
+            return ["buffer", pieces(name), dtype, self.plane(name, "buffer", float_plane(tensor))]
+        values = tensor.flatten()[:INLINE].long().tolist()
+        if tensor.numel() <= INLINE and all(-MAX_NUMBER < value < MAX_NUMBER for value in values):
+            return ["integers", pieces(name), dtype, list(tensor.shape), values]
+        return ["buffer", pieces(name), dtype, self.plane(name, "buffer", Plane.integers(tensor.cpu().numpy()))]
+
+
+def foreign_forms(model: nn.Module) -> tuple[type[Form], ...]:
+    """The classes of forms in the model that are not Kogata's own: what :func:`kogata.load` needs to be given.
+
+    Raises UsageError for one that has no tag, or the tag of another.
+    """
+    known = {form.TAG: form for form in FORMS}
+    found: dict[str, type[Form]] = {}
+    for site in sites_of(model):
+        for _, form in nodes(form_at(model, site)):
+            kind = type(form)
+            if not kind.TAG:
+                raise UsageError(f"{site.name}: the form {kind.__name__} has no TAG; one that is stored needs it.")
+            if (other := known.setdefault(kind.TAG, kind)) is not kind:
+                raise UsageError(f"{site.name}: the forms {kind.__name__} and {other.__name__} have one TAG, {kind.TAG!r}.")
+            if kind not in FORMS:
+                found[kind.TAG] = kind
+    return tuple(found.values())
+
+
+def _graph_entries(graph: EngineGraph, tensors: Sequence[str]) -> list[Entry]:
+    """The graph's length and, for each initializer taken out of it, the tensor that it equals, by number."""
+    numbers = {name: number for number, name in enumerate(tensors)}
+    entries: list[Entry] = [["graph", len(graph.data)]]
+    for name, (tensor, path, transposed) in graph.bindings.items():
+        own = None if name == tensor else pieces(name)
+        entries.append(["bound", numbers[tensor], own, path, transposed])
+    return entries
 
 
 def write_file(path: Path, packed: PackedFile) -> None:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Role
-from kogata.job import Site
+from kogata.forms.base import squared_distance
+from kogata.job import Job, Row, Site
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
+from kogata.network import surgery
+from kogata.network.sites import buffers_of
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Half(WeightMethod):
-    """Round the numbers themselves, scales and centroids included, to half precision. The last step of a chain."""
+    """Round the numbers themselves, scales and centroids included, to half precision. The last step of a chain.
+
+    :param buffers: also the running statistics of normalization layers, and whatever else is a float but no parameter. A buffer
+        with numbers that half precision would not hold to eleven bits, such as a variance below 6e-5, stays as it is.
+    """
+
+    buffers: bool = False
 
     ABOUT = About(
         name="half",
@@ -41,3 +50,42 @@ class Half(WeightMethod):
         if not torch.isfinite(rounded).all():
             raise NotApplicable("it has weights past 65,504, the largest half precision number")
         return Dense(rounded, Role.VECTOR)
+
+    def apply(self, job: Job) -> Job:
+        """Round the selected weights, then the buffers, if asked. Raises NotApplicable when neither becomes smaller."""
+        if not self.buffers:
+            return super().apply(job)
+        model = surgery.clone(job.model)
+        rows = [_rounded(model, name, tensor) for name, tensor in _selected_buffers(job)]
+        rounded = replace(job, model=model, ledger=(*job.ledger, *rows))
+        try:
+            return super().apply(rounded)
+        except NotApplicable:
+            if all(row.note for row in rows):
+                raise
+            return rounded
+
+
+def _selected_buffers(job: Job) -> list[tuple[str, Tensor]]:
+    """The buffers of float32 or float64 that the globs of all restrictions pick."""
+    return [
+        (name, tensor) for name, tensor in buffers_of(job.model).items()
+        if tensor.dtype in (torch.float32, torch.float64) and not isinstance(tensor, nn.Parameter)
+        and all(where.wants(name, name.rpartition(".")[0]) for where in job.where)
+    ]  # fmt: skip
+
+
+def _rounded(model: nn.Module, name: str, tensor: Tensor) -> Row:
+    """Give ``model`` a rounded buffer, in its own dtype, and say what that changed."""
+    before, after = 8.0 * tensor.nbytes, 16.0 * tensor.numel()
+    values, limits = tensor.detach(), torch.finfo(torch.float16)
+    size = values.abs()
+    if not ((size == 0) | (size >= limits.smallest_normal) & (size <= limits.max)).all():
+        note = "it has numbers outside the normal range of half precision"
+        return Row(method=Half.ABOUT.name, site=name, bits_before=before, bits_after=before, note=note)
+    rounded = values.half().to(values.dtype)
+    owner, _, key = name.rpartition(".")
+    setattr(model.get_submodule(owner), key, rounded)
+    norm = float(values.double().square().sum())
+    predicted = squared_distance(rounded, values) / norm if norm else 0.0
+    return Row(method=Half.ABOUT.name, site=name, bits_before=before, bits_after=after, predicted=predicted)

@@ -1,0 +1,165 @@
+"""The manifest of a file as few bytes: entries are JSON, their numbers lie in columns. ``docs/format.md`` has the layout.
+
+Layers of a network are described by entries that differ in numbers only. What is left of an entry when its numbers are taken
+out is its pattern; each pattern is written once, and the numbers of all entries of a pattern side by side, position by
+position, as differences. Equal layers then give columns of zeros, which DEFLATE packs into next to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from kogata.coding.coder import read_varint, write_varint
+from kogata.errors import UsageError
+
+Entry = list[Any]
+MAX_MANIFEST = 16 << 20  # bytes once inflated: far above a model of ten thousand weights
+MAX_EXPANDED = 64 << 20  # bytes of the patterns of all entries together: one byte may repeat a pattern of any length
+MAX_NUMBER = 1 << 53  # numbers are smaller in magnitude, so that a reader may hold them as doubles
+
+
+def write_manifest(entries: Sequence[Entry]) -> bytes:
+    """The entries as DEFLATE-compressed bytes. Raises UsageError for values that are not JSON or no whole numbers."""
+    kinds: dict[str, int] = {}
+    which: list[int] = []
+    numbers: list[list[list[int]]] = []  # by pattern, the numbers of each entry
+    for entry in entries:
+        found: list[int] = []
+        try:
+            text = json.dumps(_without_numbers(entry, found), separators=(",", ":"))
+        except ValueError as error:
+            raise UsageError(f"a file cannot hold the header of {str(entry[1])[:80]}: {error}.") from None
+        kind = kinds.setdefault(text, len(kinds))
+        if kind == len(numbers):
+            numbers.append([])
+        which.append(kind)
+        numbers[kind].append(found)
+    patterns = f"[{','.join(kinds)}]".encode()
+    body = bytearray(write_varint(len(patterns)) + patterns + write_varint(len(entries)))
+    for kind in which:
+        body += write_varint(kind)
+    for rows in numbers:
+        for column in zip(*rows, strict=True):
+            for value, before in zip(column, (0, *column), strict=False):
+                step = value - before
+                body += write_varint(2 * step if step >= 0 else -2 * step - 1)
+    return _deflated(bytes(body))
+
+
+def read_manifest(data: bytes) -> Iterator[Entry]:
+    """Reverse :func:`write_manifest`, one entry at a time.
+
+    Raises ValueError, or another error of a malformed file, when ``data`` is damaged.
+    """
+    body = inflated(data, -zlib.MAX_WBITS)
+    size, at = read_varint(body, 0)
+    if size > len(body) - at:
+        raise ValueError(f"its manifest declares {size} bytes of patterns, but ends before")
+    patterns = json.loads(body[at : at + size])
+    if not isinstance(patterns, list):
+        raise ValueError("its manifest holds no list of patterns")
+    count, at = read_varint(body, at + size)
+    if count > len(body) - at:
+        raise ValueError(f"its manifest declares {count} entries, but ends before")
+    which: list[int] = []
+    for _ in range(count):
+        kind, at = read_varint(body, at)
+        which.append(kind)
+    patterns = cast("list[Any]", patterns)
+    lengths, counts = [len(json.dumps(pattern, separators=(",", ":"))) for pattern in patterns], Counter(which)
+    if sum(lengths[kind] for kind in which) > MAX_EXPANDED:
+        raise ValueError(f"its manifest expands to more than {MAX_EXPANDED} bytes")
+    rows: list[Iterator[tuple[int, ...]]] = []
+    for kind, pattern in enumerate(patterns):
+        found: list[int] = []
+        _without_numbers(pattern, found)
+        columns: list[list[int]] = []
+        for _ in found:
+            column, at = _column(body, at, counts[kind])
+            columns.append(column)
+        rows.append(zip(*columns, strict=True))
+    if at != len(body):
+        raise ValueError(f"{len(body) - at} bytes follow the last number of its manifest")
+    for kind in which:
+        yield _with_numbers(patterns[kind], iter(next(rows[kind], ())))
+
+
+def inflated(data: bytes, window: int) -> bytes:
+    """The whole of a DEFLATE stream, at most ``MAX_MANIFEST`` bytes; ``window`` as in :func:`zlib.decompressobj`."""
+    inflater = zlib.decompressobj(window)
+    text = inflater.decompress(data, MAX_MANIFEST)
+    if inflater.unconsumed_tail or not inflater.eof:
+        raise ValueError(f"its manifest is longer than {MAX_MANIFEST} bytes, or cut off")
+    if inflater.unused_data:
+        raise ValueError(f"{len(inflater.unused_data)} bytes follow its manifest")
+    return text
+
+
+_NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
+
+
+def pieces(name: str) -> list[str | int]:
+    """A name cut at its numbers, so that names of like layers share a pattern; joined, the pieces are the name.
+
+    >>> pieces("blocks.12.bn1.bias")
+    ['blocks.', 12, '.bn', 1, '.bias']
+    """
+    parts = _NUMBER.split(name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts) if part]
+
+
+def joined(parts: Sequence[object]) -> str:
+    """Reverse :func:`pieces`. Raises ValueError for anything but text and numbers."""
+    if not isinstance(parts, list) or any(type(part) not in (str, int) for part in parts):
+        raise ValueError(f"{str(parts)[:80]} is no name")
+    return "".join(map(str, parts))
+
+
+def _deflated(data: bytes) -> bytes:
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9)
+    return compressor.compress(data) + compressor.flush()
+
+
+def _column(body: bytes, at: int, count: int) -> tuple[list[int], int]:
+    """So many numbers, stored as differences, and where the next column begins."""
+    column: list[int] = []
+    value = 0
+    for _ in range(count):
+        step, at = read_varint(body, at)
+        value += -(step + 1) // 2 if step % 2 else step // 2
+        if not -MAX_NUMBER < value < MAX_NUMBER:
+            raise ValueError(f"its manifest holds the number {value}")
+        column.append(value)
+    return column, at
+
+
+def _without_numbers(value: Any, found: list[int]) -> Any:
+    """The value with 0 for each number; the numbers go to ``found``, in the order of the text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not -MAX_NUMBER < value < MAX_NUMBER:
+            raise ValueError(f"the number {value} is not below 2**53 in magnitude")
+        found.append(value)
+        return 0
+    if isinstance(value, list | tuple):
+        return [_without_numbers(part, found) for part in cast("Sequence[Any]", value)]
+    if isinstance(value, dict):
+        return {key: _without_numbers(part, found) for key, part in cast("dict[str, Any]", value).items()}
+    if value is None or isinstance(value, str | bool):
+        return value
+    raise ValueError(f"{str(value)[:80]} is neither text, a whole number, true, false, null, a list nor a mapping")
+
+
+def _with_numbers(value: Any, numbers: Iterator[int]) -> Any:
+    """Reverse :func:`_without_numbers`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return next(numbers)
+    if isinstance(value, list):
+        return [_with_numbers(part, numbers) for part in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {key: _with_numbers(part, numbers) for key, part in cast("dict[str, Any]", value).items()}
+    return value
