@@ -11,8 +11,9 @@ import kogata
 
 SOURCE = Path(kogata.__file__).parent
 ROOMS = (  # each may import those before it
-    "errors", "_version", "_deprecated", "job", "system", "coding", "forms", "network", "calibration", "training", "storage",
-    "engines", "report", "methods", "nn", "recipes", "search", "measure", "tasks", "flow", "testing", "cli", "__main__",
+    "errors", "_version", "_deprecated", "settings", "job", "system", "coding", "forms", "network", "calibration", "training",
+    "storage", "engines", "report", "methods", "nn", "recipes", "search", "measure", "tasks", "flow", "testing", "cli",
+    "__main__",
 )  # fmt: skip
 MODULES = {
     ".".join(("kogata", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"): path

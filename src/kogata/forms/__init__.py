@@ -1,5 +1,6 @@
-"""Forms: the small programs that regenerate a weight."""
+"""Forms: the small programs that regenerate a weight. A form of your own extends :class:`Form`; see docs/adding_a_method.md."""
 
+from kogata.coding.plane import Plane
 from kogata.forms.affine import Affine
 from kogata.forms.base import Dense, Form
 from kogata.forms.binary import Binary
@@ -22,5 +23,5 @@ FORMS: tuple[type[Form], ...] = (
 
 __all__ = [
     "FORMS", "Affine", "Binary", "Codebook", "Dense", "Displacement", "Fastfood", "Form", "Latent", "Masked", "Permuted",
-    "Product", "Role", "Stacked", "Sum", "Tied", "Vectors",
+    "Plane", "Product", "Role", "Stacked", "Sum", "Tied", "Vectors",
 ]  # fmt: skip

@@ -1,6 +1,13 @@
-"""Every method. Adding one touches its own file, this tuple, and its oracle test."""
+"""Every method, and what a method of your own extends (docs/adding_a_method.md).
 
-from kogata.methods.base.method import Method
+Adding one to Kogata itself touches its own file, the tuple ``METHODS``, and its oracle test.
+"""
+
+from kogata.calibration.stats import Stat, Stats
+from kogata.job import Kind, Site
+from kogata.methods.base.method import About, Method
+from kogata.methods.base.planned import PlannedLeaf, PlannedMethod
+from kogata.methods.base.weight import WeightMethod
 from kogata.methods.distillation.global_pooling import GlobalPooling
 from kogata.methods.distillation.shallower import Shallower
 from kogata.methods.distillation.stochastic_depth import StochasticDepth
@@ -59,6 +66,7 @@ from kogata.methods.structured.butterfly import Butterfly
 from kogata.methods.structured.kronecker import Kronecker
 from kogata.methods.structured.low_displacement import LowDisplacement
 from kogata.methods.structured.monarch import Monarch
+from kogata.settings import Range
 
 METHODS: tuple[type[Method], ...] = (
     MagnitudePruning,
@@ -134,6 +142,7 @@ __all__ = [
     "OBS",
     "SVD",
     "ADMMPruning",
+    "About",
     "AdaRound",
     "AdaptiveFastfood",
     "BiasedWeightDecay",
@@ -158,29 +167,38 @@ __all__ = [
     "Hashed",
     "HessianKMeans",
     "KMeans",
+    "Kind",
     "Kronecker",
     "LowDisplacement",
     "MagnitudePruning",
+    "Method",
     "MixedKernels",
     "Monarch",
     "MovementPruning",
     "MultiBiasFilters",
     "NeuronMerging",
+    "PlannedLeaf",
+    "PlannedMethod",
     "ProductQuantization",
+    "Range",
     "RankAllocation",
     "Recover",
     "ResidualQuantization",
     "RoundToNearest",
     "Separable",
     "Shallower",
+    "Site",
     "SoftWeightSharing",
     "SparseGPT",
+    "Stat",
     "StaticActivations",
+    "Stats",
     "StochasticDepth",
     "TensorTrain",
     "Ternary",
     "Tucker2",
     "Wanda",
+    "WeightMethod",
     "WhitenedSVD",
     "XNORNet",
 ]
