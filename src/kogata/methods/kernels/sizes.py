@@ -1,6 +1,6 @@
-"""Which setting of a method reaches a given size: what the methods' ``sized`` share.
+"""Formulas that the methods' ``sized`` share: the setting at which a form reaches a given size.
 
-Sizes are counted in the bits that a form is to store. A fraction is that of a float32 weight of a given shape.
+``shape`` is that of a weight, ``[outputs, inputs, *kernel]``; ``fraction`` is the part of its float32 bytes that may be stored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def block(shape: Sequence[int], fraction: float) -> int | None:
 
 
 def kept(shape: Sequence[int], fraction: float) -> int:
-    """How many numbers leave room for the mask that says where they are, at its entropy."""
+    """How many numbers can be kept, when the mask that says which costs its entropy in bits."""
     count, low, high = math.prod(shape), 0, math.prod(shape)
     while low < high:
         middle = (low + high + 1) // 2
@@ -62,7 +62,7 @@ def tied(shape: Sequence[int], fraction: float, share: float) -> bool:
 
 
 def sparsity(shape: Sequence[int], fraction: float) -> float | None:
-    """The least fraction of zeros at which the other numbers and their mask fit; None where none does.
+    """The lowest fraction of zeros at which the kept numbers and their mask fit; None when not even one number fits.
 
     >>> sparsity((100, 100), 0.25)
     0.7724
