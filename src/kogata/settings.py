@@ -1,4 +1,4 @@
-"""Settings: the type and the range of each are declared with its field, and checked and documented from there.
+"""Settings: type and range of each are declared with its field; messages, tables and tests read them from there.
 
     >>> from dataclasses import dataclass
     >>> from typing import Annotated
@@ -13,8 +13,8 @@
     >>> refusal(Rounding(bits=4, group=0.5))
     'group is 0.5; expected 1 or more (a whole number), or null.'
 
-Every method checks itself so, and every term of a loss. A dataclass's own ``__post_init__`` is left with the conditions that
-hold between fields.
+Methods, terms of a loss and other settings run this check when they are made. A ``__post_init__`` of their own only checks
+conditions between fields.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _reason(name: str, value: object, hint: Any) -> str:
 
 
 def _allows(hint: Any, value: object, *, ranges: bool = True) -> bool:
-    """Whether a value has the type, and lies in its range; types that are none of settings' are not looked into."""
+    """Whether a value has the type and lies in its range. Types such as a callable or an iterable are not checked."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = [part for part in arguments[1:] if isinstance(part, Range)] if ranges else []

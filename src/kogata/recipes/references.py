@@ -36,8 +36,8 @@ def imported(reference: str, base: type[Named], where: str) -> type[Named]:
     if not isinstance(kind, type) or not issubclass(kind, base):
         raise UsageError(f"{place} is {_kind(kind)}; expected a subclass of {_path(base)}.")
     if inspect.isabstract(kind):
-        missing = ", ".join(sorted(kind.__abstractmethods__))
-        raise UsageError(f"{place} is abstract; a recipe needs a class that also implements {missing}.")
+        missing = [name for name, part in inspect.getmembers(kind) if getattr(part, "__isabstractmethod__", False)]
+        raise UsageError(f"{place} is abstract; a recipe needs a class that also implements {', '.join(missing)}.")
     if issubclass(kind, Method):
         about = getattr(kind, "ABOUT", None)
         if not isinstance(about, About):

@@ -1,6 +1,6 @@
-"""The structures that a layer is measured against. Each says by ``sized`` which of its settings spend a given size.
+"""The structures that a layer is measured against; each method's ``sized`` says which of its settings reach a given size.
 
-To add one, give the method a ``sized`` and name it in ``STRUCTURES``.
+To add one, implement ``sized`` in the method and name the class in ``STRUCTURES``.
 """
 
 from __future__ import annotations

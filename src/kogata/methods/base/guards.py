@@ -1,6 +1,6 @@
-"""What several methods demand of their settings and of the weights they are given.
+"""Ranges of settings that several methods share, and checks that several methods make of the weights they are given.
 
-The first part names ranges of settings that mean the same in several methods; each method checks its own (``Method``).
+``Method`` checks the settings against their ranges; see ``kogata.settings``.
 """
 
 from __future__ import annotations

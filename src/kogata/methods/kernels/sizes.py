@@ -1,6 +1,6 @@
-"""Which setting of a method reaches a given size: what the methods' ``sized`` share.
+"""Formulas that the methods' ``sized`` share: the setting at which a form reaches a given size.
 
-Sizes are counted in the bits that a form is to store. A fraction is that of a float32 weight of a given shape.
+``shape`` is that of a weight, ``[outputs, inputs, *kernel]``; ``fraction`` is the part of its float32 bytes that may be stored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def block(shape: Sequence[int], fraction: float) -> int | None:
 
 
 def kept(shape: Sequence[int], fraction: float) -> int:
-    """How many numbers leave room for the mask that says where they are, at its entropy."""
+    """How many numbers can be kept, when the mask that says which costs its entropy in bits."""
     count, low, high = math.prod(shape), 0, math.prod(shape)
     while low < high:
         middle = (low + high + 1) // 2
@@ -62,10 +62,10 @@ def tied(shape: Sequence[int], fraction: float, share: float) -> bool:
 
 
 def sparsity(shape: Sequence[int], fraction: float) -> float | None:
-    """The least fraction of zeros at which the other numbers and their mask fit; None where none does.
+    """The lowest fraction of zeros at which the kept numbers and their mask fit; None when not even one number fits.
 
-    >>> sparsity((100, 100), 0.25)
-    0.7724
+    >>> sparsity((100, 100), 0.25)  # 2,259 float32 numbers and a mask of 7,706 bits
+    0.7741
     """
     count = kept(shape, fraction)
     return 1 - count / math.prod(shape) if count else None
@@ -74,8 +74,8 @@ def sparsity(shape: Sequence[int], fraction: float) -> float | None:
 def clusters(shape: Sequence[int], fraction: float) -> int | None:
     """The most values, a power of two up to 256, that a weight can share: an index for each number, and the table.
 
-    >>> clusters((100, 100), 0.25)
-    256
+    >>> clusters((100, 100), 0.25)  # indices of 7 bits; those of 8 would leave no room for the table
+    128
     """
     count = math.prod(shape)
     fitting = [k for k in range(1, LARGEST_TABLE + 1) if count * k + BITS * 2**k <= BITS * fraction * count]
@@ -114,7 +114,7 @@ def bits(shape: Sequence[int], fraction: float) -> int | None:
 def _entropy(share: float) -> float:
     """Bits of a choice between two, of which one has the given share.
 
-    >>> _entropy(0.5), _entropy(1.0)
-    (1.0, 0)
+    >>> _entropy(0.5), round(_entropy(0.25), 4)
+    (1.0, 0.8113)
     """
     return -sum(p * math.log2(p) for p in (share, 1 - share) if p > 0)

@@ -46,7 +46,7 @@ class Hashed(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """As many buckets."""
+        """As many buckets as there is room for numbers."""
         buckets = int(fraction * math.prod(shape))
         return cls(fraction=buckets / math.prod(shape)) if buckets else None
 
