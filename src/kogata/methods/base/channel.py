@@ -16,7 +16,7 @@ from kogata.job import Job, Row, Site
 from kogata.methods.base.method import About, Method
 from kogata.network import surgery
 from kogata.network.channels.groups import Coupling, Cut, Group, coupled, remove
-from kogata.network.sites import form_at, form_of, selected_sites, sites_of
+from kogata.network.sites import form_at, form_of, known_sites, selected_sites, sites_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def _allowed(job: Job, coupling: Coupling) -> tuple[list[Group], dict[str, str]]
 def _rows(method: str, job: Job, model: nn.Module, losses: Mapping[str, float], notes: Mapping[str, str]) -> list[Row]:
     """One row for each site that shrank, with the loss where it makes the group's channels, and for each that could not."""
     chosen, rows = set(selected_sites(job)), list[Row]()
-    for site, after in zip(sites_of(job.model), sites_of(model), strict=True):
+    for site, after in zip(known_sites(job), sites_of(model), strict=True):
         before = form_at(job.model, site).stored_bits() if site.shape != after.shape or site in chosen else 0.0
         if site.shape != after.shape:
             bits = form_at(model, after).stored_bits()

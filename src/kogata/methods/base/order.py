@@ -9,7 +9,7 @@ from kogata.job import Job, Site
 from kogata.methods.base.compose import Only
 from kogata.methods.base.method import Method
 from kogata.methods.base.weight import WeightMethod
-from kogata.network.sites import form_at, selected_sites, sites_of
+from kogata.network.sites import form_at, known_sites, selected_sites
 
 
 def check_order(method: Method, job: Job) -> None:
@@ -19,7 +19,7 @@ def check_order(method: Method, job: Job) -> None:
 
 def roles_of(job: Job) -> dict[Site, frozenset[Role]]:
     """What the leaves of each site are before the first step."""
-    return {site: frozenset(leaf.role for _, leaf in form_at(job.model, site).leaves()) for site in sites_of(job.model)}
+    return {site: frozenset(leaf.role for _, leaf in form_at(job.model, site).leaves()) for site in known_sites(job)}
 
 
 def planned_steps(method: Method, job: Job) -> list[tuple[str, list[str] | None]]:

@@ -43,13 +43,15 @@ class RoundedLayer:
 
 
 def layer_of(weight: Tensor, site: Site, stats: Stats, damping: float) -> RoundedLayer:
-    """The layer of a leaf. The output of an embedding is a row of it as it is, so its gram is the identity.
+    """The layer of a leaf. What only looks rows up gives them as they are, so the gram of an embedding is the identity.
 
     Raises NotApplicable where the inputs could not be seen, DataError where a weight is not finite.
     """
-    seen_GII = torch.eye(site.shape[-1])[None] if site.kind is Kind.EMBEDDING else stats.gram_GII
+    seen_GII = stats.gram_GII
+    if seen_GII is None and site.kind is Kind.EMBEDDING:
+        seen_GII = torch.eye(site.shape[-1])[None]
     if seen_GII is None:
-        raise NotApplicable("its inputs could not be seen")
+        raise NotApplicable(stats.unseen)
     if not torch.isfinite(weight).all():
         raise DataError(f"{site.name} of shape {site.shape} holds NaN or infinite weights; mend the model first.")
     groups, columns, _ = seen_GII.shape
