@@ -176,7 +176,8 @@ def transposed_rows(layer: nn.ConvTranspose2d, x: Tensor) -> list[tuple[Tensor, 
                     a % s == 0 and 0 <= a // s < size for a, s, size in zip(at, layer.stride, part.shape[2:], strict=True)
                 )
                 if inside:
-                    rows[:, n, :, k] = part[(slice(None), slice(None), *(a // s for a, s in zip(at, layer.stride, strict=True)))]
+                    source = [a // s for a, s in zip(at, layer.stride, strict=True)]
+                    rows[:, n, :, k] = part[(slice(None), slice(None), *source)]
         found.append((group.transpose(0, 1).flatten(1), rows.flatten(2).flatten(0, 1)))
     return found
 

@@ -86,16 +86,17 @@ METHODS: tuple[Method, ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.title())
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (method, name) for method in METHODS for name in CASES
+        if not (isinstance(method, WhitenedSVD) and name == "transposed_groups")
+    ],
+    ids=lambda part: part if isinstance(part, str) else part.title(),
+)  # fmt: skip
 def test_every_family_makes_it_smaller_and_reloads(method: Method, name: str, tmp_path: Path) -> None:
     job, inputs = job_of(CASES[name])
-    try:
-        after = method.apply(job)
-    except NotApplicable as error:
-        assert isinstance(method, WhitenedSVD)  # one matrix for several inputs has no common gram
-        assert "no inputs in common" in str(error)
-        return
+    after = method.apply(job)
     write_file(tmp_path / "before.kogata", pack(job.model))
     write_file(tmp_path / "after.kogata", pack(after.model))
     assert (tmp_path / "after.kogata").stat().st_size < (tmp_path / "before.kogata").stat().st_size
@@ -136,6 +137,12 @@ def test_each_expert_has_scales_and_a_rank_of_its_own() -> None:
     assert [int(torch.linalg.matrix_rank(weight)) for weight in weights] == [2, 2, 2]
 
 
+def test_rows_of_several_inputs_have_no_common_gram() -> None:
+    job, _ = job_of(CASES["transposed_groups"])
+    with pytest.raises(NotApplicable, match="no inputs in common"):
+        WhitenedSVD(rank=2).apply(job)
+
+
 def test_an_expert_that_no_data_reaches_is_left_alone_and_named() -> None:
     job, _ = job_of(CASES["looped"])
     form = form_at(GPTQ(bits=4).apply(job).model, selected_sites(job)[0])
@@ -145,7 +152,7 @@ def test_an_expert_that_no_data_reaches_is_left_alone_and_named() -> None:
 
 def test_a_stacked_weight_that_is_dense_again_is_a_plain_parameter() -> None:
     for name in ("einsum", "transposed", "conv1d_gpt2"):
-        job, inputs = job_of(CASES[name])
+        job, _ = job_of(CASES[name])
         twin = surgery.clone(job.model)
         for site in selected_sites(job):
             for path, leaf, _ in list(leaves_of(form_at(twin, site), site)):
@@ -257,7 +264,7 @@ def test_what_cannot_be_seen_says_why() -> None:
 def test_a_patched_forward_of_another_copy_is_named() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     own = model[1].forward
-    model[1].forward = lambda x: own(x) + 1  # bound to this copy, which the run does not change
+    model[1].forward = lambda input: own(input) + 1  # bound to this copy, which the run does not change
     job = prepare(model, Task(calibration=[torch.randn(5, 8)]))
     notes = {row.site: row.note for row in GPTQ(bits=4).apply(job).ledger}
     assert notes["0.weight"] == ""

@@ -138,7 +138,7 @@ def test_the_second_layer_sees_what_the_first_has_become() -> None:
     ("layer", "rows", "reason"),
     [
         (nn.Conv2d(8, 16, 3, groups=2), torch.randn(2, 8, 7, 7), "grouped"),
-        (nn.ConvTranspose2d(4, 8, 3), torch.randn(2, 4, 5, 5), "could not be matched"),
+        (nn.ConvTranspose2d(8, 16, 3, groups=2), torch.randn(2, 8, 5, 5), "grouped"),
         (nn.Embedding(40, 24), torch.randint(40, (3, 4)), "this is embedding"),
     ],
 )

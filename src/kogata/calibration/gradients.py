@@ -84,14 +84,15 @@ def of_samples(
 
 def _follow(outer: dict[str, Tensor], name: str, placement: Placement, output: Tensor) -> None:
     """Sum gᵀg of the gradients g of what one use of a whole weight gives."""
+    channels = placement.use.channels
+    if channels is None or not placement.whole() or not output.requires_grad:
+        return
 
     def add(gradient: Tensor) -> None:
         g_NO = gradient.detach().movedim(channels, -1).flatten(0, -2).float()
         outer[name] = outer[name].addmm_(g_NO.T, g_NO) if name in outer else g_NO.T @ g_NO
 
-    channels = placement.use.channels
-    if channels is not None and placement.whole() and output.requires_grad:
-        output.register_hook(add)
+    output.register_hook(add)
 
 
 def _loss(task: Task, output: Any, targets: Any, signs: torch.Generator) -> Tensor:

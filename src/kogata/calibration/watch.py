@@ -31,13 +31,15 @@ from kogata.network.operations import LOOKUPS, Use, use_of
 from kogata.network.placement import Placement, is_plain, placed, same_storage
 from kogata.network.sites import form_at, form_of
 
-ENTRYWISE = frozenset(
-    "abs add addcdiv addcmul batch_norm bfloat16 bitwise_not clamp clamp_max clamp_min clip clone contiguous cpu cuda detach div "
-    "divide double exp fake_quantize_per_channel_affine fake_quantize_per_tensor_affine float floordiv get group_norm half "
-    "hardtanh iadd idiv imul instance_norm isub itruediv layer_norm log masked_fill maximum minimum mul multiply nan_to_num neg "
-    "negative normalize pow pos radd rmul round rsub rtruediv sigmoid sign softplus sqrt square sub subtract tanh to true_divide "
-    "truediv type type_as weight_norm where".split()
-)
+ENTRYWISE = frozenset({
+    "abs", "add", "addcdiv", "addcmul", "batch_norm", "bfloat16", "bitwise_not", "clamp", "clamp_max", "clamp_min", "clip",
+    "clone", "contiguous", "cpu", "cuda", "detach", "div", "divide", "double", "exp", "fake_quantize_per_channel_affine",
+    "fake_quantize_per_tensor_affine", "float", "floordiv", "get", "group_norm", "half", "hardtanh", "iadd", "idiv", "imul",
+    "instance_norm", "isub", "itruediv", "layer_norm", "log", "masked_fill", "maximum", "minimum", "mul", "multiply",
+    "nan_to_num", "neg", "negative", "normalize", "pow", "pos", "radd", "rmul", "round", "rsub", "rtruediv", "sigmoid",
+    "sign", "softplus", "sqrt", "square", "sub", "subtract", "tanh", "to", "true_divide", "truediv", "type", "type_as",
+    "weight_norm", "where",
+})  # fmt: skip
 """Names of functions whose result has each entry where the operand has it, without the underscores about them."""
 
 Reach = Callable[[str, Callable[[], None]], None]
@@ -187,7 +189,7 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self._watch = watch
         self._known: dict[int, tuple[weakref.ref[Tensor], Origin | None]] = {}  # None: a constant
-        self._used = Counter[str]()  # weights used in the function of PyTorch that is being looked into
+        self._used: Counter[str] | None = None  # weights used in the function of PyTorch that is being looked into
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -273,9 +275,10 @@ class _Mode(TorchFunctionMode):
         for name, _, _, found in waits:
             before = self._watch.replaced(name)
             self._watch.reach(name, lambda name=name, found=found: self._watch.visit(name, found))
-            if self._used[name] and not before and self._watch.replaced(name):
-                raise _AgainError
-            self._used[name] += 1
+            if self._used is not None:
+                if self._used[name] and not before and self._watch.replaced(name):
+                    raise _AgainError
+                self._used[name] += 1
         for tensor, origin in zip(given, origins, strict=True):
             if origin is not None and self._watch.replaced(origin.name):
                 now[id(tensor)] = origin.value(self._watch.weight)
@@ -320,14 +323,17 @@ class _Mode(TorchFunctionMode):
 
 
 def bypassed(model: nn.Module, site: Site) -> str | None:
-    """The module on the way to a weight whose forward is a closure over modules, which a copy of the model does not take over."""
-    names = site.module.split(".") if site.module else []
+    """The module on the way to a weight whose forward is a closure over modules of another copy; None if there is none.
+
+    Copying a model copies the methods that were put on its modules, but not what a closure refers to.
+    """
+    names, own = site.module.split(".") if site.module else [], {id(module) for module in model.modules()}
     for depth in range(len(names) + 1):
         path = ".".join(names[:depth])
         forward = model.get_submodule(path).__dict__.get("forward")
         for cell in getattr(forward, "__closure__", None) or ():
             held = getattr(cell.cell_contents, "__self__", cell.cell_contents)
-            if isinstance(held, nn.Module):
+            if isinstance(held, nn.Module) and id(held) not in own:
                 return path or "the model"
     return None
 

@@ -56,8 +56,8 @@ class Transposed(Form):
         for name, sizes in (("view", view), ("axes", axes), ("shape", shape)):
             if not isinstance(sizes, list) or len(cast("list[Any]", sizes)) > MAX_AXES:
                 raise ValueError(f"{name} {sizes!r} is no list of at most {MAX_AXES} sizes")
-            if not all(type(size) is int and size >= 0 for size in cast("list[Any]", sizes)):
-                raise ValueError(f"{name} {sizes!r} holds something else than sizes")
+            if not all(type(size) is int and 0 <= size <= MAX_ENTRIES for size in cast("list[Any]", sizes)):
+                raise ValueError(f"{name} {sizes!r} holds something else than sizes of at most {MAX_ENTRIES}")
         if sorted(axes) != list(range(len(view))):
             raise ValueError(f"axes {axes} are no order of the axes of a view {view}")
         if not math.prod(view) == math.prod(shape) == part.shape.numel() <= MAX_ENTRIES:

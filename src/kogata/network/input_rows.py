@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 

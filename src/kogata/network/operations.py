@@ -7,8 +7,6 @@ it; a new operation is one more entry.
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -157,11 +155,8 @@ PRODUCTS: Mapping[Any, tuple[tuple[str, ...] | None, Callable[[Tensor, Arguments
     functional.linear: (("input", "weight", "bias"), _linear),
     torch.einsum: (None, _einsum),
     **{func: (names, _matmul) for names, functions in _MATMULS.items() for func in functions},
-    **{func: (_CONVOLVED, _convolution) for func in (torch.conv1d, torch.conv2d, torch.conv3d)},
-    **{
-        func: (_TRANSPOSED, _transposed)
-        for func in (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
-    },
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (_CONVOLVED, _convolution)),
+    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), (_TRANSPOSED, _transposed)),
 }
 """For each function the names of its positional arguments, and what it makes of an operand."""
 

@@ -76,7 +76,7 @@ class Placement:
         place = {n: at for at, n in enumerate(batch)} | {n: len(batch) + 1 + at for at, n in enumerate(columns)}
         outer = [axis for axis in self.axes if axis.role in "sb"]
         leading = [axis.source for axis in outer if axis.source in place]
-        inner = [axis.source for axis in self.axes if axis.role == "i"]
+        inner = [axis.source for axis in self.axes if axis.role == "i" and axis.source is not None]
         rows = [n for n in batch if n not in leading]  # axes along which the operand is only repeated
         rest = [n for n in columns if n not in leading and n not in inner]  # of size 1
         order = [*(place[n] for n in (*leading, *rows)), len(batch), *(place[n] for n in (*inner, *rest))]

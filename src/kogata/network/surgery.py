@@ -85,8 +85,7 @@ def _plain_again(module: nn.Module, parameter: str) -> None:
 def _follow(layer: nn.RNNBase) -> None:
     """Let a recurrent layer read its weights where they are.
 
-    It keeps a list of them, ``_flat_weights``, that its forward reads; the class that parametrizing has given it gets a property
-    in its place.
+    Its forward reads a list of them, ``_flat_weights``; the class that parametrizing has given it gets a property in its place.
     """
     kind, names = type(layer), "_flat_weights_names"
 

@@ -20,7 +20,7 @@ from kogata.calibration.prepare import prepare
 from kogata.calibration.stats import Stat, Stats, power
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.job import Site, Task
-from kogata.network.sites import form_at, selected_sites
+from kogata.network.sites import form_at, leaves_of, selected_sites
 from kogata.search.candidates import BITS, STRUCTURES, YARDSTICKS, Candidate
 from kogata.system.progress import bar
 
@@ -69,9 +69,11 @@ def scores(model: nn.Module, task: Task, fraction: float, *, seed: int = 0) -> t
     found: list[LayerScores] = []
     with bar("measuring structures", len(sites)) as progress, closing(gather(job, sites, needs, model)) as gathered:
         for site, statistics in gathered:
-            if statistics.gram_GII is not None:
-                weight = form_at(model, site).dense().detach().float().cpu()
-                found.append(layer_scores(weight, site, statistics.gram_GII, fraction))
+            root = form_at(model, site)
+            for path, leaf, part in leaves_of(root, site):  # one, or one for each matrix of a stack
+                gram_GII = statistics.of(root, path).gram_GII
+                if gram_GII is not None:
+                    found.append(layer_scores(leaf.values.detach().float().cpu(), part, gram_GII, fraction))
             progress.advance(site.name)
     if not found:
         raise DataError(f"structure: {type(model).__name__} has no linear or convolutional layer whose inputs can be seen.")
