@@ -12,7 +12,7 @@ import sys
 import types
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,7 +28,7 @@ from kogata.forms import Separate, Transposed
 from kogata.job import Kind, Layout, Seen, Site
 from kogata.network.batch import call
 from kogata.network.operations import LOOKUPS, Use, use_of
-from kogata.network.placement import Placement, is_plain, placed, same_storage
+from kogata.network.placement import Axis, Placement, is_plain, placed, same_storage
 from kogata.network.sites import form_at, form_of
 
 ENTRYWISE = frozenset({
@@ -87,7 +87,10 @@ class Watch:
         self.reach: Reach = lambda name, look: look()
         self.result: Callable[[str, Placement, Tensor], None] | None = None
         self._here = local()
-        self._holders = {name: self._holder(site) for name, site in self.sites.items()}
+        self._owners = {site.name: (model.get_submodule(site.module), site.parameter) for site in sites}
+        self._holders = {name: self._holder(name) for name in self.sites}
+        self._placements: dict[tuple[Any, ...], tuple[Layout, tuple[Axis, ...]] | None] = {}
+        self.roots = {s.name: Origin(s.name, torch.empty(s.shape, device="meta")) for s in sites}
         self._plain: dict[int, str] = {id(held): name for name, held in self._holders.items() if isinstance(held, nn.Parameter)}
         fixed = [*model.parameters(), *model.buffers()]
         self.fixed = {id(tensor): tensor for tensor in fixed}
@@ -130,17 +133,16 @@ class Watch:
 
     def weight(self, name: str) -> Tensor:
         """What the weight is now."""
-        site = self.sites[name]
-        return cast("Tensor", getattr(self.model.get_submodule(site.module), site.parameter))
+        module, parameter = self._owners[name]
+        return cast("Tensor", getattr(module, parameter))
 
     def replaced(self, name: str) -> bool:
         """Whether the weight has been replaced since."""
-        return self._holder(self.sites[name]) is not self._holders[name]
+        return self._holder(name) is not self._holders[name]
 
     def used(self, name: str, use: Use, origin: Origin) -> Placement | None:
         """Note a use; None where it cannot be placed in the weight."""
-        shape = self.sites[name].shape
-        found = None if origin.shadow is None else placed(use, origin.shadow, shape)
+        found = None if origin.shadow is None else self._placement(name, use, origin.shadow)
         if found is None:
             self.others.setdefault(name, "the forward rearranges it in a way that cannot be followed")
             return None
@@ -165,15 +167,24 @@ class Watch:
         """Why the inputs of a weight could not be seen."""
         return self.others.get(name, "no calibration batch calls its layer")
 
-    def _holder(self, site: Site) -> nn.Module | nn.Parameter:
-        module = self.model.get_submodule(site.module)
-        return form_of(module, site.parameter) or cast("nn.Parameter", getattr(module, site.parameter))
+    def _placement(self, name: str, use: Use, shadow: Tensor) -> Placement | None:
+        """The placement of a use, found once for all uses that are alike."""
+        key = (name, use.kind, use.roles, use.view, shadow.shape, shadow.stride(), shadow.storage_offset())
+        if key not in self._placements:
+            first = placed(use, shadow, self.sites[name].shape)
+            self._placements[key] = None if first is None else (first.layout, first.axes)  # without the inputs of its use
+        found = self._placements[key]
+        return None if found is None else Placement(use, *found)
+
+    def _holder(self, name: str) -> nn.Module | nn.Parameter:
+        module, parameter = self._owners[name]
+        return form_of(module, parameter) or cast("nn.Parameter", getattr(module, parameter))
 
     def _mark(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def mark(_: nn.Module, __: Any, output: Tensor) -> None:
             mode = cast("_Mode | None", getattr(self._here, "mode", None))
             if mode is not None:
-                mode.know(output, mode.root(name))
+                mode.know(output, self.roots[name])
 
         return mark
 
@@ -195,7 +206,7 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = list(_tensors((args, kwargs)))
+        given = _tensors(args, kwargs)
         origins = [self._origin(tensor) for tensor in given]
         if not any(origins):
             result = func(*args, **kwargs)
@@ -216,20 +227,12 @@ class _Mode(TorchFunctionMode):
         """Remember where a tensor comes from, as long as it lives."""
         self._known[id(tensor)] = (weakref.ref(tensor), origin)
 
-    def root(self, name: str) -> Origin:
-        """The weight itself."""
-        return Origin(name, torch.empty(self._watch.sites[name].shape, device="meta"))
-
     def _origin(self, tensor: Tensor) -> Origin | None:
         found = self._known.get(id(tensor))
         if found is not None and found[0]() is tensor:
             return found[1]
         name = self._watch.name_of(tensor)
-        if name is None:
-            return None
-        origin = self.root(name)
-        self.know(tensor, origin)
-        return origin
+        return None if name is None else self._watch.roots[name]
 
     def _constant(self, tensor: Tensor) -> bool:
         found = self._known.get(id(tensor))
@@ -238,10 +241,10 @@ class _Mode(TorchFunctionMode):
     def _derived(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a call of weights and constants, and remember its results by it."""
         result = func(*args, **kwargs)
-        outputs = list(_tensors(result))
+        outputs = _tensors(result)
         if not outputs:
             return result
-        sources = [origin for tensor in _tensors((args, kwargs)) if (origin := self._origin(tensor)) is not None]
+        sources = [origin for tensor in _tensors(args, kwargs) if (origin := self._origin(tensor)) is not None]
         single = len({origin.name for origin in sources}) == 1
         recipe = _mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
         shadows = _shadows(func, recipe, sources, outputs) if single else [None] * len(outputs)
@@ -309,7 +312,7 @@ class _Mode(TorchFunctionMode):
         """The arguments of a recurrent layer with what its weights have become, each having been shown in turn."""
         watch = self._watch
         args, kwargs = _mapped(lambda part: part, (args, kwargs))  # the layer changes its list as weights are replaced
-        origins = {id(tensor): origin for tensor in _tensors((args, kwargs)) if (origin := self._origin(tensor)) is not None}
+        origins = {id(tensor): origin for tensor in _tensors(args, kwargs) if (origin := self._origin(tensor)) is not None}
 
         def current(tensor: Tensor) -> Tensor:
             origin = origins.get(id(tensor))
@@ -351,7 +354,7 @@ def _shadows(func: Any, recipe: Any, sources: Sequence[Origin], outputs: Sequenc
 
     try:
         args, kwargs = _mapped(shadow, recipe)
-        views = list(_tensors(func(*args, **kwargs)))
+        views = _tensors(func(*args, **kwargs))
     except Exception:  # of whatever a function that is no view makes of tensors without numbers
         views = []
     entrywise = getattr(func, "__name__", "").strip("_") in ENTRYWISE
@@ -375,16 +378,17 @@ def _opened(func: Any) -> Callable[..., Any] | None:
     )  # fmt: skip
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(*values: Any) -> list[Tensor]:
     """Every tensor of nested arguments."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in cast("Sequence[Any]", value):
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in cast("dict[Any, Any]", value).values():
-            yield from _tensors(part)
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += _tensors(*cast("Sequence[Any]", value))
+        elif isinstance(value, dict):
+            found += _tensors(*cast("dict[Any, Any]", value).values())
+    return found
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:

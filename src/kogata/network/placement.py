@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """An axis of the weight seen as the operand's axes cut it: ``count`` of its ``size`` entries, from ``start`` on."""
 
     stride: int
@@ -44,7 +44,7 @@ class Placement:
 
     use: Use
     layout: Layout
-    axes: tuple[_Axis, ...]  # in the order of the layout: the axis of matrices, other axes without sums, outputs, inputs
+    axes: tuple[Axis, ...]  # in the order of the layout: the axis of matrices, other axes without sums, outputs, inputs
 
     def whole(self) -> bool:
         """Whether the call uses all of the weight as one matrix."""
@@ -109,9 +109,9 @@ def placed(use: Use, shadow: Tensor, shape: Sequence[int]) -> Placement | None:
     return None if axes is None else _arranged(use, axes, shape)
 
 
-def _axes(shadow: Tensor, roles: str, numel: int) -> list[_Axis] | None:
+def _axes(shadow: Tensor, roles: str, numel: int) -> list[Axis] | None:
     """The weight's axes in the order in which they are stored, as the operand's strides cut them."""
-    found: list[_Axis] = []
+    found: list[Axis] = []
     offset, expected = int(shadow.storage_offset()), 1
     parts = sorted((stride, n) for n, stride in enumerate(shadow.stride()) if shadow.shape[n] > 1 and stride > 0)
     if any(stride == 0 and shadow.shape[n] > 1 and roles[n] != "b" for n, stride in enumerate(shadow.stride())):
@@ -120,21 +120,21 @@ def _axes(shadow: Tensor, roles: str, numel: int) -> list[_Axis] | None:
         last = found[-1] if found else None
         if stride > expected and last is not None and last.role in "ob" and stride % last.stride == 0:
             size = stride // last.stride  # the operand has some entries of this axis
-            found[-1] = _Axis(last.stride, size, last.role, last.source, offset // last.stride % size, last.count)
+            found[-1] = Axis(last.stride, size, last.role, last.source, offset // last.stride % size, last.count)
         elif stride > expected and stride % expected == 0:  # it has one entry of an axis that it lacks
             size = stride // expected
-            found.append(_Axis(expected, size, "b", None, offset // expected % size, 1))
+            found.append(Axis(expected, size, "b", None, offset // expected % size, 1))
         elif stride != expected:
             return None
         if n >= 0:
-            found.append(_Axis(stride, shadow.shape[n], roles[n], n, 0, shadow.shape[n]))
+            found.append(Axis(stride, shadow.shape[n], roles[n], n, 0, shadow.shape[n]))
             expected = stride * shadow.shape[n]
     if sum(axis.start * axis.stride for axis in found) != offset:
         return None
     return found[::-1]
 
 
-def _cut(axes: list[_Axis], shape: Sequence[int], kind: Kind) -> list[_Axis] | None:
+def _cut(axes: list[Axis], shape: Sequence[int], kind: Kind) -> list[Axis] | None:
     """The same, with the first axis of a stack of matrices marked ``s``: each of them is compressed by itself."""
     if kind is Kind.CONV or len(shape) < 3 or shape[0] == 1:
         return axes
@@ -147,17 +147,17 @@ def _cut(axes: list[_Axis], shape: Sequence[int], kind: Kind) -> list[_Axis] | N
         if start // inner != (stop - 1) // inner and (start % inner or stop % inner):
             return None
         count = max(1, first.count // inner)
-        outer = _Axis(matrix, shape[0], first.role, None, start // inner, count)
-        rest = _Axis(first.stride, inner, first.role, first.source, start % inner if count == 1 else 0, min(inner, first.count))
+        outer = Axis(matrix, shape[0], first.role, None, start // inner, count)
+        rest = Axis(first.stride, inner, first.role, first.source, start % inner if count == 1 else 0, min(inner, first.count))
         axes = [outer, rest, *axes[1:]]
         first = outer
     others = {axis.role for axis in axes[1:]}
     if first.stride == matrix and first.size == shape[0] and {"o", "i"} <= others:
-        axes = [_Axis(first.stride, first.size, "s", first.source, first.start, first.count), *axes[1:]]
+        axes = [Axis(first.stride, first.size, "s", first.source, first.start, first.count), *axes[1:]]
     return axes
 
 
-def _arranged(use: Use, axes: Sequence[_Axis], shape: Sequence[int]) -> Placement | None:
+def _arranged(use: Use, axes: Sequence[Axis], shape: Sequence[int]) -> Placement | None:
     ranked = [axis for role in "sboi" for axis in axes if axis.role == role]
     outputs = [axis for axis in ranked if axis.role == "o"]
     inputs = [axis for axis in ranked if axis.role == "i"]
