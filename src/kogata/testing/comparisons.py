@@ -17,7 +17,7 @@ from kogata.network import depth, surgery
 from kogata.network.batch import call, evaluating, tensors
 from kogata.network.sites import form_at, sites_of
 from kogata.storage.load import load
-from kogata.storage.write import pack, write_file
+from kogata.storage.write import foreign_forms, pack, write_file
 
 
 def assert_near(found: object, wanted: object, tolerance: float) -> None:
@@ -98,7 +98,7 @@ def through_file(job: Job, model: nn.Module, folder: Path) -> nn.Module:
             tensor.zero_()
     path = folder / "model.kogata"
     write_file(path, pack(model))
-    return load(path, into=fresh)
+    return load(path, into=fresh, forms=foreign_forms(model))
 
 
 def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:

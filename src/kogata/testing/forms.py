@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from kogata.coding import decode, encode
-from kogata.forms import FORMS, Dense, Form
+from kogata.forms import Dense, Form
 from kogata.network import surgery
 from kogata.network.sites import form_at, sites_of
 from kogata.storage.load import load
-from kogata.storage.write import save
+from kogata.storage.write import foreign_forms, save
 
 REFUSALS = (ValueError, KeyError, TypeError)  # what restore() may raise, and nothing else
 
@@ -81,7 +81,7 @@ def holds_a_weight_through_a_file(make: Callable[[], Form], folder: Path) -> Non
     (site,) = sites_of(model)
     surgery.attach(model, site, form)
     save(model, folder / "form.kogata")
-    loaded = load(folder / "form.kogata", into=fresh, forms=_classes(form))
+    loaded = load(folder / "form.kogata", into=fresh, forms=foreign_forms(model))
     assert torch.equal(loaded.get_parameter("weight") if isinstance(form, Dense) else _weight(loaded), form.dense().detach())
     assert form_at(loaded, site).describe() == form.describe(), "another form came back"
 
@@ -112,12 +112,6 @@ def _refuses(form: Form, header: Mapping[str, Any], arrays: Mapping[str, np.ndar
     except REFUSALS:
         return True
     return False
-
-
-def _classes(form: Form) -> tuple[type[Form], ...]:
-    """The classes of a tree that are not Kogata's own: what a reader of the file must be given."""
-    found = {type(form), *(kind for part in form.parts().values() for kind in _classes(part))}
-    return tuple(kind for kind in found if kind not in FORMS)
 
 
 def _weight(model: nn.Module) -> Tensor:
