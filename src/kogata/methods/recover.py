@@ -37,6 +37,12 @@ class Recover(Method):
     ``kogata.training.terms`` replaces both: it may look at layers too. ``cache`` is a folder that keeps what the
     teacher says, in ``cache_precision``: it is made at first use and read from then on, by data without random augmentation
     alone. The other settings are those of :class:`kogata.training.loop.Training`.
+
+    >>> from kogata.methods import Recover
+    >>> from kogata.testing.models import job_of
+    >>> job = Recover(epochs=1, learning_rate=1e-3).apply(job_of("conv"))
+    >>> [epoch.epoch for epoch in job.epochs]
+    [1]
     """
 
     epochs: Epochs

@@ -33,6 +33,13 @@ class GlobalPooling(WeightMethod):
 
     ``places`` is the number of places of a map, height times width, where the maps are flattened: channels are the slowest.
     Restrict it to the head that reads them, as in ``only(GlobalPooling(places=16), "fc1")``.
+
+    >>> from kogata import only
+    >>> from kogata.methods import GlobalPooling
+    >>> from kogata.testing.models import job_of
+    >>> job = only(GlobalPooling(places=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     places: Annotated[int, Range(ge=2, example=49)]

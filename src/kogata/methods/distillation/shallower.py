@@ -37,6 +37,12 @@ class Shallower(Method):
     ``keep`` is how many stay of each run of like layers, or the places of all entries that stay in the list, from 0. ``lists``
     is a glob on the path of the list, such as ``encoder.layer``; a model that is a list itself has the path ``""``. An entry of
     which a weight is not selected stays.
+
+    >>> from kogata.methods import Shallower
+    >>> from kogata.testing.models import job_of
+    >>> job = Shallower(keep=2).apply(job_of("stack"))
+    >>> len(job.model.blocks)
+    2
     """
 
     keep: Annotated[int, Range(ge=1)] | tuple[Annotated[int, Range(ge=0)], ...]

@@ -86,6 +86,11 @@ class StochasticDepth(Method):
 
     ``branches`` is a glob on the paths of the branches, modules whose output is added to their input; they are numbered in the
     model's order. ``survival`` is p_L, that of the last one, in (0, 1].
+
+    >>> from kogata.methods import Recover, StochasticDepth
+    >>> method = StochasticDepth(branches="blocks.*.branch", recover=Recover(epochs=10))
+    >>> method.survival
+    0.5
     """
 
     branches: str

@@ -32,6 +32,13 @@ class CReLUFilters(WeightMethod):
 
     The tolerance is relative to the outputs, on the calibration data; None shares everywhere. A ``residual`` rank, a count or
     a fraction of the full rank, adds a product that mends what the pairs miss.
+
+    >>> from kogata import only
+    >>> from kogata.methods import CReLUFilters
+    >>> from kogata.testing.models import job_of
+    >>> job = only(CReLUFilters(), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'permuted(tied)'
     """
 
     tolerance: Tolerance = None

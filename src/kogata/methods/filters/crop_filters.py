@@ -35,6 +35,13 @@ class CropFilters(WeightMethod):
     ``margin`` (from 1): how much higher and wider that is; (margin + 1)² filters lie in it. ``tolerance``: the most that the
     outputs may change by, relative to them, on the calibration data; None shares everywhere. ``residual``: the rank, a count
     or a fraction, of a product that mends what the crops miss.
+
+    >>> from kogata import only
+    >>> from kogata.methods import CropFilters
+    >>> from kogata.testing.models import job_of
+    >>> job = only(CropFilters(), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'permuted(tied)'
     """
 
     margin: Count = 1

@@ -33,6 +33,13 @@ class CyclicFilters(WeightMethod):
 
     ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares everywhere.
     ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+
+    >>> from kogata import only
+    >>> from kogata.methods import CyclicFilters
+    >>> from kogata.testing.models import job_of
+    >>> job = only(CyclicFilters(), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'permuted(tied)'
     """
 
     tolerance: Tolerance = None

@@ -34,7 +34,15 @@ SWEEPS = 3  # over the channels
 @final
 @dataclass(frozen=True, kw_only=True)
 class DepthwiseSeparable(WeightMethod):
-    """``multiplier`` filters on each input channel, then a 1×1 layer."""
+    """``multiplier`` filters on each input channel, then a 1×1 layer.
+
+    >>> from kogata import only
+    >>> from kogata.methods import DepthwiseSeparable
+    >>> from kogata.testing.models import job_of
+    >>> job = only(DepthwiseSeparable(), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'product'
+    """
 
     multiplier: Count = 1
 

@@ -42,6 +42,13 @@ class Fire(WeightMethod):
 
     ``squeeze`` counts the channels between (int ≥ 1), or is a fraction of the inputs (float in (0, 1)); ``share`` of the
     filters, in (0, 1), keep their kernel.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Fire
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Fire(squeeze=4), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'product(stacked)'
     """
 
     squeeze: Rank

@@ -35,6 +35,13 @@ class GroupFilters(WeightMethod):
     Whether the inputs are images or maps indexed by the group, all positions of one after another, is decided by what loses
     less. ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares
     everywhere. ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+
+    >>> from kogata import only
+    >>> from kogata.methods import GroupFilters
+    >>> from kogata.testing.models import job_of
+    >>> job = only(GroupFilters(mirrored=True), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'permuted(tied)'
     """
 
     mirrored: bool = False

@@ -28,7 +28,15 @@ from kogata.methods.filters import compact
 @final
 @dataclass(frozen=True, kw_only=True)
 class MixedKernels(WeightMethod):
-    """Filters of one place in place of those that lose least by it. ``share`` of the filters, in (0, 1), keep their kernel."""
+    """Filters of one place in place of those that lose least by it. ``share`` of the filters, in (0, 1), keep their kernel.
+
+    >>> from kogata import only
+    >>> from kogata.methods import MixedKernels
+    >>> from kogata.testing.models import job_of
+    >>> job = only(MixedKernels(share=0.25), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'stacked'
+    """
 
     share: Fraction
 

@@ -32,6 +32,13 @@ class MultiBiasFilters(WeightMethod):
 
     ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares everywhere.
     ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+
+    >>> from kogata import only
+    >>> from kogata.methods import MultiBiasFilters
+    >>> from kogata.testing.models import job_of
+    >>> job = only(MultiBiasFilters(biases=4), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'permuted(tied)'
     """
 
     biases: Annotated[int, Range(ge=2)] = 2

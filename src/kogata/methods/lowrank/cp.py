@@ -45,6 +45,13 @@ class CP(WeightMethod):
     """A sum of ``rank`` products of a vector for each mode of a convolution.
 
     ``rank`` is a count, or a fraction of the rank that any weight of the shape has at most: its size over its longest side.
+
+    >>> from kogata import only
+    >>> from kogata.methods import CP
+    >>> from kogata.testing.models import job_of
+    >>> job = only(CP(rank=4), "conv").apply(job_of("conv"))
+    >>> job.model.conv.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank

@@ -43,6 +43,13 @@ class RankAllocation(PlannedMethod[Ranks]):
 
     ``fraction``, in (0, 1), of the ``cost`` of all layers that it can work on is kept: of their parameters, and so of their
     bytes, or of their multiply-accumulates for one sample of the calibration data. ``correct`` is that of WhitenedSVD.
+
+    >>> from kogata import only
+    >>> from kogata.methods import RankAllocation
+    >>> from kogata.testing.models import job_of
+    >>> job = only(RankAllocation(fraction=0.25), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     fraction: Fraction

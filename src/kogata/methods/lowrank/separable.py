@@ -31,6 +31,13 @@ class Separable(WeightMethod):
     """Filters d×1 from the inputs to ``rank`` channels, then 1×d from these to the outputs.
 
     ``rank`` is a count, or a fraction of the full rank, the smaller of inputs · height and outputs · width.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Separable
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Separable(rank=8), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank

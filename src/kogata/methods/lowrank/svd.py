@@ -25,7 +25,15 @@ from kogata.methods.kernels import sizes, svd
 @final
 @dataclass(frozen=True, kw_only=True)
 class SVD(WeightMethod):
-    """Two factors in place of a matrix. ``rank`` is a count (int ≥ 1) or a fraction of the full rank (float in (0, 1))."""
+    """Two factors in place of a matrix. ``rank`` is a count (int ≥ 1) or a fraction of the full rank (float in (0, 1)).
+
+    >>> from kogata import only
+    >>> from kogata.methods import SVD
+    >>> from kogata.testing.models import job_of
+    >>> job = only(SVD(rank=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
+    """
 
     rank: Rank
 

@@ -40,6 +40,13 @@ class TensorTrain(WeightMethod):
     ``rank`` is a count for all links between cores, cut to the full rank of each, or a fraction of it. Outputs and inputs
     are parted into as many whole factors, as equal as their divisors allow: sizes with many divisors compress best. The form
     saves bytes; engines multiply by the dense matrix.
+
+    >>> from kogata import only
+    >>> from kogata.methods import TensorTrain
+    >>> from kogata.testing.models import job_of
+    >>> job = only(TensorTrain(rank=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank

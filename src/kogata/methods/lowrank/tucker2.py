@@ -36,6 +36,13 @@ class Tucker2(WeightMethod):
     """A convolution becomes 1×1, d×d between ``rank`` channels, and 1×1.
 
     ``rank`` is a count for both sides, cut to the channels that there are, or a fraction of the channels of each side.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Tucker2
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Tucker2(rank=8), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank

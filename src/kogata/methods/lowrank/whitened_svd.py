@@ -38,6 +38,13 @@ class WhitenedSVD(WeightMethod):
 
     ``rank`` is that of SVD: a count (int ≥ 1) or a fraction of the full rank (float in (0, 1)). With ``correct`` a layer aims
     at the outputs that it had before any layer was changed, at the cost of a second run of the calibration data.
+
+    >>> from kogata import only
+    >>> from kogata.methods import WhitenedSVD
+    >>> from kogata.testing.models import job_of
+    >>> job = only(WhitenedSVD(rank=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank

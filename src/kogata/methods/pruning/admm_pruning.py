@@ -38,6 +38,12 @@ class ADMMPruning(TrainingMethod):
 
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included. ``rho`` is
     ρ, and ``updates`` is how often Z and U are renewed during the training.
+
+    >>> import torch
+    >>> from kogata.methods import ADMMPruning, Recover
+    >>> net = ADMMPruning(sparsity=0.5, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'masked'
     """
 
     sparsity: Sparsity

@@ -25,7 +25,14 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class BiasedWeightDecay(TrainingMethod):
-    """Train with the penalty; ``strength`` is λ."""
+    """Train with the penalty; ``strength`` is λ.
+
+    >>> import torch
+    >>> from kogata.methods import BiasedWeightDecay, Recover
+    >>> net = BiasedWeightDecay(strength=1e-5, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> bool(net.penalty() > 0)
+    True
+    """
 
     strength: Annotated[float, Range(gt=0, example=1e-5)]
     recover: Recover

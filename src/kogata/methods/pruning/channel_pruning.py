@@ -45,6 +45,11 @@ class ChannelPruning(ChannelMethod):
     all together ("global"), where norms are compared relative to the group's mean. ``score`` says what is important; "taylor"
     and "fisher" need a loss and targets. With ``repair`` the layers that read the channels are fitted to what they gave
     before; ``ridge`` is λ relative to the mean square of the inputs that stay.
+
+    >>> from kogata.methods import ChannelPruning
+    >>> from kogata.testing.models import job_of
+    >>> ChannelPruning(sparsity=0.5).apply(job_of("conv")).model.deep
+    Conv2d(8, 12, kernel_size=(3, 3), stride=(1, 1))
     """
 
     sparsity: Sparsity

@@ -42,6 +42,13 @@ class GroupLasso(TrainingMethod):
 
     Of a linear layer the filters are the rows and the channels the columns. A layer keeps at least its largest group,
     unless ``groups`` is "depth": then a layer may die, which only a layer with a connection around it can afford.
+
+    >>> import torch
+    >>> from kogata.methods import GroupLasso, Recover
+    >>> net = GroupLasso(strength=10.0, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.step(1.0)  # a strength this large removes every row but the largest
+    >>> net.finish().weight.any(1).sum()
+    tensor(1)
     """
 
     strength: Annotated[float, Range(gt=0, example=0.1)]

@@ -37,6 +37,13 @@ class MagnitudePruning(PlannedMethod[float | None]):
     ``scope`` says whether each layer meets it, or all selected layers together: by |w| alone ("global"), or by the
     layer-adaptive score ("lamp"), which spares the small layers.
     With ``rounds`` > 1 the sparsity rises in as many steps, each but the last followed by ``recover``.
+
+    >>> from kogata.methods import MagnitudePruning, Recover
+    >>> MagnitudePruning(sparsity=0.9, scope="global").title()
+    'magnitude'
+    >>> gradual = MagnitudePruning(sparsity=0.8, rounds=2, recover=Recover(epochs=1))
+    >>> [step.title() for step in gradual.steps()]
+    ['magnitude', 'recover', 'magnitude']
     """
 
     sparsity: Sparsity

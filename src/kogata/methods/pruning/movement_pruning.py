@@ -40,6 +40,12 @@ class MovementPruning(TrainingMethod):
 
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
     ``scope`` says whether each layer meets it, or all selected layers together.
+
+    >>> import torch
+    >>> from kogata.methods import MovementPruning, Recover
+    >>> net = MovementPruning(sparsity=0.5, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'masked'
     """
 
     sparsity: Sparsity

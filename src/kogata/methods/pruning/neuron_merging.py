@@ -32,6 +32,11 @@ class NeuronMerging(ChannelMethod):
     """Merge neurons of fully connected layers with a rectifier behind them; a smaller plain model is left. Needs no data.
 
     ``sparsity`` is the fraction of each layer's neurons that go, in [0, 1).
+
+    >>> from kogata.methods import NeuronMerging
+    >>> from kogata.testing.models import job_of
+    >>> NeuronMerging(sparsity=0.25).apply(job_of("conv")).model.hidden
+    Linear(in_features=96, out_features=24, bias=True)
     """
 
     sparsity: Sparsity

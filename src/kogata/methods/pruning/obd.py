@@ -31,6 +31,13 @@ class OBD(PlannedMethod[float | None]):
 
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
     ``scope`` says whether each layer meets it, or all selected layers together.
+
+    >>> from kogata import only
+    >>> from kogata.methods import OBD
+    >>> from kogata.testing.models import job_of
+    >>> job = only(OBD(sparsity=0.75), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'masked'
     """
 
     sparsity: Sparsity

@@ -41,6 +41,13 @@ class OBS(WeightMethod):
     ``sparsity`` is the fraction of a layer's weights that become zero, in [0, 1). ``hessian`` is that of the layer's output
     error ("layer") or of the loss ("kronecker", which needs gradients). ``damping`` times its mean diagonal is added to each
     second moment. With a diagonal Hessian this would be Optimal Brain Damage.
+
+    >>> from kogata import only
+    >>> from kogata.methods import OBS
+    >>> from kogata.testing.models import job_of
+    >>> job = only(OBS(sparsity=0.75), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'masked'
     """
 
     sparsity: Sparsity

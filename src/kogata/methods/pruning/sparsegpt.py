@@ -37,6 +37,13 @@ class SparseGPT(WeightMethod):
     ``sparsity`` is the fraction of a layer's weights that become zero; ``pattern`` ``(n, m)`` instead keeps ``n`` of every
     ``m`` consecutive weights of a row. With ``bits`` (2 to 8) the kept weights are rounded as by GPTQ, ``group`` weights of a
     row to a scale, and pruned ones have the code of zero. ``damping`` is GPTQ's.
+
+    >>> from kogata import only
+    >>> from kogata.methods import SparseGPT
+    >>> from kogata.testing.models import job_of
+    >>> job = only(SparseGPT(pattern=(2, 4)), "hidden").apply(job_of("conv"))
+    >>> (job.model.hidden.weight.unflatten(1, (-1, 4)) != 0).sum(-1).unique()
+    tensor([2])
     """
 
     sparsity: Sparsity | None = None

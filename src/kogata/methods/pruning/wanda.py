@@ -29,6 +29,13 @@ class Wanda(WeightMethod):
     """Keep, in each row, the weights that matter most for the layer's output on the calibration data.
 
     ``sparsity`` is the fraction of each row that becomes zero, in [0, 1).
+
+    >>> from kogata import only
+    >>> from kogata.methods import Wanda
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Wanda(sparsity=0.75), "hidden").apply(job_of("conv"))
+    >>> (job.model.hidden.weight != 0).sum(1).unique()
+    tensor([24])
     """
 
     sparsity: Sparsity

@@ -35,7 +35,14 @@ SAMPLE = 1 << 14  # values of a batch that the error is measured on
 @final
 @dataclass(frozen=True, kw_only=True)
 class StaticActivations(ActivationMethod):
-    """``bits`` (1 to 16), with a scale and a zero point for each layer, from one pass over the calibration data."""
+    """``bits`` (1 to 16), with a scale and a zero point for each layer, from one pass over the calibration data.
+
+    >>> from kogata.methods import StaticActivations
+    >>> from kogata.testing.models import job_of
+    >>> job = StaticActivations(bits=8).apply(job_of("conv"))
+    >>> [name for name, _ in job.model.hidden.named_children()]
+    ['input_quantizer']
+    """
 
     bits: Annotated[int, Range(ge=1, le=MAX_BITS)]
 
@@ -65,7 +72,14 @@ class StaticActivations(ActivationMethod):
 @final
 @dataclass(frozen=True, kw_only=True)
 class DynamicActivations(ActivationMethod):
-    """``bits`` (1 to 16), in the range of each tensor, or of each token, which is a row of the last axis."""
+    """``bits`` (1 to 16), in the range of each tensor, or of each token, which is a row of the last axis.
+
+    >>> from kogata.methods import DynamicActivations
+    >>> from kogata.testing.models import job_of
+    >>> job = DynamicActivations(bits=8).apply(job_of("conv"))
+    >>> [name for name, _ in job.model.hidden.named_children()]
+    ['input_quantizer']
+    """
 
     bits: Annotated[int, Range(ge=1, le=MAX_BITS)]
     granularity: Granularity = Granularity.TENSOR

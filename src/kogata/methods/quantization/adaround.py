@@ -42,6 +42,13 @@ class AdaRound(WeightMethod):
     """Learn the rounding to ``bits`` (1 to 8) in ``iterations`` of descent.
 
     ``group`` weights of a row share a scale, or with None the whole row.
+
+    >>> from kogata import only
+    >>> from kogata.methods import AdaRound
+    >>> from kogata.testing.models import job_of
+    >>> job = only(AdaRound(bits=4, iterations=1), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Bits

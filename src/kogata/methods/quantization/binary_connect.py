@@ -29,7 +29,14 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class BinaryConnect(TrainingMethod):
-    """Train with the signs of the weights; ``stochastic`` draws them anew in every training step."""
+    """Train with the signs of the weights; ``stochastic`` draws them anew in every training step.
+
+    >>> import torch
+    >>> from kogata.methods import BinaryConnect, Recover
+    >>> net = BinaryConnect(recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'binary'
+    """
 
     recover: Recover
     stochastic: bool = False

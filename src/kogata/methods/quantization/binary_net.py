@@ -32,6 +32,13 @@ class BinaryNet(TrainingMethod):
     """Binary weights and binary inputs, in layers that a normalization follows. Leave the first and the last layer out.
 
     A layer before which there is no activation module is left alone.
+
+    >>> from torch import nn
+    >>> from kogata.methods import BinaryNet, Recover
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(16, 8), nn.BatchNorm1d(8))
+    >>> net = BinaryNet(recover=Recover(epochs=5)).begin(model)
+    >>> net.finish()[1].parametrizations.weight[0].describe()
+    'binary'
     """
 
     recover: Recover

@@ -47,6 +47,12 @@ class BRECQ(Method):
     """Round to ``bits`` (1 to 8) every weight in the modules whose paths match one of the globs ``blocks``.
 
     Each block is trained for at least ``iterations`` batches of calibration data, of which its inputs and outputs are held.
+
+    >>> from kogata.methods import BRECQ
+    >>> from kogata.testing.models import job_of
+    >>> job = BRECQ(bits=4, blocks=("hidden",), iterations=1).apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Bits

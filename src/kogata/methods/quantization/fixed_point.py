@@ -42,6 +42,12 @@ class FixedPoint(TrainingMethod):
 
     The biases of the selected layers come along; normalization layers stay in floating point. In the trained model, inputs of
     layers are rounded to nearest. Set ``loss_scale`` to about the batch size where the loss is a mean.
+
+    >>> import torch
+    >>> from kogata.methods import FixedPoint, Recover
+    >>> net = FixedPoint(integer=2, fraction=6, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'affine'
     """
 
     integer: Annotated[int, Range(ge=1, le=MAX_BITS)]

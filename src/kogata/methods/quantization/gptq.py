@@ -34,6 +34,13 @@ class GPTQ(WeightMethod):
     ``bits``, ``group`` and ``symmetric`` are those of RoundToNearest; the groups of the kept values of a mask are consecutive
     kept values, and what was pruned stays zero. ``damping`` times its mean diagonal is added to the gram of the inputs.
     ``rounds`` of scales and codes in turn follow; with 0 it is plain GPTQ.
+
+    >>> from kogata import only
+    >>> from kogata.methods import GPTQ
+    >>> from kogata.testing.models import job_of
+    >>> job = only(GPTQ(bits=4, group=32), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Bits

@@ -30,7 +30,14 @@ DECAY, EPSILON = 0.999, 1e-8  # those of Adam
 @final
 @dataclass(frozen=True, kw_only=True)
 class LAB(TrainingMethod):
-    """Train the signs of weights, with scales that weigh each weight by the curvature of the loss."""
+    """Train the signs of weights, with scales that weigh each weight by the curvature of the loss.
+
+    >>> import torch
+    >>> from kogata.methods import LAB, Recover
+    >>> net = LAB(recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'binary'
+    """
 
     recover: Recover
 

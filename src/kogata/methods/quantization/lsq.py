@@ -39,6 +39,12 @@ class LSQ(TrainingMethod):
     """Train weights of ``bits`` (2 to 8) and their steps; and inputs of ``activations`` bits, unless that is None.
 
     Inputs are quantized of linear and convolutional layers. The paper keeps the first and the last layer at 8 bits.
+
+    >>> import torch
+    >>> from kogata.methods import LSQ, Recover
+    >>> net = LSQ(bits=2, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Annotated[int, Range(ge=2, le=8)]

@@ -34,6 +34,13 @@ class RoundToNearest(WeightMethod):
     ``bits`` is 1 to 8. ``group`` consecutive weights of a row share one scale; None means the whole row (per-channel).
     Scales are rounded to half precision where it can hold them, so that they cost 16 bits each. A ``symmetric`` grid of one
     bit would have one level, so one bit is always asymmetric.
+
+    >>> from kogata import only
+    >>> from kogata.methods import RoundToNearest
+    >>> from kogata.testing.models import job_of
+    >>> job = only(RoundToNearest(bits=4, group=32), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Bits

@@ -27,7 +27,14 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class Ternary(TrainingMethod):
-    """Train weights that are −α, 0 or α, with a best α for each row."""
+    """Train weights that are −α, 0 or α, with a best α for each row.
+
+    >>> import torch
+    >>> from kogata.methods import Ternary, Recover
+    >>> net = Ternary(recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'affine'
+    """
 
     recover: Recover
 

@@ -34,6 +34,13 @@ class XNORNet(TrainingMethod):
     """Binary weights and binary inputs. Leave the first and the last layer out, as the paper does.
 
     A layer before which there is no activation module is left alone.
+
+    >>> from torch import nn
+    >>> from kogata.methods import Recover, XNORNet
+    >>> model = nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
+    >>> net = XNORNet(recover=Recover(epochs=5)).begin(model)
+    >>> net.finish()[2].parametrizations.weight[0].describe()
+    'binary'
     """
 
     recover: Recover

@@ -36,7 +36,15 @@ DAMPING = 1e-3  # of the mean of G's diagonal: inputs that are always 0 leave th
 @final
 @dataclass(frozen=True, kw_only=True)
 class CorrectedPQ(WeightMethod):
-    """Product quantization with ``clusters`` vectors of ``length`` columns, corrected for the output on calibration data."""
+    """Product quantization with ``clusters`` vectors of ``length`` columns, corrected for the output on calibration data.
+
+    >>> from kogata import only
+    >>> from kogata.methods import CorrectedPQ
+    >>> from kogata.testing.models import job_of
+    >>> job = only(CorrectedPQ(clusters=4, length=8), "out").apply(job_of("conv"))
+    >>> job.model.out.parametrizations.weight[0].describe()
+    'vectors'
+    """
 
     clusters: Clusters
     length: Count

@@ -45,6 +45,13 @@ class ECSQ(PlannedMethod[float]):
 
     ``bits`` is the mean over the weights of all selected layers; layers that the loss feels most get more. If k-means with
     ``clusters`` centroids needs no more anyway, then that is the result. Kept values of a mask count, pruned weights do not.
+
+    >>> from kogata import only
+    >>> from kogata.methods import ECSQ
+    >>> from kogata.testing.models import job_of
+    >>> job = only(ECSQ(bits=1.5, clusters=4), "out").apply(job_of("conv"))
+    >>> job.model.out.parametrizations.weight[0].describe()
+    'codebook'
     """
 
     bits: Annotated[float, Range(gt=0, example=2.5)]

@@ -31,6 +31,13 @@ class Hashed(WeightMethod):
     """Keep as many numbers as ``fraction`` of the weights, in (0, 1); each weight is plus or minus one of them.
 
     Every weight has a hash of its own, seeded by its name.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Hashed
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Hashed(fraction=0.1), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'tied'
     """
 
     fraction: Fraction

@@ -26,7 +26,15 @@ from kogata.methods.sharing import scalar
 @final
 @dataclass(frozen=True, kw_only=True)
 class HessianKMeans(WeightMethod):
-    """Share ``clusters`` values among all weights of a layer, chosen for the loss rather than for the weights."""
+    """Share ``clusters`` values among all weights of a layer, chosen for the loss rather than for the weights.
+
+    >>> from kogata import only
+    >>> from kogata.methods import HessianKMeans
+    >>> from kogata.testing.models import job_of
+    >>> job = only(HessianKMeans(clusters=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'codebook'
+    """
 
     clusters: Clusters
 

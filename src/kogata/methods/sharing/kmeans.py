@@ -28,7 +28,15 @@ from kogata.methods.sharing import scalar
 @final
 @dataclass(frozen=True, kw_only=True)
 class KMeans(WeightMethod):
-    """Share ``clusters`` values among all weights of a layer; a later training step tunes the centroids."""
+    """Share ``clusters`` values among all weights of a layer; a later training step tunes the centroids.
+
+    >>> from kogata import only
+    >>> from kogata.methods import KMeans
+    >>> from kogata.testing.models import job_of
+    >>> job = only(KMeans(clusters=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'codebook'
+    """
 
     clusters: Clusters
 

@@ -30,6 +30,13 @@ class ProductQuantization(WeightMethod):
     """Cut rows into sub-vectors of ``length`` and share ``clusters`` vectors among all rows, for each position in the row.
 
     Worth it where a layer has many more rows than ``clusters``, for the tables hold as many numbers as that many rows.
+
+    >>> from kogata import only
+    >>> from kogata.methods import ProductQuantization
+    >>> from kogata.testing.models import job_of
+    >>> job = only(ProductQuantization(clusters=8, length=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'vectors'
     """
 
     clusters: Clusters

@@ -29,7 +29,15 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class ResidualQuantization(WeightMethod):
-    """Share ``clusters`` vectors in each of ``stages`` tables; ``length`` columns make a vector, None means the whole row."""
+    """Share ``clusters`` vectors in each of ``stages`` tables; ``length`` columns make a vector, None means the whole row.
+
+    >>> from kogata import only
+    >>> from kogata.methods import ResidualQuantization
+    >>> from kogata.testing.models import job_of
+    >>> job = only(ResidualQuantization(clusters=4, stages=2, length=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'sum(vectors, vectors)'
+    """
 
     clusters: Clusters
     stages: Annotated[int, Range(ge=2)] = 2

@@ -43,6 +43,12 @@ class SoftWeightSharing(TrainingMethod):
     ``strength`` is τ / N, with N training examples: the price of a nat of complexity in units of the loss; at 1 / N the cost
     of describing the weights counts in full. ``zero`` is the fraction of zeros that is expected beforehand (the Beta
     hyper-prior, worth as much as the weights together), and ``width`` the standard deviation of a component (Gamma).
+
+    >>> import torch
+    >>> from kogata.methods import SoftWeightSharing, Recover
+    >>> net = SoftWeightSharing(components=8, recover=Recover(epochs=5)).begin(torch.nn.Linear(64, 32))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'masked(codebook)'
     """
 
     recover: Recover

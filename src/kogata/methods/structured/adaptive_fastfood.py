@@ -42,6 +42,13 @@ class AdaptiveFastfood(WeightMethod):
 
     Inputs are padded to a power of two, outputs past the end are cropped. Permutations are seeded by the weight's name.
     ``residual`` is the rank of a matrix added to them, 0 for none.
+
+    >>> from kogata import only
+    >>> from kogata.methods import AdaptiveFastfood
+    >>> from kogata.testing.models import job_of
+    >>> job = only(AdaptiveFastfood(rounds=2), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'fastfood'
     """
 
     rounds: Count = 5

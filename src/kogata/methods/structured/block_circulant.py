@@ -34,6 +34,13 @@ class BlockCirculant(WeightMethod):
 
     Blocks run past the ends of sides that they do not divide, and are cropped there. The signs are seeded by the weight's name.
     ``residual`` is the rank of a matrix added to them, 0 for none.
+
+    >>> from kogata import only
+    >>> from kogata.methods import BlockCirculant
+    >>> from kogata.testing.models import job_of
+    >>> job = only(BlockCirculant(block=8), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'tied'
     """
 
     block: Annotated[int, Range(ge=2)] | None = None

@@ -33,6 +33,13 @@ class BlockDiagonal(WeightMethod):
     """Keep ``blocks`` blocks down the diagonal, and a matrix of rank ``residual`` for the rest, 0 for none.
 
     Where ``blocks`` does not divide a side, the last blocks run past its end and are cropped.
+
+    >>> from kogata import only
+    >>> from kogata.methods import BlockDiagonal
+    >>> from kogata.testing.models import job_of
+    >>> job = only(BlockDiagonal(blocks=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'tied'
     """
 
     blocks: Annotated[int, Range(ge=2)]

@@ -38,6 +38,13 @@ class Butterfly(WeightMethod):
 
     A side of 2^factors gives the butterflies of the Fourier transform. ``residual`` is the rank of a matrix added to them, 0
     for none.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Butterfly
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Butterfly(factors=3), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     factors: Annotated[int, Range(ge=2, le=MOST)]

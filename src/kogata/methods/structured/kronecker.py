@@ -33,6 +33,13 @@ class Kronecker(WeightMethod):
 
     Each side is parted into the two whole factors that are nearest to its square root; a prime side cannot be, and is refused.
     ``residual`` is the rank of a matrix added to them, 0 for none.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Kronecker
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Kronecker(rank=2), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank = 1

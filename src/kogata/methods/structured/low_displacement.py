@@ -35,6 +35,13 @@ class LowDisplacement(WeightMethod):
     """``rank`` products of a circulant and a skew-circulant matrix of the longer side, cropped to the weight.
 
     ``residual`` is the rank of a matrix added to them, 0 for none.
+
+    >>> from kogata import only
+    >>> from kogata.methods import LowDisplacement
+    >>> from kogata.testing.models import job_of
+    >>> job = only(LowDisplacement(rank=2), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'displacement'
     """
 
     rank: Count

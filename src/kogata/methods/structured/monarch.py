@@ -35,6 +35,13 @@ class Monarch(WeightMethod):
 
     Each side takes the divisor nearest to ``blocks``; a prime side has none, and is refused. ``residual`` is the rank of a
     matrix added to them, 0 for none.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Monarch
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Monarch(blocks=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     blocks: Annotated[int, Range(ge=2)] | None = None
