@@ -1,4 +1,4 @@
-"""Every method, and what a method of your own extends (docs/adding_a_method.md).
+"""All methods. To add one, write its file and its test, and list its class in ``METHODS``."""
 
 Adding one to Kogata itself touches its own file, the tuple ``METHODS``, and its oracle test.
 """
