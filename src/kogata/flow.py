@@ -33,8 +33,8 @@ log = logging.getLogger("kogata.run")
 class Result:
     """The result of a compression.
 
-    ``folder`` is the folder of the run, ``path`` the ``.kogata`` file in it, ``model`` the model loaded back from that file, and
-    ``report`` the sizes, scores and latencies measured on it.
+    ``folder`` is the folder of the run, ``path`` the ``.kogata`` file in it, ``model`` the model loaded back from that file,
+    and ``report`` the sizes, scores and latencies measured on it.
     """
 
     folder: Path

@@ -21,9 +21,9 @@ from kogata.job import Role
 class Form(nn.Module, ABC):
     """Regenerates one tensor of ``shape`` from a smaller representation.
 
-    A form registers its sub-forms as child modules, and the arrays that it stores itself as buffers. Only leaves hold parameters.
-    ``TAG`` names the form in files and must never change once released. A form of another package puts that package's name in
-    its tag.
+    A form registers its sub-forms as child modules, and the arrays that it stores itself as buffers. Only leaves hold
+    parameters. ``TAG`` names the form in files and must never change once released. A form of another package puts that
+    package's name in its tag.
     """
 
     TAG: ClassVar[str] = ""
@@ -84,7 +84,10 @@ class Form(nn.Module, ABC):
         return f"{self.TAG}({', '.join(inner)})" if inner else self.TAG
 
     def forward(self, original: Tensor) -> Tensor:
-        """The weight, in the dtype of ``original``. Called by ``torch.nn.utils.parametrize``; ``original`` is an empty tensor."""
+        """The weight, in the dtype of ``original``.
+
+        Called by ``torch.nn.utils.parametrize``; ``original`` is an empty tensor.
+        """
         weight = self.dense().to(original.dtype)
         return weight.to(memory_format=torch.channels_last) if weight.ndim == 4 else weight  # faster convolutions
 

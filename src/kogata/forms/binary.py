@@ -18,8 +18,8 @@ from kogata.job import Role
 class Binary(Form):
     """``scale`` where ``positive`` (bool, the shape of the tensor) is true, ``-scale`` elsewhere.
 
-    Rows are ``[shape[0], -1]``; a vector is one row. ``scale`` is ``[rows, 1]``, or ``[1, 1]`` when all rows share it. The scales
-    are trainable, the signs are not.
+    Rows are ``[shape[0], -1]``; a vector is one row. ``scale`` is ``[rows, 1]``, or ``[1, 1]`` when all rows share it. The
+    scales are trainable, the signs are not.
 
     >>> import torch
     >>> from kogata.forms import Binary

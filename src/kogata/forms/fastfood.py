@@ -21,8 +21,8 @@ from kogata.job import Role
 class Fastfood(Form):
     """Q blocks of n rows, each ``S H G Π H B``; the last block is cropped to the number of outputs.
 
-    The diagonals ``s`` and ``g`` are ``[Q, n]`` and ``b`` is ``[Q, I]``, all trainable. n is the smallest power of two that is at
-    least I, and H is the orthonormal Hadamard matrix. The permutations Π are computed from ``seed`` by sorting the output of
+    The diagonals ``s`` and ``g`` are ``[Q, n]`` and ``b`` is ``[Q, I]``, all trainable. n is the smallest power of two that is
+    at least I, and H is the orthonormal Hadamard matrix. The permutations Π are computed from ``seed`` by sorting the output of
     PCG64, so they are the same on every platform.
 
     >>> import torch

@@ -1,8 +1,8 @@
 """Index maps of transferred filters: each filter of the layer is a transform of a base filter, T′Φ(x) = Φ(Tx).
 
-The weight of a convolution, ``[outputs, inputs, *kernel]``, is divided into groups of n consecutive filters. Filter t of a group
-is transform t of its base filter, and transform 0 is the identity. Each map applies its transforms to an array of the indices of
-the base, so it is a permutation or a selection by construction.
+The weight of a convolution, ``[outputs, inputs, *kernel]``, is divided into groups of n consecutive filters. Filter t of a
+group is transform t of its base filter, and transform 0 is the identity. Each map applies its transforms to an array of the
+indices of the base, so it is a permutation or a selection by construction.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Opposite(IndexMap):
 class Orbit(IndexMap):
     """Each filter in four rotations (the group p4), or with ``mirrored`` in eight rotations and reflections (p4m) (1602.07576).
 
-    With ``stacked`` the input channels are themselves indexed by the group, all orientations of one map after another. Rotating a
-    filter then also permutes its input channels, f(h) → f(g⁻¹h). Otherwise only the kernel of each channel is rotated.
+    With ``stacked`` the input channels are themselves indexed by the group, all orientations of one map after another. Rotating
+    a filter then also permutes its input channels, f(h) → f(g⁻¹h). Otherwise only the kernel of each channel is rotated.
     """
 
     TAG = "orbit"

@@ -33,8 +33,8 @@ KRONECKER = "arc,rbd->abcd"  # a sum of r Kronecker products
 def butterfly(count: int) -> str:
     """The equation of ``count`` butterfly factors. Factor s replaces digit s of the input index by digit s of the output index.
 
-    Its axes are the output digits up to s and the input digits from s on, where digit 0 varies fastest. No index is summed over:
-    each entry of the matrix is a product of one entry of each factor.
+    Its axes are the output digits up to s and the input digits from s on, where digit 0 varies fastest. No index is summed
+    over: each entry of the matrix is a product of one entry of each factor.
 
     >>> butterfly(3)
     'Aabc,ABbc,ABCc->CBAcba'

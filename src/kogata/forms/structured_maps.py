@@ -1,7 +1,7 @@
 """Index maps of structured matrices: circulant blocks, and block-diagonal matrices.
 
-A weight is a matrix ``[O, I]``, with all axes but the first flattened into one. Where the size of a block does not divide a side,
-the last blocks extend beyond the end and are cropped.
+A weight is a matrix ``[O, I]``, with all axes but the first flattened into one. Where the size of a block does not divide a
+side, the last blocks extend beyond the end and are cropped.
 """
 
 from __future__ import annotations

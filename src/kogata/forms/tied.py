@@ -32,8 +32,8 @@ class Hash(IndexMap):
     """A pseudo-random map: entry p, in row-major order, gets base entry ``⌊size · h / 2³²⌋``; the last bit of h is its sign.
 
     ``h = mix(p ⊕ mix(seed))``, where ``mix`` is a bijection of 32-bit integers. A change of any input bit flips each output bit
-    with probability ½ (xor-shift-multiply, with Wellons' low-bias constants). Index and sign use opposite ends of h, so they are
-    independent for up to 2³¹ entries.
+    with probability ½ (xor-shift-multiply, with Wellons' low-bias constants). Index and sign use opposite ends of h, so they
+    are independent for up to 2³¹ entries.
     """
 
     TAG = "hash"
@@ -69,8 +69,8 @@ class Tied(Form):
     """Entry i is ``sign[i] · base[index[i]]``. ``map`` computes index and sign from the shape and the size of the base.
 
     The base is trainable. The gradient of one of its entries is the signed sum of the gradients of its copies. The base is a
-    smaller weight, not a table of centroids, and later steps may prune or quantize it. Its leaf has the role ``values`` where it
-    is one-dimensional and ``matrix`` where it has the shape of filters.
+    smaller weight, not a table of centroids, and later steps may prune or quantize it. Its leaf has the role ``values`` where
+    it is one-dimensional and ``matrix`` where it has the shape of filters.
 
     >>> import torch
     >>> from kogata.forms import Tied

@@ -2,9 +2,9 @@
 
 Every layer l has several options, each with a cost c and an error e. One option is chosen for each layer:
     min Σ_l e_l   so that   Σ_l c_l ≤ B,
-Greedy selection solves the convex relaxation of this problem exactly (Fox, "Discrete optimization via marginal analysis", 1966).
-Only the options on the lower convex hull of (cost, error) are considered, so the error saved per unit of cost falls from each
-option of a layer to the next.
+Greedy selection solves the convex relaxation of this problem exactly (Fox, "Discrete optimization via marginal analysis",
+1966). Only the options on the lower convex hull of (cost, error) are considered, so the error saved per unit of cost falls from
+each option of a layer to the next.
 """
 
 from __future__ import annotations

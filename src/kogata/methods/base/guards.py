@@ -1,6 +1,7 @@
 """Checks on settings and weights that several methods share.
 
-The first part names the ranges of settings that mean the same in several methods. ``Method`` checks them when it is constructed.
+The first part names the ranges of settings that mean the same in several methods. ``Method`` checks them when it is
+constructed.
 """
 
 from __future__ import annotations

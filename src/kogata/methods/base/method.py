@@ -20,9 +20,9 @@ class About:
     """One row of the table of methods, and what a method does with its default settings.
 
     ``needs`` are the statistics that it reads for each layer, ``accepts`` the roles of the leaves that it replaces, and
-    ``leaves`` the roles of the leaves that it puts in their place. Methods that work on the model as a whole have none of these;
-    for them ``data`` says whether they read calibration data. Settings may change all three, so read the properties of the same
-    names on a method, not these.
+    ``leaves`` the roles of the leaves that it puts in their place. Methods that work on the model as a whole have none of
+    these; for them ``data`` says whether they read calibration data. Settings may change all three, so read the properties of
+    the same names on a method, not these.
     """
 
     name: str

@@ -1,4 +1,7 @@
-"""Methods that need training. Each wraps the model in a TrainingWrapper; as a step of a chain it also trains and finishes it."""
+"""Methods that need training.
+
+Each wraps the model in a TrainingWrapper; as a step of a chain it also trains and finishes it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ class TrainedLeaf:
 
 
 class TrainingMethod(Method):
-    """Trains leaves of weights into smaller forms. Concrete methods have a field ``recover`` with the settings of the training."""
+    """Trains leaves of weights into smaller forms.
+
+    Concrete methods have a field ``recover`` with the settings of the training.
+    """
 
     if TYPE_CHECKING:  # a field of each concrete method; importing it here at run time would be circular
         recover: Recover

@@ -29,7 +29,7 @@ def refuse_unless_shareable(weight: Tensor, site: Site, stats: Stats, copies: in
         raise NotApplicable(f"only the filters of a convolution are transformed, this part of it is {tuple(weight.shape)}")
     if stats.gram_GII is None:
         raise NotApplicable(
-            "its inputs could not be seen: it is a part of what a step before left, or a transposed convolution"
+            "its inputs could not be observed: it is a part of what a step before left, or a transposed convolution"
         )
     if len(stats.gram_GII) > 1:
         raise NotApplicable("it is a grouped or depthwise convolution, whose filters read different inputs")
@@ -103,6 +103,6 @@ def within(form: Form, weight: Tensor, site: Site, stats: Stats, tolerance: floa
 def output_error(change: Tensor, weight: Tensor, stats: Stats) -> float:
     """‖X Δᵀ‖ / ‖X Wᵀ‖ on the calibration data; 0 where all outputs are 0."""
     if stats.gram_GII is None:
-        raise NotApplicable("its inputs could not be seen")
+        raise NotApplicable("its inputs could not be observed")
     outputs = power(weight, stats.gram_GII)
     return math.sqrt(power(change, stats.gram_GII) / outputs) if outputs > 0 else 0.0

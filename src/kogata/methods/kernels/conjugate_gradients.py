@@ -15,8 +15,8 @@ NOTHING = 1e-30  # keeps the quotients of a solved system finite
 def solve(apply: Callable[[Tensor], Tensor], right_RN: Tensor, diagonal_RN: Tensor, start_RN: Tensor, steps: int) -> Tensor:
     """The iterate after ``steps`` steps from ``start_RN`` for ``apply(x) = right_RN``; each row is a system of its own.
 
-    The systems must be positive semidefinite, with diagonals ``diagonal_RN``. Unknowns whose diagonal is zero keep their values.
-    The quadratic objective of each system never increases.
+    The systems must be positive semidefinite, with diagonals ``diagonal_RN``. Unknowns whose diagonal is zero keep their
+    values. The quadratic objective of each system never increases.
     """
     inverse = diagonal_RN.clamp_min(NOTHING).reciprocal().where(diagonal_RN > NOTHING, 0)
     residual = right_RN - apply(start_RN)

@@ -1,8 +1,8 @@
 """Rounding under a quadratic loss: Optimal Brain Quantization in one pass, then refinement of codes and scales.
 
-A row w of a layer has the output error (w − q) H (w − q)ᵀ with H = XᵀX / rows. Frantar and Alistarh (2208.11580) round one weight
-at a time and adjust the others to compensate. With a fixed order of the columns (Frantar et al., 2210.17323) this is successive
-rounding with the Cholesky factor H = R Rᵀ, R upper triangular, which needs no inverse:
+A row w of a layer has the output error (w − q) H (w − q)ᵀ with H = XᵀX / rows. Frantar and Alistarh (2208.11580) round one
+weight at a time and adjust the others to compensate. With a fixed order of the columns (Frantar et al., 2210.17323) this is
+successive rounding with the Cholesky factor H = R Rᵀ, R upper triangular, which needs no inverse:
     ‖e R‖² = Σ_j R_jj² (w_j + Σ_{i<j} e_i R_ij / R_jj − q_j)²,  e = w − q,
 where each term is minimized in turn. Coordinate descent (Behdin et al., 2309.01885) then changes single codes as long as this
 lowers the error, and the scales are fitted by least squares for fixed codes.

@@ -5,7 +5,7 @@ compensating updates of Optimal Brain Surgeon, one removal after another, lead t
 is chosen by the alternating direction method of multipliers (Boža, "Fast and Effective Weight Update for Pruned Large Language
 Models", 2401.02938). With columns scaled so that diag H⁻¹ = 1, the square of a weight is the cost of removing it, and
     z = (v + u) where it is among the largest, else 0;   u += v − z;   v = (w H + ρ (z − u)) (H + ρ)⁻¹,
-while the share of kept weights falls to the one that is wanted.
+while the fraction of kept weights falls to the requested one.
 """
 
 from __future__ import annotations

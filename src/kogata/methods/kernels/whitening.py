@@ -10,10 +10,10 @@ from kogata.errors import NotApplicable
 from kogata.job import Site
 from kogata.methods.base.guards import refuse_unless_finite
 
-DAMPING = torch.finfo(torch.float32).eps  # of G's trace: below it G, a sum in float32, is noise, and the weight decides
+DAMPING = torch.finfo(torch.float32).eps  # relative to the trace of G: smaller parts of G, a float32 sum, are rounding noise
 
 
-RIDGE = 1e-3  # λ, of G's trace: less of it fits what is peculiar to the calibration data
+RIDGE = 1e-3  # λ, relative to the trace of G: a smaller one would overfit the calibration data
 
 
 def corrected(weight: Tensor, site: Site, stats: Stats) -> Tensor:

@@ -103,7 +103,7 @@ class RankAllocation(PlannedMethod[Ranks]):
         leaf = (site.name, tuple(weight.shape))
         if leaf not in plan:
             spectrum(weight, site, stats)  # which says why it was left out, unless it was for this:
-            raise NotApplicable("the gradients of its outputs, or its multiply-accumulates, could not be seen")
+            raise NotApplicable("the gradients of its outputs, or its multiply-accumulates, could not be observed")
         rank = plan[leaf]
         if rank is None:
             raise NotApplicable("the budget has more to gain by leaving it as it is")
@@ -114,7 +114,7 @@ def losses(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     """σ_i² p_iᵀ H p_i for each i, in the order of σ_i, in float64. Raises NotApplicable as ``spectrum`` does and without H."""
     values_R, basis_OR = spectrum(weight, site, stats)
     if stats.gradient_OO is None:
-        raise NotApplicable("the gradients of its outputs could not be seen")
+        raise NotApplicable("the gradients of its outputs could not be observed")
     return values_R * (basis_OR * (stats.gradient_OO.double() @ basis_OR)).sum(0)
 
 

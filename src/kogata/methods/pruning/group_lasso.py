@@ -5,8 +5,8 @@ Lebedev and Lempitsky, "Fast ConvNets Using Group-wise Brain Damage", CVPR 2016 
     L = error + λ Σ_g √|g| ‖W_g‖₂   over filters, channels, positions of a filter ("shapes"), or whole layers ("depth").
 A gradient step never makes a group exactly zero. Therefore each step of the optimizer is followed by a proximal step:
     W_g ← W_g max(0, 1 − η λ √|g| / ‖W_g‖₂).
-The step size η is one over the number of steps of the training. In total, a group without influence on the error therefore loses
-λ of its root mean square, whatever the number of steps.
+The step size η is one over the number of steps of the training. In total, a group without influence on the error therefore
+loses λ of its root mean square, whatever the number of steps.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _WITHIN: Mapping[Groups, tuple[int, ...]] = {  # the axes of [output, input, pos
 class GroupLasso(TrainingMethod):
     """Train groups of weights to zero and prune them.
 
-    ``strength`` is λ, above 0, in units of weights: the root mean square that a group without influence on the error loses. In a
-    linear layer the filters are the rows and the channels the columns. A layer keeps at least its largest group, unless
+    ``strength`` is λ, above 0, in units of weights: the root mean square that a group without influence on the error loses. In
+    a linear layer the filters are the rows and the channels the columns. A layer keeps at least its largest group, unless
     ``groups`` is "depth": then a whole layer may become zero, which makes sense only with a skip connection around it. Raises
     DataError without training data.
 

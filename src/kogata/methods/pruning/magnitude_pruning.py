@@ -35,8 +35,8 @@ class MagnitudePruning(PlannedMethod[float | None]):
 
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included. With
     ``scope`` "layer" each layer reaches it; otherwise all selected layers together do, ranked by |w| ("global") or by the
-    layer-adaptive score ("lamp"), which removes less from small layers. With ``rounds`` > 1 the sparsity rises in as many steps,
-    and ``recover`` retrains after each of them but the last. Raises NotApplicable when nothing can be pruned.
+    layer-adaptive score ("lamp"), which removes less from small layers. With ``rounds`` > 1 the sparsity rises in as many
+    steps, and ``recover`` retrains after each of them but the last. Raises NotApplicable when nothing can be pruned.
 
     >>> from kogata.methods import MagnitudePruning, Recover
     >>> MagnitudePruning(sparsity=0.9, scope="global").title()

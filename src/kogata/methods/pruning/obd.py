@@ -1,10 +1,10 @@
 """Optimal Brain Damage: prune by the second derivative of the loss.
 
-LeCun, Denker, Solla, "Optimal Brain Damage", NeurIPS 1989, equation 5. At a minimum of the loss, with a diagonal Hessian, removing
-w_k increases the loss by
+LeCun, Denker, Solla, "Optimal Brain Damage", NeurIPS 1989, equation 5. At a minimum of the loss, with a diagonal Hessian,
+removing w_k increases the loss by
     s_k = ½ h_kk w_k².
-h_kk is estimated by the mean of the squared gradients of single samples (the Fisher diagonal), which for a negative log-likelihood
-has the same expectation.
+h_kk is estimated by the mean of the squared gradients of single samples (the Fisher diagonal), which for a negative
+log-likelihood has the same expectation.
 """
 
 from __future__ import annotations

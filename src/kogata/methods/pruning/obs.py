@@ -2,13 +2,14 @@
 
 Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", NeurIPS 1992, equation 5:
     s_q = w_q² / (2 [H⁻¹]_qq),   δw = −w_q / [H⁻¹]_qq · H⁻¹ e_q.
-H is the Hessian of the layer's squared output error, A = XᵀX / rows for each row (Dong, Chen, Pan, 1705.07565), or the Kronecker
-product A ⊗ G, where G is the second moment of the gradients at its outputs (Martens and Grosse, 1503.05671). In that case
+H is the Hessian of the layer's squared output error, A = XᵀX / rows for each row (Dong, Chen, Pan, 1705.07565), or the
+Kronecker product A ⊗ G, where G is the second moment of the gradients at its outputs (Martens and Grosse, 1503.05671). In that
+case
     s_oi = w_oi² / (2 [A⁻¹]_ii [G⁻¹]_oo).
 Hassibi and Stork remove one weight, update the others, and repeat. Here each of several rounds removes the same fraction of the
-remaining weights; their joint update is the least-squares fit of the kept weights (``kernels/obs.py``). The next round ranks the
-updated weights by the inverse of the full H instead of the kept part. With strongly correlated outputs this approximation ends
-at up to twice the loss of removing one weight at a time, and at less than half the loss of removing all weights at once.
+remaining weights; their joint update is the least-squares fit of the kept weights (``kernels/obs.py``). The next round ranks
+the updated weights by the inverse of the full H instead of the kept part. With strongly correlated outputs this approximation
+ends at up to twice the loss of removing one weight at a time, and at less than half the loss of removing all weights at once.
 """
 
 from __future__ import annotations

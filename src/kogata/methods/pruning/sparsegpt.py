@@ -2,8 +2,8 @@
 
 Frantar and Alistarh, "SparseGPT", ICML 2023 (2301.00774), equation 1, with H = XᵀX / rows:
     argmin over masks M and weights v of (w − M∘v) H (w − M∘v)ᵀ.
-The paper chooses the mask block by block while it updates the columns to the right. Here the alternating direction method chooses
-it for the whole layer at once, by the paper's criterion w² / [H⁻¹]_cc, and the kept weights are fitted by least squares
+The paper chooses the mask block by block while it updates the columns to the right. Here the alternating direction method
+chooses it for the whole layer at once, by the paper's criterion w² / [H⁻¹]_cc, and the kept weights are fitted by least squares
 (Boža, 2401.02938; ``kernels/obs.py``).
 """
 
@@ -35,9 +35,9 @@ class SparseGPT(WeightMethod):
     """Prune weights and adjust the kept ones so that the layer's outputs on the calibration data change least.
 
     ``sparsity`` is the fraction of a layer's weights that become zero, in [0, 1); ``pattern`` ``(n, m)`` instead keeps ``n`` of
-    every ``m`` consecutive weights of a row. Give exactly one of them, otherwise UsageError is raised. With ``bits`` (2 to 8) the
-    kept weights are rounded as by GPTQ, with one scale for each ``group`` weights of a row, and pruned weights get the code of
-    zero. ``damping`` is that of GPTQ.
+    every ``m`` consecutive weights of a row. Give exactly one of them, otherwise UsageError is raised. With ``bits`` (2 to 8)
+    the kept weights are rounded as by GPTQ, with one scale for each ``group`` weights of a row, and pruned weights get the code
+    of zero. ``damping`` is that of GPTQ.
 
     >>> from kogata import only
     >>> from kogata.methods import SparseGPT
