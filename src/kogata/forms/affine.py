@@ -96,7 +96,7 @@ def _affine(code: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 def grouped(
     rows: Tensor, scale: Tensor, zero: Tensor, group: int, formula: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """``formula(rows, scale, zero)``, applied to each group of ``rows`` (``[rows, columns]``) with its own scale and zero point.
+    """``formula(rows, scale, zero)``, applied to each group of ``rows`` (``[rows, columns]``) with the group's scale and zero.
 
     Scales are broadcast over whole groups without a copy. A shorter group at the end of each row is computed separately.
     """

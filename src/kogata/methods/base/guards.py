@@ -50,7 +50,7 @@ def kernel_of(weight: Tensor, method: str) -> tuple[int, ...]:
     if len(kernel) not in (1, 2):
         raise NotApplicable(f"{method} is for 1-d and 2-d convolutions, this weight has the shape {tuple(weight.shape)}")
     if math.prod(kernel) == 1:
-        raise NotApplicable(f"a 1×1 convolution is a matrix: svd represents as much as {method} with fewer factors")
+        raise NotApplicable(f"a kernel of one position is a matrix: svd represents as much as {method} with fewer factors")
     if weight.shape[1] == 1:
         raise NotApplicable(f"each of its filters reads a single channel, so {method} has no channels to mix")
     return kernel

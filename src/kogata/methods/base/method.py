@@ -39,7 +39,7 @@ class About:
 
 
 class Method(ABC):
-    """Turns a job into another job. Concrete methods are final, frozen, keyword-only dataclasses; their fields are the settings.
+    """Turns a job into another job. Concrete methods are final, frozen, keyword-only dataclasses of their settings.
 
     The range of a setting is declared with its field, as in ``bits: Annotated[int, Range(ge=1, le=8)]``. The constructor checks
     it and raises UsageError.

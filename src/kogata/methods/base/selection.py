@@ -1,4 +1,4 @@
-"""Which of the selected weights a method works on, why it leaves the others alone, and the rows of the ledger that record it."""
+"""Which of the selected weights a method works on, why it leaves the others alone, and the ledger rows that record it."""
 
 from __future__ import annotations
 

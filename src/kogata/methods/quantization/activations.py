@@ -26,10 +26,10 @@ from kogata.network.batch import call, evaluating
 from kogata.network.quantizers import MAX_BITS, Dynamic, Granularity, Quantizer, Static
 from kogata.settings import Range
 
-RATIOS = torch.linspace(0.1, 1.0, 91)  # how much of the range is kept
+RATIOS = torch.linspace(0.1, 1.0, 91)  # fractions r of the range that are tried
 
 
-SAMPLE = 1 << 14  # values of a batch that the error is measured on
+SAMPLE = 1 << 14  # number of values of each batch used to measure the error
 
 
 @final
