@@ -32,7 +32,7 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class Shallower(Method):
-    """Remove layers from lists (``nn.ModuleList``, ``nn.Sequential``) of equal layers. The result is an ordinary, shallower model.
+    """Remove layers from lists (``nn.ModuleList``, ``nn.Sequential``) of equal layers. The result is an ordinary model.
 
     ``keep`` is the number of layers to keep of each run of equal layers (int ≥ 1), or the indices of all entries of the list to
     keep, from 0 in ascending order. ``lists`` is a glob on the path of the list, such as ``encoder.layer``; a model that is
@@ -150,13 +150,13 @@ def _bits_within(model: nn.Module) -> dict[str, float]:
 
 
 def _loss(job: Job, entry: _Entry, probe: Probe) -> float | None:
-    """What dropping this entry alone does to the loss; None where the model cannot do without it alone."""
+    """The increase of the loss when this entry alone is removed; None where the model fails without it."""
     single = _without(job, [entry])
     return None if _failure(single, probe) else probe.loss(single) - probe.base
 
 
 def _without(job: Job, dropped: Sequence[_Entry]) -> nn.Module:
-    """A copy of the model without these entries; inner lists first, for the entries of outer ones are numbered anew."""
+    """A copy of the model without these entries. Inner lists come first, because removal renumbers the outer ones."""
     twin = surgery.clone(job.model)
     for path, layers in reversed(list(depth.lists(job.model))):
         gone = [entry.place for entry in dropped if entry.path == path]
@@ -166,11 +166,11 @@ def _without(job: Job, dropped: Sequence[_Entry]) -> nn.Module:
 
 
 def _failure(model: nn.Module, probe: Probe) -> str:
-    """Why the model cannot do without what it lost; empty when it gives outputs of the same shapes."""
+    """Why the model fails without the removed layers; empty if its outputs have the same shapes as before."""
     try:
         with evaluating(model):
             found = [tensor.shape for tensor in tensors(call(model, probe.inputs))]
-    except Exception as failure:  # whatever the user's forward raises
+    except Exception as failure:  # the user's forward may raise anything
         return f"fails: {type(failure).__name__}: {failure}"
     wanted = [tensor.shape for tensor in tensors(probe.wanted)]
     return "" if found == wanted else f"gives shapes {[tuple(s) for s in found]} instead of {[tuple(s) for s in wanted]}"

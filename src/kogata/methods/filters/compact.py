@@ -1,4 +1,4 @@
-"""Functions that the compact blocks share: the Gram matrix of a layer's inputs, and the optimal choice of 1×1 and full filters."""
+"""Functions that the compact blocks share: the Gram matrix of a layer's inputs, and the best 1×1 and full filters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def large_filters(share: float, outputs: int) -> int:
 
 @dataclass(frozen=True)
 class Filters:
-    """Filters of two kernel sizes: 1×1 filters ``[·, S]`` where ``member_O`` is 0, and full filters ``[·, S, K]`` where it is 1."""
+    """Filters of two kernel sizes: 1×1 filters ``[·, S]`` where ``member_O`` is 0, full filters ``[·, S, K]`` where it is 1."""
 
     member_O: Tensor
     small_OS: Tensor

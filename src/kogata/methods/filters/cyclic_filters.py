@@ -1,11 +1,11 @@
 """Cyclic filters: four filters are rotations of one filter by 90°.
 
 Dieleman, De Fauw, Kavukcuoglu, "Exploiting Cyclic Symmetry in Convolutional Neural Networks", ICML 2016 (1602.02660), 3:
-running one filter over an image in its four orientations (slice), and bringing the maps back together (roll, pool), equals
-running the filter in four orientations over the image:
+applying one filter to the four rotations of an image (slice), and combining the rotated maps (roll, pool), is the same as
+applying the four rotations of the filter to the image:
     (R^t b) ∗ x = R^t (b ∗ R^−t x),   t = 0 … 3.
-Of four trained filters the nearest is b = ¼ Σ_t R^−t W_t. Every input plane stays the plane it is; ``group-filters`` also turns
-from plane to plane. The layers for training from scratch are in ``kogata.nn.filters``.
+For four trained filters the least-squares b is ¼ Σ_t R^−t W_t. Input channels are not permuted; ``group-filters`` can also
+permute them. The layers for training from scratch are in ``kogata.nn.filters``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Group convolution: filters are shared over rotations by 90° (p4), or over rotations and reflections (p4m).
 
 Cohen, Welling, "Group Equivariant Convolutional Networks", ICML 2016 (1602.07576), section 6:
-    [f ∗ ψ](g) = Σ_{y, k} f_k(y) ψ_k(g⁻¹ y)                        of images (the lifting layer),
-    [f ∗ ψ](g) = Σ_{h, k} f_k(h) ψ_k(g⁻¹ h)                        of maps that are indexed by the group themselves,
-so turning the image turns the maps and permutes them: the layer is equivariant. Both are a convolution whose filter (o, g) is
-filter o moved by g, planes permuted along with it in the second. Of a trained layer the nearest such filters are the means of
-what is moved back. The layers for training from scratch are in ``kogata.nn.filters``.
+    [f ∗ ψ](g) = Σ_{y, k} f_k(y) ψ_k(g⁻¹ y)                        for images (the lifting layer),
+    [f ∗ ψ](g) = Σ_{h, k} f_k(h) ψ_k(g⁻¹ h)                        for maps that are themselves indexed by the group,
+so rotating the image rotates and permutes the maps: the layer is equivariant. Both are convolutions in which filter (o, g) is
+filter o transformed by g; in the second case g also permutes its input channels. The least-squares filter for a trained layer
+is the mean of its filters after the inverse transforms. The layers for training from scratch are in ``kogata.nn.filters``.
 """
 
 from __future__ import annotations

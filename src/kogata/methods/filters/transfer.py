@@ -96,7 +96,7 @@ def within(form: Form, weight: Tensor, site: Site, stats: Stats, tolerance: floa
         form = Sum([form, WhitenedSVD(rank=residual).encode(missing, site, stats)])
     error = output_error(weight - form.dense().detach(), weight, stats)
     if tolerance is not None and error > tolerance:
-        raise NotApplicable(f"sharing filters would change its outputs by {error:.3f} (relative), the tolerance is {tolerance:g}")
+        raise NotApplicable(f"sharing filters changes its outputs by {error:.3f} (relative), the tolerance is {tolerance:g}")
     return form
 
 

@@ -91,7 +91,7 @@ class RankAllocation(PlannedMethod[Ranks]):
         try:
             chosen = allocated(list(found.values()), self.fraction * whole)
         except NotApplicable as error:
-            raise NotApplicable(f"rank-allocation: rank 1 everywhere exceeds the budget, {error}; give a larger fraction.") from error
+            raise NotApplicable(f"rank-allocation: rank 1 everywhere is too large, {error}; give a larger fraction.") from error
         return {leaf: option.choice for leaf, option in zip(found, chosen, strict=True)}
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
