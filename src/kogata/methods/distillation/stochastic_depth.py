@@ -3,8 +3,8 @@
 Huang, Sun, Liu, Sedra, Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016 (1603.09382), equations 2, 4 and 5. With
 the branch f_l of block l of L and b_l ~ Bernoulli(p_l), drawn for each batch,
     x_l = relu(b_l f_l(x_{l−1}) + x_{l−1}) in training,   relu(p_l f_l(x_{l−1}) + x_{l−1}) in use,   p_l = 1 − l/L (1 − p_L).
-In the end each p_l is multiplied into the last layer of its branch: a plain model of the same class is left, of which
-``Shallower`` may drop blocks.
+At the end each p_l is multiplied into the last layer of its branch. The result is an ordinary model of the same class, from
+which ``Shallower`` may remove blocks.
 """
 
 from __future__ import annotations

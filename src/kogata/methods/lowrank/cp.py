@@ -142,7 +142,7 @@ def _swept(weight: Tensor, modes: Sequence[Tensor]) -> tuple[list[Tensor], float
 
 
 def columns(*modes: Tensor) -> Tensor:
-    """The Khatri-Rao product ``[product of sizes, R]``: for each r, the Kronecker product of the r-th columns of all factors."""
+    """The Khatri-Rao product ``[product of sizes, R]``: column r is the Kronecker product of the factors' r-th columns."""
     result = modes[0]
     for mode in modes[1:]:
         result = (result[:, None] * mode[None]).flatten(0, 1)
