@@ -24,7 +24,7 @@ Named = TypeVar("Named")
 
 
 def imported(reference: str, base: type[Named], where: str) -> type[Named]:
-    """Import the class ``package.module:Class``. It must be concrete, derive from ``base``, and have settings that YAML can hold.
+    """Import ``package.module:Class``: a concrete class, derived from ``base``, with settings that YAML can hold.
 
     Raises UsageError, starting with ``where``, otherwise.
     """

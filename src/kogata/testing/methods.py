@@ -104,7 +104,7 @@ def ledger_says_the_error(subject: Subject, model: str, folder: Path) -> None:
     before, after = weights(subject.trial(model).given.model), weights(subject.trial(model).after.model)
     for row in subject.trial(model).after.ledger:
         if row.note:
-            assert torch.equal(before[row.site], after[row.site]), f"{row.site}: it changed, although its note gives a reason not to"
+            assert torch.equal(before[row.site], after[row.site]), f"{row.site}: has a note, but it changed"
             continue
         weight = before[row.site].double()
         error = float((after[row.site].double() - weight).square().sum() / weight.square().sum())
