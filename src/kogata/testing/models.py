@@ -107,7 +107,7 @@ MODELS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 
 def job_of(name: str, **task: Any) -> Job:
-    """A new job on the model ``name`` of :data:`MODELS`, with the same values every time; ``task`` overrides fields of its task.
+    """A new job on the model ``name`` of :data:`MODELS`, with the same values each time; ``task`` overrides fields of its task.
 
     >>> job_of("conv").task.name
     'conv'
