@@ -30,7 +30,7 @@ def wrong_kind(about: About, site: Site) -> str:
 def notes_of(method: Method, job: Job, unfit: Mapping[Site, str] | None = None) -> dict[Site, str]:
     """Each selected site with the reason why ``method`` leaves it alone; empty where it works on the site.
 
-    ``unfit`` gives the reasons for sites that the method refuses beyond their kind and roles.
+    ``unfit`` gives the reasons for sites that the method refuses beyond their kind and roles; these reasons come first.
     """
     own = unfit or {}
     return {site: own.get(site) or reason_against(method, site, roles_at(job.model, site)) for site in selected_sites(job)}
