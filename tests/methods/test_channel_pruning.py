@@ -251,7 +251,7 @@ def test_restrictions_and_reasons() -> None:
 def test_channels_made_together_are_selected_together() -> None:
     model, inputs = built("named")
     job = prepare(model, Task(calibration=[inputs]))
-    with pytest.raises(NotApplicable, match=r"left\.weight: channels are coupled to those of right\.weight, which is"):
+    with pytest.raises(NotApplicable, match=r"left\.weight: its channels are coupled to those of right\.weight, which is"):
         only(ChannelPruning(sparsity=0.5), "left").apply(job)
 
 
