@@ -1,4 +1,4 @@
-"""The flow, from a trained model to one small file and its report. Read it top to bottom."""
+"""The whole flow, from a trained model to one compressed file and its report. Read it top to bottom."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ log = logging.getLogger("kogata.run")
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a compression gave: the folder of the run, the file in it, the model loaded back from it, and the report."""
+    """The result of a compression.
+
+    ``folder`` is the folder of the run, ``path`` the ``.kogata`` file in it, ``model`` the model loaded back from that file,
+    and ``report`` the sizes, scores and latencies measured on it.
+    """
 
     folder: Path
     path: Path
@@ -44,14 +48,10 @@ def compress(
     output: Path | str | None = None, seed: int = 0, engine: Engine | None = DEFAULT_ENGINE, resume: bool = False,
     explain: bool = False, command: str = "",
 ) -> Result:  # fmt: skip
-    """Compress ``model`` by ``method``, write ``model.kogata``, and measure what was read back from it.
+    """Compress ``model`` by ``method``, write ``model.kogata``, and measure the model that is read back from the file.
 
-    The teacher of every recovery, with which the report compares the file, is ``model`` itself, or another network for the same
-    task: ``teacher``, of which ``model`` is then the student.
-    ``output`` is a folder that must be new or empty, unless ``resume`` goes on with an interrupted run; None makes a temporary
-    one. ``engine`` None measures no latency. With ``explain`` the report also says what the change of each layer alone does to
-    the loss on the first calibration batch: one forward for each, for the 64 layers of a step whose weights changed most, and
-    for the channels or layers that a step removes. Raises a KogataError that says what to do; the model is never changed.
+    ``model`` is never changed. Every error raised on purpose is a KogataError whose message says what to do: UsageError for
+    settings, DataError for the model or its data, NotApplicable when a method can change nothing or the order is illegal.
 
     >>> import torch, kogata
     >>> from kogata.methods import KMeans
@@ -59,6 +59,18 @@ def compress(
     >>> result = kogata.compress(model, kogata.Task(calibration=[torch.randn(8, 256)]), KMeans(clusters=4), engine=None)
     >>> result.report.alpha > 10
     True
+
+    :param method: a method, a ``chain`` of them, or a recipe opened by ``open_recipe``.
+    :param teacher: another network for the same task. It takes the place of ``model`` as the teacher of every recovery and as
+        the baseline of the report; ``model`` is then the student.
+    :param output: the folder of the run, which must be new or empty unless ``resume`` is set. None makes a temporary folder.
+    :param seed: makes the run repeatable.
+    :param engine: where to measure latency; None measures none.
+    :param resume: continue an interrupted run in ``output``.
+    :param explain: also measure by how much the loss on the first calibration batch rises when each layer alone is changed.
+        It takes one forward pass for each of the 64 layers of a step whose weights changed most, and for each group of channels
+        or layer that a step removes.
+    :param command: the command line to show in the report.
     """
     recipe = method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
     folder = open_folder(output, resume=resume)
@@ -87,7 +99,7 @@ def compress(
 
 
 def run(job: Job, methods: Sequence[Method], folder: Folder) -> tuple[Job, list[Step]]:
-    """Apply each step that the folder does not already hold, and checkpoint after it."""
+    """Apply each step for which the folder holds no checkpoint yet, and write one after it."""
     job, steps = folder.restore(job)
     for number, method in enumerate(methods[len(steps) :], len(steps) + 1):
         log.info("step %d of %d: %s", number, len(methods), method.title())

@@ -1,4 +1,4 @@
-"""Settings: type and range of each are declared with its field; messages, tables and tests read them from there.
+"""Settings: the type and range of each setting are declared with its field. Checks and documentation read them from there.
 
     >>> from dataclasses import dataclass
     >>> from typing import Annotated
@@ -13,8 +13,8 @@
     >>> refusal(Rounding(bits=4, group=0.5))
     'group is 0.5; expected 1 or more (a whole number), or null.'
 
-Methods, terms of a loss and other settings run this check when they are made. A ``__post_init__`` of their own only checks
-conditions between fields.
+Every method and every term of a loss checks its settings in this way. Its own ``__post_init__`` only adds conditions between
+several fields.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from kogata.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Finite numbers from ``ge`` or above ``gt``, to ``le`` or below ``lt``. Stands in ``Annotated`` beside the type.
+    """A range of finite numbers: at least ``ge`` or above ``gt``, and at most ``le`` or below ``lt``.
 
-    ``example`` is a sensible value, for messages. Where a union has several ranges, a value must be in one of its type.
+    It is written beside the type in ``Annotated``. ``example`` is a sensible value, for messages. In a union of several types,
+    each with a range, a value must be in the range of its own type.
     """
 
     ge: float | None = None
@@ -52,7 +53,7 @@ class Range:
         )  # fmt: skip
 
     def words(self) -> str:
-        """The range as a message has it.
+        """The range in words, for messages.
 
         >>> Range(ge=0, lt=1, example=0.9).words(), Range(gt=0, le=1).words(), Range(ge=1).words()
         ('0 to below 1, such as 0.9', 'above 0 and at most 1', '1 or more')
@@ -72,7 +73,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One field of a dataclass of settings, as a table or a program shows it."""
+    """One field of a dataclass of settings, described for tables and programs."""
 
     name: str
     type: str
@@ -82,38 +83,38 @@ class Setting:
 
 
 def refusal(settings: object) -> str:
-    """Why the settings of a dataclass are not allowed: the first field outside its type or range; empty where there is none."""
+    """Why the settings of a dataclass are not allowed: names the first field outside its type or range. Empty if all are."""
     hints = _hints(type(settings))
     reasons = (_reason(name, getattr(settings, name), hint) for name, hint in hints.items())
     return next((reason for reason in reasons if reason), "")
 
 
 def check(settings: object, title: str) -> None:
-    """Raises UsageError, with the title, the field and what is allowed, where a field is outside its type or range."""
+    """Raises UsageError, naming the title, the field and the allowed range, when a field is outside its type or range."""
     if reason := refusal(settings):
         raise UsageError(f"{title}: {reason}")
 
 
 def check_value(title: str, name: str, value: object, hint: Any) -> None:
-    """Raises UsageError where one value, such as an argument, is outside a type or an annotated range."""
+    """Raises UsageError when a single value, such as an argument, is outside the type or annotated range ``hint``."""
     if reason := _reason(name, value, hint):
         raise UsageError(f"{title}: {reason}")
 
 
 def described(kind: type[Any]) -> tuple[Setting, ...]:
-    """Every field that the constructor of a dataclass takes, in order."""
+    """The fields that the constructor of a dataclass takes, in order."""
     hints = _hints(kind)
     return tuple(_setting(field, hints[field.name]) for field in dataclasses.fields(kind) if field.init)
 
 
 def reference(kind: type, name: str) -> str:
-    """How a recipe names a class: by its short name where it comes with Kogata, else as ``package.module:Class``."""
+    """How a recipe names a class: by its short name if it comes with Kogata, otherwise as ``package.module:Class``."""
     ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
     return name if ours else f"{kind.__module__}:{kind.__qualname__}"
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; of any other type only itself."""
+    """The members of a union type; any other type is its only member."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -140,7 +141,7 @@ def _reason(name: str, value: object, hint: Any) -> str:
 
 
 def _allows(hint: Any, value: object, *, ranges: bool = True) -> bool:
-    """Whether a value has the type and lies in its range. Types such as a callable or an iterable are not checked."""
+    """Whether a value has the type and lies in its range; types that settings do not use are not checked further."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = [part for part in arguments[1:] if isinstance(part, Range)] if ranges else []
@@ -158,7 +159,7 @@ def _allows(hint: Any, value: object, *, ranges: bool = True) -> bool:
 
 
 def _allows_each(hints: tuple[Any, ...], values: tuple[object, ...], ranges: bool) -> bool:
-    """Whether each value of a tuple is allowed, where the tuple's types are ``X, ...`` or one for each place."""
+    """Whether each value of a tuple is allowed, for tuple types ``X, ...`` and for those with one type for each position."""
     if hints[-1] is Ellipsis:
         return all(_allows(hints[0], value, ranges=ranges) for value in values)
     return len(hints) == len(values) and all(map(lambda hint, value: _allows(hint, value, ranges=ranges), hints, values))
@@ -169,7 +170,7 @@ def _number(value: object) -> float:
 
 
 def _words(hint: Any, *, ranges: bool = True, types: bool = False) -> str:
-    """What a type allows, in words; ``types`` adds to each range the type of its numbers."""
+    """The values that a type allows, in words; ``types`` adds the type of the numbers to each range."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         inner = _words(arguments[0], ranges=ranges)

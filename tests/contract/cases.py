@@ -156,7 +156,7 @@ REFUSED: Mapping[tuple[type[Method], str], str] = {
     (BRECQ, "tied"): "in none of the blocks",
     (NeuronMerging, "embedding"): "its outputs are the model's",
     (NeuronMerging, "tied"): "nothing to do",
-    (NeuronMerging, "stack"): "no rectified neurons between two linear layers",
+    (NeuronMerging, "stack"): "not ReLU neurons between two linear layers",
     **{
         (kind, name): reason
         for kind in (XNORNet, BinaryNet)

@@ -149,9 +149,9 @@ def test_globs_that_decide_nothing_are_refused() -> None:
     with pytest.raises(UsageError, match="the plan is empty"):
         per_site({})
     for plan in ({"missing": Half(), "*": Half()}, {"*": Half(), "missing": Half()}):
-        with pytest.raises(UsageError, match="'missing' decides about no weight"):
+        with pytest.raises(UsageError, match="'missing' applies to no weight"):
             per_site(plan).apply(stack(2))
-    with pytest.raises(UsageError, match=r"'0\.\*' decides about no weight"):
+    with pytest.raises(UsageError, match=r"'0\.\*' applies to no weight"):
         check_order(per_site({"*": Half(), "0.*": SVD(rank=2)}), stack(2))
 
 

@@ -105,7 +105,7 @@ def _lists(value: object) -> object:
 @pytest.mark.parametrize(
     ("text", "name", "words"),
     [
-        ("1 / 0", "Mine", ("importing", "ZeroDivisionError: division by zero", "Mend the module")),
+        ("1 / 0", "Mine", ("importing", "ZeroDivisionError: division by zero", "Fix the module")),
         ("raise SystemExit(3)", "Mine", ("SystemExit: 3",)),
         ("import not_there_at_all", "Mine", ("No module named 'not_there_at_all'", "Install", "PYTHONPATH")),
         (METHOD, "Min", ("has no Min", "did you mean 'Mine'?")),
@@ -117,11 +117,11 @@ def _lists(value: object) -> object:
         (METHOD.replace("def apply", "def other"), "Mine", ("is abstract", "implements apply")),
         (METHOD.replace("    ABOUT = ABOUT\n", ""), "Mine", ("lacks ABOUT", "ABOUT = About(name=...")),
         (METHOD.replace("ABOUT = ABOUT", "ABOUT = 'mine'"), "Mine", ("has a value of type str as ABOUT",)),
-        (METHOD.replace("@dataclass(frozen=True, kw_only=True)", ""), "Mine", ("is no dataclass", "@dataclass(")),
+        (METHOD.replace("@dataclass(frozen=True, kw_only=True)", ""), "Mine", ("is not a dataclass", "@dataclass(")),
         (METHOD.replace("tuple[str, ...] = ()", "Any = None"), "Mine", ("its field names is of type", "a recipe cannot write")),
         (METHOD.replace("tuple[str, ...] = ()", "torch.Tensor | None = None"), "Mine", ("field names", "Tensor")),
         (METHOD.replace("tuple[str, ...]", "'Nowhere'"), "Mine", ("types of its fields", "'Nowhere' is not defined")),
-        (METHOD, "Mine ", ("is no class; expected package.module:Class",)),
+        (METHOD, "Mine ", ("is not a class; expected package.module:Class",)),
     ],
 )
 def test_what_cannot_be_used_says_why(module: Module, text: str, name: str, words: tuple[str, ...]) -> None:

@@ -94,7 +94,7 @@ def test_the_ledger_says_what_was_left_alone() -> None:
     job = only(KMeans(clusters=4), "3").apply(trained())
     after = BinaryConnect(recover=replace(QUICK, epochs=1)).apply(job)
     notes = {row.site: row.note for row in after.ledger[len(job.ledger) :]}
-    assert notes == {"0.weight": "", "3.weight": "it takes matrix or values, but the steps before left table", "6.weight": ""}
+    assert notes == {"0.weight": "", "3.weight": "it takes matrix or values, but earlier steps left table", "6.weight": ""}
     assert [row.bits_after < row.bits_before for row in after.ledger[len(job.ledger) :]] == [True, False, True]
 
 

@@ -128,7 +128,7 @@ def test_inputs_that_do_not_fit(inputs: tuple[Tensor, ...], path: Path) -> None:
 
 def test_a_file_without_a_graph(job: Job, tmp_path: Path) -> None:
     write_file(tmp_path / "m.kogata", pack(job.model))
-    with pytest.raises(FileFormatError, match=r"carries no engine graph.*kogata\.load"):
+    with pytest.raises(FileFormatError, match=r"has no engine graph.*kogata\.load"):
         kogata.open(tmp_path / "m.kogata")
 
 

@@ -92,7 +92,7 @@ def test_damaged_headers_are_refused() -> None:
 def test_refusals_say_why() -> None:
     with pytest.raises(NotApplicable, match="no fewer than"):
         encoded(AdaptiveFastfood(), torch.randn(3, 40))
-    with pytest.raises(NotApplicable, match="reads one channel"):
+    with pytest.raises(NotApplicable, match="reads a single channel"):
         encoded(AdaptiveFastfood(), torch.randn(12, 1, 3, 3))
     with pytest.raises(DataError, match="NaN"):
         encoded(AdaptiveFastfood(), torch.full((12, 12), float("nan")))

@@ -138,7 +138,7 @@ def test_refusals_say_why() -> None:
         encoded(BlockCirculant(block=12, residual=6), torch.randn(12, 12))
     with pytest.raises(NotApplicable, match="rank 13 is above the full rank 12"):
         encoded(BlockCirculant(residual=13), torch.randn(12, 400))
-    with pytest.raises(NotApplicable, match="reads one channel"):
+    with pytest.raises(NotApplicable, match="reads a single channel"):
         encoded(BlockCirculant(), torch.randn(12, 1, 3, 3))
     with pytest.raises(NotApplicable, match="is a vector"):
         encoded(BlockCirculant(), torch.randn(1, 30))

@@ -80,7 +80,7 @@ def test_damaged_headers_are_refused() -> None:
 def test_refusals_say_why() -> None:
     with pytest.raises(NotApplicable, match="fewer than 16 entries"):
         encoded(BlockDiagonal(blocks=16), torch.randn(10, 100))
-    with pytest.raises(NotApplicable, match="reads one channel"):
+    with pytest.raises(NotApplicable, match="reads a single channel"):
         encoded(BlockDiagonal(blocks=2), torch.randn(12, 1, 3, 3))
     with pytest.raises(NotApplicable, match="no fewer than"):
         encoded(BlockDiagonal(blocks=2, residual=9), torch.randn(16, 16))

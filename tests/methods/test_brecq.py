@@ -85,7 +85,7 @@ def test_a_layer_alone_comes_close_to_the_best_of_all_roundings() -> None:
 
 def test_what_is_not_a_matrix_is_refused() -> None:
     pruned = MagnitudePruning(sparsity=0.5).apply(job())
-    with pytest.raises(NotApplicable, match="steps before left values"):
+    with pytest.raises(NotApplicable, match="earlier steps left values"):
         BRECQ(bits=4, blocks=("1",)).apply(pruned)
 
 

@@ -148,7 +148,7 @@ def test_global_scope_ranks_the_channels_of_all_layers() -> None:
 
 
 def test_nothing_to_remove() -> None:
-    with pytest.raises(NotApplicable, match="none of its channels is among those to go"):
+    with pytest.raises(NotApplicable, match="none of its channels is chosen for removal"):
         ChannelPruning(sparsity=0.0).apply(mlp_job())
 
 
@@ -251,7 +251,7 @@ def test_restrictions_and_reasons() -> None:
 def test_channels_made_together_are_selected_together() -> None:
     model, inputs = built("named")
     job = prepare(model, Task(calibration=[inputs]))
-    with pytest.raises(NotApplicable, match=r"left\.weight: its channels are also those of right\.weight, not selected"):
+    with pytest.raises(NotApplicable, match=r"left\.weight: its channels are coupled to those of right\.weight, which is"):
         only(ChannelPruning(sparsity=0.5), "left").apply(job)
 
 

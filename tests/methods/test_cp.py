@@ -102,9 +102,9 @@ def test_rank_as_a_fraction_of_the_size_over_its_longest_side() -> None:
 @pytest.mark.parametrize(
     ("weight", "reason"),
     [
-        (torch.ones(16, 8, 1, 1), "kernel of one place"),
-        (torch.ones(16, 1, 3, 3), "reads one channel"),
-        (torch.ones(16, 8, 3, 3, 3), "one or two axes"),
+        (torch.ones(16, 8, 1, 1), "kernel of one position"),
+        (torch.ones(16, 1, 3, 3), "reads a single channel"),
+        (torch.ones(16, 8, 3, 3, 3), "1-d and 2-d convolutions"),
         (torch.ones(8, 8, 3, 3), "no fewer than the 576"),
         (torch.zeros(64, 64, 3, 3), "all its weights are zero"),
     ],

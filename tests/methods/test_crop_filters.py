@@ -52,7 +52,7 @@ def test_no_cheaper_layer() -> None:
 def test_margin_is_checked() -> None:
     with pytest.raises(UsageError, match="margin is 0"):
         CropFilters(margin=0)
-    with pytest.raises(NotApplicable, match="overlap no more"):
+    with pytest.raises(NotApplicable, match="do not overlap"):
         transferred.encoded(CropFilters(margin=3), torch.randn(16, 2, 3, 3))
 
 

@@ -113,9 +113,9 @@ def test_damage_is_refused() -> None:
 def test_refusals_say_why() -> None:
     assert_refuses(
         DepthwiseSeparable(multiplier=2),
-        ((16, 8, 1, 1), "kernel of one place"),
-        ((16, 8), "one or two axes"),
-        ((16, 1, 3, 3), "reads one channel"),
+        ((16, 8, 1, 1), "kernel of one position"),
+        ((16, 8), "1-d and 2-d convolutions"),
+        ((16, 1, 3, 3), "reads a single channel"),
         ((2, 8, 3, 3), "no fewer than the 144"),
     )
 

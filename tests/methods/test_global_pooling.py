@@ -52,7 +52,7 @@ def test_maps_that_are_the_same_everywhere_lose_nothing() -> None:
 
 def test_refusals() -> None:
     job = prepare(build(), Task(calibration=[torch.randn(4, 3, 6, 6)]))
-    with pytest.raises(NotApplicable, match="its 96 inputs are no maps of 9 places"):
+    with pytest.raises(NotApplicable, match="its 96 inputs do not divide into maps of 9 positions"):
         only(GlobalPooling(places=9), "3").apply(job)
     with pytest.raises(UsageError, match="places is 1"):
         GlobalPooling(places=1)

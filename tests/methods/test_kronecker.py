@@ -71,7 +71,7 @@ def test_refusals_say_why() -> None:
         encoded(Kronecker(rank=25), torch.randn(24, 36))
     with pytest.raises(NotApplicable, match="no fewer than the 864"):
         encoded(Kronecker(rank=20), torch.randn(24, 36))
-    with pytest.raises(NotApplicable, match="reads one channel"):
+    with pytest.raises(NotApplicable, match="reads a single channel"):
         encoded(Kronecker(), torch.randn(12, 1, 3, 3))
     with pytest.raises(DataError, match="NaN"):
         encoded(Kronecker(), torch.full((12, 12), float("nan")))

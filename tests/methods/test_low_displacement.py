@@ -107,7 +107,7 @@ def test_refusals_say_why() -> None:
         encoded(LowDisplacement(rank=13), torch.randn(12, 12))
     with pytest.raises(NotApplicable, match="no fewer than the 144"):
         encoded(LowDisplacement(rank=6), torch.randn(12, 12))
-    with pytest.raises(NotApplicable, match="reads one channel"):
+    with pytest.raises(NotApplicable, match="reads a single channel"):
         encoded(LowDisplacement(rank=1), torch.randn(12, 1, 3, 3))
     with pytest.raises(DataError, match="NaN"):
         encoded(LowDisplacement(rank=1), torch.full((12, 12), float("nan")))

@@ -190,5 +190,5 @@ def test_a_batch_that_goes_another_way_is_told() -> None:
 
 
 def test_statistics_of_one_net_are_not_enough() -> None:
-    with pytest.raises(NotApplicable, match="net before"):
+    with pytest.raises(NotApplicable, match="original model"):
         WhitenedSVD(rank=2, correct=True).encode(torch.randn(20, 30), SITE, Stats(gram_GII=torch.eye(30)[None]))

@@ -91,9 +91,9 @@ def test_file_and_engine(tmp_path: Path) -> None:
 def test_refusals_say_why() -> None:
     assert_refuses(
         MixedKernels(share=0.5),
-        ((16, 8, 1, 1), "kernel of one place"),
-        ((16, 8), "one or two axes"),
-        ((16, 1, 3, 3), "reads one channel"),
+        ((16, 8, 1, 1), "kernel of one position"),
+        ((16, 8), "1-d and 2-d convolutions"),
+        ((16, 1, 3, 3), "reads a single channel"),
         ((16, 8, 2, 2), "none in its centre"),
         ((1, 8, 3, 3), "one filter"),
     )

@@ -94,7 +94,7 @@ def test_refusals_say_why() -> None:
         encoded(Monarch(blocks=4, rank=7), torch.randn(24, 36))
     with pytest.raises(NotApplicable, match="no fewer than the 864"):
         encoded(Monarch(blocks=4, rank=4), torch.randn(24, 36))
-    with pytest.raises(NotApplicable, match="reads one channel"):
+    with pytest.raises(NotApplicable, match="reads a single channel"):
         encoded(Monarch(), torch.randn(12, 1, 3, 3))
     with pytest.raises(DataError, match="NaN"):
         encoded(Monarch(), torch.full((12, 12), float("nan")))

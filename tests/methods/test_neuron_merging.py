@@ -111,7 +111,7 @@ def test_several_layers_each_lose_their_fraction() -> None:
     ids=["tanh", "no rectifier", "normalized", "convolution"],
 )
 def test_other_neurons_are_left_alone(model: nn.Module) -> None:
-    with pytest.raises(NotApplicable, match=r"^neuron-merging: nothing to do\..* 0\.weight: its channels are no rectified"):
+    with pytest.raises(NotApplicable, match=r"^neuron-merging: nothing to do\..* 0\.weight: its channels are not ReLU neurons"):
         NeuronMerging(sparsity=0.5).apply(job_for(model))
 
 

@@ -149,7 +149,7 @@ def test_layers_whose_inputs_cannot_be_seen_say_so() -> None:
 
 
 def test_a_budget_below_rank_one_is_refused() -> None:
-    with pytest.raises(NotApplicable, match="rank 1 everywhere is too much, the cheapest options cost"):
+    with pytest.raises(NotApplicable, match="rank 1 everywhere is too large, the cheapest options cost"):
         RankAllocation(fraction=0.01).apply(network())
 
 

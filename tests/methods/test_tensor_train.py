@@ -117,7 +117,7 @@ def test_the_longest_equation_has_letters_enough() -> None:
 def test_refusals_say_why() -> None:
     with pytest.raises(NotApplicable, match="no fewer than the 864"):
         encoded(torch.randn(24, 36), 24, 2)
-    with pytest.raises(NotApplicable, match="takes apart matrices"):
+    with pytest.raises(NotApplicable, match="factors matrices only"):
         encoded(torch.randn(24, 36, 3), 2, 2)
     with pytest.raises(DataError, match="NaN"):
         encoded(torch.full((24, 36), float("nan")), 2, 2)

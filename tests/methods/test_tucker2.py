@@ -75,9 +75,9 @@ def test_rank_is_a_fraction_of_each_side_and_is_cut_to_it() -> None:
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ((16, 8, 1, 1), "kernel of one place"),
-        ((16, 1, 3, 3), "reads one channel"),
-        ((16, 8, 3, 3, 3), "one or two axes"),
+        ((16, 8, 1, 1), "kernel of one position"),
+        ((16, 1, 3, 3), "reads a single channel"),
+        ((16, 8, 3, 3, 3), "1-d and 2-d convolutions"),
         ((8, 8, 3, 3), "no fewer than the 576"),
     ],
 )

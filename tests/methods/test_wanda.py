@@ -99,7 +99,7 @@ def test_hurts_the_output_less_than_magnitude() -> None:
     ids=["transposed", "3d", "embedding"],
 )
 def test_layers_without_a_matrix_of_inputs_are_refused(layer: nn.Module, inputs: torch.Tensor) -> None:
-    with pytest.raises(NotApplicable, match=r"wanda: .*(could not be seen|embedding)"):
+    with pytest.raises(NotApplicable, match=r"wanda: .*(could not be observed|embedding)"):
         Wanda(sparsity=0.5).apply(prepare(layer, Task(calibration=[inputs])))
 
 

@@ -85,7 +85,7 @@ class Branching(Functional):
     [
         (Functional(), "two", r"two.weight: it reads the result of relu\(\)"),
         (Functional(), "one", "one.weight: it reads the model's own input"),
-        (Branching(), "two", "cannot be followed"),
+        (Branching(), "two", "cannot be traced"),
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)), "2", "reads the module 1"),
     ],
 )

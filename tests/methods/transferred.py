@@ -113,7 +113,7 @@ def check_tolerance(method: Callable[[float], WeightMethod], outputs: int = 16) 
     error = float((after - before).detach().norm() / before.detach().norm())
     assert 0.1 < error < 1.5
     assert torch.equal(method(error * 1.01).encode(weight, site_of(weight), stats).dense(), form.dense())
-    with pytest.raises(NotApplicable, match=rf"change its outputs by {error:.3f} of them, the tolerance is"):
+    with pytest.raises(NotApplicable, match=rf"changes its outputs by {error:.3f} \(relative\), the tolerance is"):
         method(error * 0.99).encode(weight, site_of(weight), stats)
 
 
@@ -131,9 +131,9 @@ def check_residual(shared: WeightMethod, mended: WeightMethod) -> None:
 def check_refused(method: WeightMethod, outputs: int, *, square: bool) -> None:
     """Layers whose filters have no such transforms."""
     cases = [
-        (torch.randn(outputs, 4, 3, 3), Stats(), "could not be seen"),
+        (torch.randn(outputs, 4, 3, 3), Stats(), "could not be observed"),
         (torch.randn(outputs, 1, 3, 3), Stats(gram_GII=torch.ones(outputs, 1, 1)), "grouped or depthwise"),
-        (torch.randn(outputs + 1, 4, 3, 3), white(torch.ones(1, 36)), "no multiple of"),
+        (torch.randn(outputs + 1, 4, 3, 3), white(torch.ones(1, 36)), "not a multiple of"),
         (torch.randn(outputs, 9), white(torch.ones(1, 9)), "only the filters of a convolution"),
     ]
     if square:

@@ -120,7 +120,7 @@ def test_what_a_file_names_is_never_imported(tmp_path: Path) -> None:
     assert module not in sys.modules
 
 
-@pytest.mark.parametrize(("form", "says"), [(Tagless, "has no TAG"), (Thief, "have one TAG, 'masked'")])
+@pytest.mark.parametrize(("form", "says"), [(Tagless, "has no TAG"), (Thief, "share the TAG 'masked'")])
 def test_a_form_without_a_tag_of_its_own_is_not_stored(form: type[Steps], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         pack(with_form(form))
@@ -131,7 +131,7 @@ def test_two_classes_of_one_tag_are_not_stored() -> None:
     site = sites_of(net)[1]
     other = form_at(with_form(Namesake), site)
     surgery.attach(net, site, other)
-    with pytest.raises(UsageError, match="have one TAG"):
+    with pytest.raises(UsageError, match="share the TAG"):
         pack(net)
 
 

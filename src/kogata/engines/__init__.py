@@ -1,4 +1,4 @@
-"""Engines: where a compressed network really runs, and how long it takes there."""
+"""Engines: the runtimes in which compressed networks run and are measured."""
 
 from kogata.engines.base import Engine, Session
 from kogata.engines.eager import Eager

@@ -1,4 +1,4 @@
-"""What an engine is: it turns a model into something that runs, and runs it on the model's own inputs."""
+"""The base class of engines. An engine turns a model into a session, which runs on the inputs of the model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kogata.storage.layout import Artifact, EngineGraph
 
 
 class Session(nn.Module, ABC):
-    """A model loaded in an engine. Called like the model it came from, on tensors, so a task can evaluate it."""
+    """A model loaded in an engine. It is called with tensors like the original model, so a task can evaluate it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine(ABC):
     """A runtime for inference on this machine.
 
-    ``costs`` decide which forms become cheaper layers here, and ``rules`` which layers these are:
-    ``rules={**RULES, MyForm: my_rule}`` adds a rule for a form of your own. An engine without costs of its own has PyTorch's.
+    ``costs`` decide which forms are lowered to cheaper layers in this engine, and ``rules`` to which layers:
+    ``rules={**RULES, MyForm: my_rule}`` adds a rule for a form of your own. The default costs are those of PyTorch.
     """
 
     name: ClassVar[str]
@@ -31,7 +31,7 @@ class Engine(ABC):
     rules: Rules = field(default_factory=lambda: RULES, hash=False, repr=False)
 
     def graph(self, model: nn.Module, inputs: Any) -> EngineGraph | None:
-        """What a file must carry so that this engine runs it without the model's class; None when there is no such thing.
+        """The graph that a file must hold so that this engine can run it without the model's class; None if it needs none.
 
         Raises EngineError when the model cannot be exported.
         """
@@ -39,15 +39,15 @@ class Engine(ABC):
 
     @abstractmethod
     def export(self, artifact: Artifact, path: Path) -> None:
-        """Write the engine's own file for what ``artifact`` holds, if the engine has one."""
+        """Write the contents of ``artifact`` as a file in the engine's own format, if it has one."""
 
     @abstractmethod
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
-        """A plain model in the engine; ``inputs`` are those of one batch. Raises EngineError when it cannot run it."""
+        """Load a model into the engine; ``inputs`` are those of one batch. Raises EngineError when it cannot run."""
 
     @abstractmethod
     def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
-        """A file's contents in the engine; ``model`` is the same file loaded into the user's class.
+        """Load the contents of a file into the engine; ``model`` is the same file loaded into the user's class.
 
-        Raises EngineError when it cannot run it.
+        Raises EngineError when it cannot run.
         """

@@ -1,4 +1,4 @@
-"""PyTorch eager: the lowered plain model itself."""
+"""PyTorch in eager mode: runs the lowered model itself."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kogata.storage.layout import Artifact
 
 @final
 class EagerSession(Session):
-    """A plain model in evaluation mode."""
+    """A model without forms, in evaluation mode."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output, without gradients."""
+        """The output of the model, without gradients."""
         with torch.inference_mode():
             return call(self.model, kwargs or args)
 
@@ -40,9 +40,9 @@ class Eager(Engine):
         """Nothing: PyTorch runs the ``.kogata`` file itself."""
 
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
-        """A copy with cheaper layers wherever a form has some."""
+        """A copy of the model, lowered to cheaper layers."""
         return EagerSession(lowered(model, inputs, self.costs, self.rules))
 
     def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
-        """The same of the loaded model."""
+        """A copy of the loaded model, lowered to cheaper layers."""
         return EagerSession(lowered(model, inputs, self.costs, self.rules))

@@ -1,8 +1,8 @@
-"""ONNX graphs whose weights live in forms: export, take the weights out, put them back.
+"""ONNX graphs with their weights stored in forms: export a graph, remove its weights, and fill them in again.
 
-A graph in a ``.kogata`` file holds no weight. Each initializer that equals a tensor of the file (a weight that a form
-regenerates, a factor of it that a lowered layer uses, or a buffer such as a running mean) is bound to that tensor, by content;
-what equals none stays in the graph.
+A graph in a ``.kogata`` file holds no weights. Each initializer that equals a tensor of the file is bound to that tensor: a
+weight that a form regenerates, a factor of it that a lowered layer uses, or a buffer such as a running mean. Tensors are
+matched by content. Initializers that equal no tensor stay in the graph.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from kogata.network.sites import buffers_of, form_at, sites_of
 from kogata.storage.layout import Artifact, EngineGraph
 
 OPSET = 18
-MAX_GRAPH = 256 << 20  # bytes of a graph once inflated; it holds no weights
-SMALL = 16  # initializers of fewer bytes are cheaper in the graph than bound
+MAX_GRAPH = 256 << 20  # largest decompressed size of a graph without weights, in bytes
+SMALL = 16  # smaller initializers, in bytes, take less space in the graph than a binding would
 
 
 def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
-    """A plain model as ONNX with its weights inside, batch size free where the model allows it.
+    """Export a model without forms as ONNX, including its weights, with a dynamic batch size where the model allows it.
 
     Raises EngineError, with the exporter's reason, when the model cannot be exported.
     """
@@ -52,7 +52,7 @@ def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
     with _quiet():
         try:
             program = _program(model, args, kwargs, shapes)
-        except Exception:  # of many kinds; the reason is in the second attempt's
+        except Exception:  # the exporter raises many kinds; retry with a fixed batch size, which reports the reason
             try:
                 program = _program(model, args, kwargs, None)
             except Exception as error:
@@ -76,7 +76,7 @@ def _free(value: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """The exporter talks on both streams and in warnings; what matters of it is in the error it raises."""
+    """Suppress the exporter's output on both streams, in logs and in warnings. Errors still carry the reason."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch")]
     levels = [logger.level for logger in loggers]
     try:
@@ -91,16 +91,17 @@ def _quiet() -> Generator[None, None, None]:
 
 
 def _strip_zero_biases(graph: onnx.GraphProto) -> None:
-    """Take away what the exporter gives a convolution without a bias: zeros, spread out and cast at run time.
+    """Remove the bias of zeros that the exporter adds to convolutions without a bias.
 
-    The value is in no initializer, so ONNX Runtime would keep such a convolution out of its fast layout of channels.
+    It is expanded and cast at run time instead of being an initializer, which would keep ONNX Runtime from using its fast
+    channel layout for these convolutions.
     """
     made = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         if node.op_type in ("Conv", "ConvTranspose") and len(node.input) == 3 and _zeros(node.input[2], made):
             del node.input[2]
     used = {output.name for output in graph.output} | {name for node in graph.node for name in _read_within(node)}
-    for index in reversed(range(len(graph.node))):  # nodes stand behind those that they read
+    for index in reversed(range(len(graph.node))):  # nodes come after those that they read
         if used.isdisjoint(graph.node[index].output):
             del graph.node[index]
         else:
@@ -108,7 +109,7 @@ def _strip_zero_biases(graph: onnx.GraphProto) -> None:
 
 
 def _read_within(node: onnx.NodeProto) -> Generator[str]:
-    """What the graphs in a node, its branches or the body of its loop, may read from outside."""
+    """The names that the subgraphs of a node, such as branches or loop bodies, may read from outside."""
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             for inner in graph.node:
@@ -118,7 +119,7 @@ def _read_within(node: onnx.NodeProto) -> Generator[str]:
 
 
 def _zeros(name: str, made: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether a value is the constant 0, cast or spread out."""
+    """Whether a value is a constant of zeros, possibly cast or expanded."""
     node = made.get(name)
     while node is not None and node.op_type in ("Expand", "Cast", "CastLike"):
         node = made.get(node.input[0])
@@ -128,7 +129,7 @@ def _zeros(name: str, made: Mapping[str, onnx.NodeProto]) -> bool:
 
 
 def _strip_notes(proto: onnx.ModelProto) -> None:
-    """Drop source lines, stack traces and shapes of inner values: they cost bytes and name paths of this machine."""
+    """Remove source lines, stack traces and shapes of inner values. They take space and contain paths of this machine."""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("doc_string")
@@ -141,7 +142,7 @@ def _strip_notes(proto: onnx.ModelProto) -> None:
 
 
 def bind(proto: onnx.ModelProto, model: nn.Module) -> EngineGraph:
-    """The graph without the initializers that are weights or buffers of ``model``. ``proto`` is left without their values."""
+    """The graph without the values of initializers that equal weights or buffers of ``model``. Modifies ``proto``."""
     wanted = {init.name: _digest(numpy_helper.to_array(init)) for init in proto.graph.initializer if _large(init)}
     missing = set(wanted.values())
     places: dict[bytes, tuple[str, str, bool]] = {}
@@ -164,12 +165,12 @@ def bind(proto: onnx.ModelProto, model: nn.Module) -> EngineGraph:
 
 
 def fill(artifact: Artifact) -> onnx.ModelProto:
-    """The runnable graph of a file, its weights regenerated by the file's forms.
+    """The complete graph of a file, with the weights that the forms of the file regenerate.
 
     Raises FileFormatError when the file has no graph, a damaged one, or one that reads other files.
     """
     if artifact.graph is None:
-        raise FileFormatError(f"{artifact.source}: carries no engine graph; load it with the model's class: kogata.load().")
+        raise FileFormatError(f"{artifact.source}: has no engine graph; load it with the model's class: kogata.load().")
     proto = onnx.ModelProto()
     try:
         size = zstandard.frame_content_size(artifact.graph.data)
@@ -192,8 +193,8 @@ def fill(artifact: Artifact) -> onnx.ModelProto:
                     raise ValueError(f"initializer {init.name} has shape {list(init.dims)}, {tensor} {array.shape}")
     except (KeyError, ValueError, zstandard.ZstdError) as error:
         raise FileFormatError(f"{artifact.source}: its engine graph is damaged: {error}.") from None
-    except Exception as error:  # protobuf's DecodeError, which its implementations define in different places
-        raise FileFormatError(f"{artifact.source}: its engine graph is no ONNX model: {error}.") from None
+    except Exception as error:  # protobuf's DecodeError; its implementations define it in different modules
+        raise FileFormatError(f"{artifact.source}: its engine graph is not an ONNX model: {error}.") from None
     return proto
 
 
@@ -222,5 +223,8 @@ def _array(form: Form) -> np.ndarray:
 
 
 def _digest(array: np.ndarray) -> bytes:
-    """Of the values in row-major order and their type, whatever the shape: lowered layers reshape factors."""
+    """A digest of the dtype and the values in row-major order.
+
+    The shape does not count, because lowered layers reshape factors.
+    """
     return hashlib.sha256(array.dtype.str.encode() + np.ascontiguousarray(array).tobytes()).digest()

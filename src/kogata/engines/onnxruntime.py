@@ -26,23 +26,23 @@ from kogata.system.atomic import writing
 
 @final
 class OnnxSession(Session):
-    """A graph in ONNX Runtime, on as many threads as torch uses; called with tensors or arrays."""
+    """A graph in ONNX Runtime, with as many threads as PyTorch uses. It is called with tensors or arrays on the CPU."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         super().__init__()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        # Threads that go on spinning after a run would slow the other session of an interleaved measurement, at random.
+        # Threads that keep spinning after a run would slow down the other session of an interleaved measurement at random.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions share no public base class
+        except Exception as error:  # the exceptions of ONNX Runtime share no public base class
             raise EngineError(f"onnxruntime: cannot load the graph: {str(error).splitlines()[0]}") from None
         self._inputs = [value.name for value in self._session.get_inputs()]
 
     def forward(self, *args: Tensor | np.ndarray, **kwargs: Tensor | np.ndarray) -> Any:
-        """The outputs as tensors: one, or a tuple. Raises DataError when the inputs do not fit the graph."""
+        """The outputs: a tensor, or a tuple of tensors. Raises DataError when the inputs do not fit the graph."""
         given = dict(zip(self._inputs, args, strict=False)) | kwargs
         if len(given) < len(args) + len(kwargs):
             raise DataError(
@@ -60,28 +60,28 @@ class OnnxSession(Session):
 @final
 @dataclass(frozen=True, kw_only=True)
 class OnnxRuntime(Engine):
-    """The graph of the lowered model, weights from the file's forms."""
+    """Runs the ONNX graph of the lowered model, with the weights that the forms of the file regenerate."""
 
     name: ClassVar[str] = "onnxruntime"
     costs: Costs = ONNXRUNTIME
 
     def graph(self, model: nn.Module, inputs: Any) -> EngineGraph | None:
-        """The lowered model's ONNX graph, its weights bound to the forms of ``model``."""
+        """The ONNX graph of the lowered model, with its weights bound to the forms of ``model``."""
         return onnx_graph.bind(self._exported(model, inputs), model)
 
     def export(self, artifact: Artifact, path: Path) -> None:
-        """Write an ONNX file with all weights in it."""
+        """Write an ONNX file that includes all weights."""
         with writing(path) as file:
             file.write(onnx_graph.fill(artifact).SerializeToString(deterministic=True))
 
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
-        """Export, then load."""
+        """Export the model and load the graph."""
         return OnnxSession(self._exported(model, inputs))
 
     def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
-        """The file's own graph and weights: nothing of ``model`` is used."""
+        """Load the graph and the weights of the file; ``model`` is not used."""
         if artifact.graph is None:
-            raise EngineError(f"onnxruntime: {artifact.source} carries no graph; it loads with the model's class only.")
+            raise EngineError(f"onnxruntime: {artifact.source} has no engine graph; load it with the model's class.")
         return OnnxSession(onnx_graph.fill(artifact))
 
     def _exported(self, model: nn.Module, inputs: Any) -> onnx.ModelProto:
@@ -93,11 +93,12 @@ def _shapes(feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def open(path: Path | str, *, forms: Sequence[type[Form]] = ()) -> OnnxSession:
-    """A ``.kogata`` file as something to call, in ONNX Runtime, without the model's code.
+    """Open a ``.kogata`` file in ONNX Runtime, without the code of the model.
 
-    The session takes the model's inputs as tensors or arrays, by position or by name, and may be called any number of times.
-    ``forms`` are classes of other packages that the file may hold. Raises FileFormatError when the file is damaged, carries no
-    graph, or holds a form that is not known.
+    The session takes the model's inputs as tensors or arrays, by position or by name, and can be called any number of times.
+    ``forms`` are form classes of other packages that the file may hold. Raises FileFormatError when the file is damaged, has no
+    engine graph, or holds an unknown form. Files written by :func:`kogata.compress` have a graph; those of :func:`kogata.save`
+    have none.
 
     >>> session = open("model.kogata")  # doctest: +SKIP
     >>> session(torch.randn(1, 3, 32, 32)).shape  # doctest: +SKIP
@@ -107,5 +108,8 @@ def open(path: Path | str, *, forms: Sequence[type[Form]] = ()) -> OnnxSession:
 
 
 def run(path: Path | str, *args: Tensor | np.ndarray, forms: Sequence[type[Form]] = (), **kwargs: Tensor | np.ndarray) -> Any:
-    """The outputs of a file for given inputs, once: see :func:`open`, which is quicker where there are several inputs."""
+    """Open a ``.kogata`` file and run it once on the given inputs. For several runs use :func:`kogata.open`.
+
+    Raises as :func:`kogata.open` does, and DataError when the inputs do not fit the graph.
+    """
     return open(path, forms=forms)(*args, **kwargs)

@@ -1,4 +1,7 @@
-"""Forms: the small programs that regenerate a weight. A form of your own extends :class:`Form`; see docs/adding_a_method.md."""
+"""Forms: compressed representations of a weight, each a trainable module that regenerates the full tensor.
+
+A form of your own extends :class:`Form`; see docs/adding_a_method.md.
+"""
 
 from kogata.coding.plane import Plane
 from kogata.forms.affine import Affine

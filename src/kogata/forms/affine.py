@@ -1,4 +1,4 @@
-"""Affine: entries are scale · (code − zero point), codes of a few bits, one scale for each group of a row."""
+"""Affine: uniform quantization. Entries are scale · (code − zero point), with one scale for each group of a row."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ MAX_BITS = 16
 
 
 class Affine(Form):
-    """Uniform quantization of a tensor seen as rows ``[shape[0], -1]`` (a vector is one row) cut into groups.
+    """Uniform quantization of a tensor whose rows ``[shape[0], -1]`` are cut into groups; a vector is one row.
 
-    ``code`` (of ``shape``) is in ``[0, 2**bits)``; ``scale`` and ``zero`` have shape ``[rows, groups]``. The last group of a
-    row may be shorter. ``zero`` is in ``[0, 2**bits)`` and, as ``code``, of the narrowest integer type for that: uint8 up to 8
-    of at most ``MAX_BITS`` bits. The scales are trainable, the codes are not.
+    ``code`` has the shape of the tensor; ``scale`` and ``zero`` have shape ``[rows, groups]``. The last group of a row may be
+    shorter. ``code`` and ``zero`` are in ``[0, 2**bits)``, ``bits`` at most ``MAX_BITS``, and stored in the narrowest integer
+    dtype that holds them. The scales are trainable, the codes are not.
+
+    >>> import torch
+    >>> from kogata.forms import Affine
+    >>> weight = torch.tensor([[0.0, 0.26, 0.5, 0.75]])
+    >>> Affine.of(weight, torch.tensor([[0.25]]), torch.tensor([[0.0]]), bits=2, group=4).dense().detach()
+    tensor([[0.0000, 0.2500, 0.5000, 0.7500]])
     """
 
     TAG = "affine"
@@ -39,7 +45,7 @@ class Affine(Form):
 
     @classmethod
     def of(cls, weight: Tensor, scale: Tensor, zero: Tensor, *, bits: int, group: int) -> Self:
-        """Round ``weight`` to the nearest code under ``scale`` and ``zero``, both ``[rows, groups]``."""
+        """Round ``weight`` to the nearest code for the given ``scale`` and ``zero``, both ``[rows, groups]``."""
         code = grouped(as_rows(weight), scale, zero, group, lambda rows, s, z: rows.div(s).round_().add_(z))
         codes = code.clamp_(0, 2**bits - 1).to(index_dtype(2**bits)).reshape(weight.shape)
         return cls(codes, Dense(scale, Role.SCALE), zero.to(codes.dtype), bits=bits, group=group)
@@ -83,16 +89,16 @@ def as_rows(tensor: Tensor) -> Tensor:
 
 
 def _affine(code: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """scale · (code − zero) in the memory of ``code``, save where autograd must remember it."""
+    """scale · (code − zero), computed in place in ``code`` unless autograd records the operation."""
     return (code - zero) * scale if torch.is_grad_enabled() else code.sub_(zero).mul_(scale)
 
 
 def grouped(
     rows: Tensor, scale: Tensor, zero: Tensor, group: int, formula: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """``formula(rows, scale, zero)`` where each group of ``rows`` (``[rows, columns]``) meets its own scale and zero point.
+    """``formula(rows, scale, zero)``, applied to each group of ``rows`` (``[rows, columns]``) with the group's scale and zero.
 
-    Scales are broadcast, not copied, over whole groups; a shorter group at the end of each row is computed by itself.
+    Scales are broadcast over whole groups without a copy. A shorter group at the end of each row is computed separately.
     """
     count, columns = rows.shape
     whole = columns // group

@@ -1,7 +1,7 @@
-"""A form is a small trainable program that regenerates a weight; forms nest.
+"""The base class of forms. A form is a trainable module that regenerates a weight, and forms can be nested.
 
-The tree under one weight has forms as nodes and :class:`Dense` leaves. A method replaces a leaf by a smaller tree, and the
-role of a leaf says what it is, so that a method for matrices never touches a scale or a table of centroids by accident.
+The forms of one weight are a tree with :class:`Dense` leaves. A method replaces a leaf by a smaller tree. The role of a leaf
+says what its numbers mean, so that a method for matrices never changes a scale or a table of centroids by accident.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from kogata.job import Role
 
 
 class Form(nn.Module, ABC):
-    """Regenerates one tensor of ``shape`` from what it stores.
+    """Regenerates one tensor of ``shape`` from a smaller representation.
 
-    A node registers its sub-forms as child modules and what it stores itself as buffers; only leaves hold parameters.
+    A form registers its sub-forms as child modules, and the arrays that it stores itself as buffers. Only leaves hold
+    parameters. ``TAG`` names the form in files and must never change once released. A form of another package puts that
+    package's name in its tag.
     """
 
-    TAG: ClassVar[str] = ""  # names the form in files: never changed once released; of another package, with that one's name
+    TAG: ClassVar[str] = ""
     shape: torch.Size
 
     @abstractmethod
@@ -33,19 +35,22 @@ class Form(nn.Module, ABC):
 
     @abstractmethod
     def planes(self) -> dict[str, Plane]:
-        """The arrays this node itself must store, each with its symbol model; sub-forms store their own."""
+        """The arrays that this form itself stores, by name, each with its symbol model. Sub-forms store their own."""
 
     @abstractmethod
     def header(self) -> dict[str, Any]:
-        """Text, whole numbers, booleans, lists and mappings which, with planes and sub-forms, rebuild this node."""
+        """The JSON values (text, integers, booleans, lists, mappings) that, with planes and sub-forms, rebuild this form."""
 
     @classmethod
     @abstractmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
-        """Rebuild a node from a file. Raises ValueError, KeyError or TypeError when the parts do not fit each other."""
+        """Rebuild a form from the contents of a file: its header, planes and sub-forms.
+
+        Raises ValueError, KeyError or TypeError when they do not fit each other.
+        """
 
     def simplified(self) -> Form:
-        """The same tensor with needless nesting removed (a mask within a mask is one mask)."""
+        """An equal form with needless nesting removed; a mask over a mask, for example, becomes one mask."""
         return self
 
     def parts(self) -> dict[str, Form]:
@@ -59,18 +64,18 @@ class Form(nn.Module, ABC):
         return found
 
     def leaves(self) -> Iterator[tuple[str, Dense]]:
-        """Every :class:`Dense` leaf below this node with its dotted path; a leaf itself has the path ``""``."""
+        """Every :class:`Dense` leaf of the tree with its dotted path; the path of a leaf from itself is ``""``."""
         for name, part in self.parts().items():
             for path, leaf in part.leaves():
                 yield f"{name}.{path}" if path else name, leaf
 
     def stored_bits(self) -> float:
-        """Estimated bits to store the tree: the static entropy of each plane, before any coder has run."""
+        """The estimated number of bits to store the tree: the sum of the static entropies of its planes."""
         own = sum(plane.entropy_bits() for plane in self.planes().values())
         return own + sum(part.stored_bits() for part in self.parts().values())
 
     def kept(self) -> int:
-        """How many numbers of the tensor are stored, at whatever width: pruned entries are not."""
+        """How many numbers are stored, whatever their bit width; pruned entries do not count."""
         return self.shape.numel()
 
     def describe(self) -> str:
@@ -79,13 +84,23 @@ class Form(nn.Module, ABC):
         return f"{self.TAG}({', '.join(inner)})" if inner else self.TAG
 
     def forward(self, original: Tensor) -> Tensor:
-        """Called by ``torch.nn.utils.parametrize``; ``original`` is empty and only carries the weight's dtype."""
+        """The weight, in the dtype of ``original``.
+
+        Called by ``torch.nn.utils.parametrize``; ``original`` is an empty tensor.
+        """
         weight = self.dense().to(original.dtype)
-        return weight.to(memory_format=torch.channels_last) if weight.ndim == 4 else weight  # convolves faster
+        return weight.to(memory_format=torch.channels_last) if weight.ndim == 4 else weight  # faster convolutions
 
 
 class Dense(Form):
-    """A leaf: the numbers themselves."""
+    """A leaf of a tree of forms: it stores the tensor itself, as a parameter, with a role.
+
+    >>> import torch
+    >>> from kogata.forms import Dense, Role
+    >>> leaf = Dense(torch.zeros(8, 4), Role.MATRIX)
+    >>> leaf.shape, leaf.kept()
+    (torch.Size([8, 4]), 32)
+    """
 
     TAG = "dense"
 
@@ -98,7 +113,7 @@ class Dense(Form):
 
     @property
     def shape(self) -> torch.Size:  # pyright: ignore[reportIncompatibleVariableOverride] - a leaf's shape is its tensor's
-        """Shape of the leaf."""
+        """The shape of the tensor."""
         return self.values.shape
 
     def dense(self) -> Tensor:
@@ -106,11 +121,11 @@ class Dense(Form):
         return self.values
 
     def leaves(self) -> Iterator[tuple[str, Dense]]:
-        """Itself, under the empty path."""
+        """The leaf itself, under the empty path."""
         yield "", self
 
     def planes(self) -> dict[str, Plane]:
-        """One plane of floats, as half precision where that loses nothing."""
+        """One plane of floats, in half precision where that is exact."""
         return {"values": float_plane(self.values)}
 
     def header(self) -> dict[str, Any]:
@@ -123,37 +138,37 @@ class Dense(Form):
         return cls(float_tensor(planes["values"], header["dtype"]), Role(header["role"]))
 
 
-PIECE = 1 << 20  # entries worked on at a time where a whole tensor more would be memory wasted
+PIECE = 1 << 20  # entries processed at a time, so that no temporary tensor is as large as the weight
 
 
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
 def float_plane(values: Tensor) -> Plane:
-    """Any float tensor as a plane that loses nothing, narrowed to float16 where every value is exact in it."""
+    """A float tensor as a plane, without loss. It is narrowed to float16 where that represents every value exactly."""
     tensor = values.detach().cpu().contiguous()
     if tensor.dtype in (torch.float32, torch.float64) and _exact_in_half(tensor):
         tensor = tensor.to(torch.float16)
-    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16: its bits travel as uint16
+    if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16, so its bits are stored as uint16
         return Plane.floats(tensor.view(torch.int16).numpy().view(np.uint16), "bfloat16")
     return Plane.floats(tensor.numpy())
 
 
 def _exact_in_half(tensor: Tensor) -> bool:
-    """In pieces, because the first one nearly always tells."""
+    """Whether float16 represents every entry. Checked piece by piece, because the first piece nearly always decides."""
     return all(torch.equal(piece.half().to(piece.dtype), piece) for piece in tensor.flatten().split(PIECE))
 
 
 def squared_distance(one: Tensor, other: Tensor) -> float:
-    """‖one − other‖² of two tensors of one shape, in pieces: large weights need no third tensor of their size."""
+    """‖one − other‖² for two tensors of one shape, computed in pieces to avoid a third tensor of their size."""
     pairs = zip(one.flatten().split(PIECE), other.flatten().split(PIECE), strict=True)
     return sum(float((a - b).double().square().sum()) for a, b in pairs)
 
 
 def float_tensor(array: np.ndarray, dtype: object) -> Tensor:
-    """The inverse of :func:`float_plane`; raises ValueError for a dtype that is no float."""
+    """The inverse of :func:`float_plane`; raises ValueError when ``dtype`` is not a supported float type."""
     if dtype not in FLOATS:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(FLOATS)}")
+        raise ValueError(f"dtype {dtype!r} is unknown; expected {', '.join(FLOATS)}")
     if array.dtype == np.uint16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(FLOATS[str(dtype)])
     return torch.from_numpy(array).to(FLOATS[str(dtype)])

@@ -1,4 +1,4 @@
-"""Binary: every entry is ± the scale of its row."""
+"""Binary: every entry is plus or minus the scale of its row."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ from kogata.job import Role
 
 
 class Binary(Form):
-    """``scale`` where ``positive`` (bool, of ``shape``), else ``-scale``; the scales are trainable, the signs are not.
+    """``scale`` where ``positive`` (bool, the shape of the tensor) is true, ``-scale`` elsewhere.
 
-    The tensor is seen as rows ``[shape[0], -1]`` (a vector is one row); ``scale`` is ``[rows, 1]``, or ``[1, 1]`` for all.
+    Rows are ``[shape[0], -1]``; a vector is one row. ``scale`` is ``[rows, 1]``, or ``[1, 1]`` when all rows share it. The
+    scales are trainable, the signs are not.
+
+    >>> import torch
+    >>> from kogata.forms import Binary
+    >>> Binary.of(torch.tensor([[0.3, -0.1], [-2.0, 0.0]]), torch.tensor([[0.2], [1.0]])).dense().detach()
+    tensor([[ 0.2000, -0.2000],
+            [-1.0000,  1.0000]])
     """
 
     TAG = "binary"
@@ -34,7 +41,7 @@ class Binary(Form):
 
     @classmethod
     def of(cls, weight: Tensor, scale: Tensor) -> Self:
-        """The signs of ``weight``, zero counting as positive, with trainable scales."""
+        """The signs of ``weight``, where zero counts as positive, with trainable scales."""
         return cls(weight >= 0, Dense(scale, Role.SCALE))
 
     def dense(self) -> Tensor:
@@ -47,7 +54,7 @@ class Binary(Form):
         return {"positive": Plane.mask(self.positive.cpu().numpy())}
 
     def header(self) -> dict[str, Any]:
-        """Nothing: the plane knows the shape."""
+        """Empty: the plane has the shape."""
         return {}
 
     @classmethod

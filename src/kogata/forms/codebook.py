@@ -15,10 +15,16 @@ from kogata.job import Role
 
 
 class Codebook(Form):
-    """Entry i is ``table[index[i]]``; ``index`` (an integer tensor of ``shape``) is fixed, ``table`` (``[k]``) is trainable.
+    """Entry i is ``table[index[i]]``: ``index`` (integers, the shape of the tensor) is fixed, ``table`` (``[k]``) is trainable.
 
-    The gradient of a centroid is the sum of the gradients of its members (Han, Mao, Dally, arXiv 1510.00149, equation 3):
-    autograd's rule for indexing.
+    The gradient of a centroid is the sum of the gradients of its members (Han, Mao, Dally, arXiv 1510.00149, equation 3), which
+    is what autograd computes for indexing.
+
+    >>> import torch
+    >>> from kogata.forms import Codebook
+    >>> Codebook.of(torch.tensor([[0, 1], [1, 0]]), torch.tensor([0.5, -1.0])).dense().detach()
+    tensor([[ 0.5000, -1.0000],
+            [-1.0000,  0.5000]])
     """
 
     TAG = "codebook"
@@ -34,7 +40,7 @@ class Codebook(Form):
 
     @classmethod
     def of(cls, index: Tensor, table: Tensor) -> Self:
-        """Store ``index`` in the narrowest type and train ``table``."""
+        """A codebook with ``index`` stored in the narrowest integer dtype and ``table`` as a trainable leaf."""
         return cls(index.to(index_dtype(len(table))), Dense(table, Role.TABLE))
 
     def dense(self) -> Tensor:
@@ -46,7 +52,7 @@ class Codebook(Form):
         return {"index": Plane.symbols(self.index.cpu().numpy(), self.table.shape[0])}
 
     def header(self) -> dict[str, Any]:
-        """Nothing: the table knows k."""
+        """Empty: the table has the number of centroids."""
         return {}
 
     @classmethod

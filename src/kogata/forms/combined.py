@@ -1,4 +1,4 @@
-"""Sum: a weight is the sum of several forms, each of which holds what the ones before it left over."""
+"""Sum: a weight is the sum of several forms, such as an approximation and a correction of its residual."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from kogata.forms.base import Form
 
 
 class Sum(Form):
-    """``Σ terms``, each a form of one common ``shape``: the stages of a residual quantizer, or a code and its residual."""
+    """The sum of ``terms``, which all have the same shape.
+
+    >>> import torch
+    >>> from kogata.forms import Codebook, Sum
+    >>> first = Codebook.of(torch.tensor([[0, 1]]), torch.tensor([0.5, -1.0]))
+    >>> second = Codebook.of(torch.tensor([[1, 1]]), torch.tensor([0.25, 0.125]))
+    >>> Sum([first, second]).dense().detach()
+    tensor([[ 0.6250, -0.8750]])
+    """
 
     TAG = "sum"
 
@@ -34,11 +42,11 @@ class Sum(Form):
         return sum(term.kept() for term in self.parts().values())
 
     def planes(self) -> dict[str, Plane]:
-        """Nothing of its own: the terms store themselves."""
+        """Empty: the terms store their own planes."""
         return {}
 
     def header(self) -> dict[str, Any]:
-        """Nothing: the terms know the shape."""
+        """Empty: the terms have the shape."""
         return {}
 
     @classmethod

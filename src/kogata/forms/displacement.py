@@ -19,9 +19,16 @@ from kogata.job import Role
 
 @final
 class Displacement(Form):
-    """``Σ_r Z₁(g_r) Z₋₁(h_r)`` of n by n entries, cropped to ``[O, I]``, n the larger of both; g and h are ``[R, n]``.
+    """``Σ_r Z₁(g_r) Z₋₁(h_r)``, a matrix of n × n entries cropped to ``[O, I]``, where n is the larger of O and I.
 
-    ``Z_f(v)[i, j] = v[(i − j) mod n]``, times f above the diagonal.
+    The generators ``g`` and ``h`` are ``[R, n]`` and trainable. ``Z_f(v)[i, j] = v[(i − j) mod n]``, multiplied by f above the
+    diagonal: Z₁ is circulant and Z₋₁ skew-circulant.
+
+    >>> import torch
+    >>> from kogata.forms import Displacement
+    >>> form = Displacement.of(torch.randn(2, 6), torch.randn(2, 6), (4, 6))
+    >>> form.dense().shape, form.kept()
+    (torch.Size([4, 6]), 24)
     """
 
     TAG = "displacement"
@@ -36,14 +43,14 @@ class Displacement(Form):
 
     @classmethod
     def of(cls, g_RN: Tensor, h_RN: Tensor, shape: Sequence[int]) -> Self:
-        """Trainable generators."""
+        """A form with the two generators as trainable leaves."""
         return cls(Dense(g_RN.contiguous(), Role.MATRIX), Dense(h_RN.contiguous(), Role.MATRIX), shape)
 
     def dense(self) -> Tensor:
-        """The matrix, of ``shape``: columns of the skew-circulants, convolved with g."""
+        """The matrix, of ``shape``: the columns of the skew-circulant matrices, circularly convolved with g by FFT."""
         g_RN, h_RN = self.g.dense(), self.h.dense()
         narrow, size = g_RN.dtype, g_RN.shape[1]
-        if narrow not in (torch.float32, torch.float64):  # no Fourier transforms in half precision on a processor
+        if narrow not in (torch.float32, torch.float64):  # PyTorch has no FFT in half precision on the CPU
             g_RN, h_RN = g_RN.float(), h_RN.float()
         columns = math.prod(self.shape[1:])
         spectrum = torch.stack([
@@ -53,11 +60,11 @@ class Displacement(Form):
         return matrix_IN[:, : self.shape[0]].T.reshape(self.shape).to(narrow)
 
     def kept(self) -> int:
-        """The numbers of the generators."""
+        """The number of entries of the generators."""
         return self.g.kept() + self.h.kept()
 
     def planes(self) -> dict[str, Plane]:
-        """Nothing of its own: the generators store themselves."""
+        """Empty: the generators store their own planes."""
         return {}
 
     def header(self) -> dict[str, Any]:
@@ -76,19 +83,19 @@ class Displacement(Form):
 
 
 def skew_columns(h_N: Tensor, count: int) -> Tensor:
-    """The first columns of ``Z₋₁(h)`` as rows, ``[count, N]``."""
+    """The first ``count`` columns of ``Z₋₁(h)``, as the rows of a ``[count, N]`` tensor."""
     size = len(h_N)
     windows = torch.cat([-h_N, h_N]).unfold(0, size, 1)
     return windows[size - count + 1 : size + 1].flip(0)
 
 
 def displacement(matrix_NN: Tensor) -> Tensor:
-    """``Z₁ M − M Z₋₁``, where ``Z_f`` shifts rows down by one and brings the last back as the first, times f."""
+    """The displacement ``Z₁ M − M Z₋₁``, where ``Z_f`` shifts rows down by one and moves the last row, times f, to the top."""
     columns = torch.cat([matrix_NN[:, 1:], -matrix_NN[:, :1]], 1)
     return matrix_NN.roll(1, 0) - columns
 
 
 def padded(matrix_OI: Tensor) -> Tensor:
-    """The square matrix with zeros past the end of the shorter side."""
+    """The matrix padded with zeros on its shorter side to a square one."""
     size = max(matrix_OI.shape)
     return functional.pad(matrix_OI, (0, size - matrix_OI.shape[1], 0, size - matrix_OI.shape[0]))

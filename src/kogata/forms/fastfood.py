@@ -1,4 +1,4 @@
-"""Fastfood: diagonals around Hadamard transforms and a permutation, S H G Π H B."""
+"""Fastfood: a product S H G Π H B of diagonal matrices, Hadamard transforms and a permutation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from kogata.job import Role
 
 @final
 class Fastfood(Form):
-    """Q stretches of n rows, each ``S H G Π H B``: diagonals s and g ``[Q, n]``, b ``[Q, I]``; the last stretch is cropped.
+    """Q blocks of n rows, each ``S H G Π H B``; the last block is cropped to the number of outputs.
 
-    n is the least power of two that is no smaller than I; H is orthonormal. The permutations Π follow from ``seed``, by
-    sorting what PCG64 gives, whose stream is the same everywhere.
+    The diagonals ``s`` and ``g`` are ``[Q, n]`` and ``b`` is ``[Q, I]``, all trainable. n is the smallest power of two that is
+    at least I, and H is the orthonormal Hadamard matrix. The permutations Π are computed from ``seed`` by sorting the output of
+    PCG64, so they are the same on every platform.
+
+    >>> import torch
+    >>> from kogata.forms import Fastfood
+    >>> form = Fastfood.of([torch.ones(1, 8), torch.randn(1, 8), torch.ones(1, 6)], 0, (4, 6))
+    >>> form.dense().shape
+    torch.Size([4, 6])
     """
 
     TAG = "fastfood"
@@ -41,11 +48,11 @@ class Fastfood(Form):
 
     @classmethod
     def of(cls, diagonals: Sequence[Tensor], seed: int, shape: Sequence[int]) -> Self:
-        """Trainable diagonals, in the order s, g, b."""
+        """A form with trainable diagonals, given in the order s, g, b."""
         return cls([Dense(diagonal.contiguous(), Role.MATRIX) for diagonal in diagonals], seed, shape)
 
     def dense(self) -> Tensor:
-        """The matrix, of ``shape``: H G Π H B is the transform of each column of G Π H B, and Π H a choice of rows of H."""
+        """The matrix, of ``shape``. Π H selects rows of H; the outer H transforms each column of G Π H B."""
         s_QN, g_QN, b_QI = self.s.dense(), self.g.dense(), self.b.dense()
         size = s_QN.shape[1]
         large, small = (part.to(s_QN.device) for part in hadamard_factors(size, s_QN.dtype))
@@ -57,11 +64,11 @@ class Fastfood(Form):
         return torch.cat(stretches)[: self.shape[0]].reshape(self.shape)
 
     def kept(self) -> int:
-        """The numbers of the diagonals."""
+        """The number of entries of the diagonals."""
         return sum(part.kept() for part in self.parts().values())
 
     def planes(self) -> dict[str, Plane]:
-        """Nothing of its own: the diagonals store themselves."""
+        """Empty: the diagonals store their own planes."""
         return {}
 
     def header(self) -> dict[str, Any]:
@@ -95,6 +102,6 @@ def sizes(shape: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def permutations(count: int, size: int, seed: int) -> Tensor:
-    """So many permutations of ``size`` places, int64 ``[count, size]``."""
+    """``count`` pseudo-random permutations of ``size`` elements, int64 ``[count, size]``."""
     drawn = np.random.PCG64(seed).random_raw(count * size).reshape(count, size)
     return torch.from_numpy(np.argsort(drawn, axis=1, kind="stable"))

@@ -1,8 +1,8 @@
-"""Index maps of transferred filters: a transform of a base filter is a filter of the layer, T′Φ(x) = Φ(Tx).
+"""Index maps of transferred filters: each filter of the layer is a transform of a base filter, T′Φ(x) = Φ(Tx).
 
-All see the weight of a convolution, ``[outputs, inputs, *kernel]``, as groups of n consecutive filters, where filter t of a
-group is transform t of its base filter, and transform 0 leaves it as it is. Each is defined by what it does to an array that
-holds the places of the base, so it is a permutation or a selection by construction.
+The weight of a convolution, ``[outputs, inputs, *kernel]``, is divided into groups of n consecutive filters. Filter t of a
+group is transform t of its base filter, and transform 0 is the identity. Each map applies its transforms to an array of the
+indices of the base, so it is a permutation or a selection by construction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kogata.forms.index_map import IndexMap, whole
 @final
 @dataclass(frozen=True)
 class Repeat(IndexMap):
-    """Each filter ``copies`` times over: only their biases tell them apart (multi-bias activation, 1604.00676)."""
+    """Repeats each filter ``copies`` times; the copies differ only in their biases (multi-bias activation, 1604.00676)."""
 
     TAG = "repeat"
 
@@ -31,19 +31,19 @@ class Repeat(IndexMap):
         whole("copies", self.copies, 2)
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-        """See :class:`IndexMap`; the base has the filters that are not copies."""
+        """See :class:`IndexMap`; the base has one filter for each group of copies."""
         base = _base(shape, size, self.copies)
         return _stacked([base] * self.copies, shape), torch.ones(tuple(shape), dtype=torch.int8)
 
     def rows(self, outputs: int) -> tuple[Tensor, Tensor]:
-        """Each row of the base, so many times."""
+        """Each row of the base, ``copies`` times."""
         return torch.arange(outputs) // self.copies, torch.ones(outputs, dtype=torch.int8)
 
 
 @final
 @dataclass(frozen=True)
 class Opposite(IndexMap):
-    """Each filter and its negative: what concatenated ReLU reads of one filter (1603.05201)."""
+    """Each filter, followed by its negative, as in concatenated ReLU (1603.05201)."""
 
     TAG = "opposite"
 
@@ -63,10 +63,10 @@ class Opposite(IndexMap):
 @final
 @dataclass(frozen=True)
 class Orbit(IndexMap):
-    """Each filter in its four orientations (the group p4), or also mirrored in eight (p4m) (1602.07576).
+    """Each filter in four rotations (the group p4), or with ``mirrored`` in eight rotations and reflections (p4m) (1602.07576).
 
-    With ``stacked`` the inputs are such maps themselves, all orientations of one after another: turning a filter then also
-    takes each of its planes to the next orientation, f(h) → f(g⁻¹h). Otherwise they are images, and only the planes turn.
+    With ``stacked`` the input channels are themselves indexed by the group, all orientations of one map after another. Rotating
+    a filter then also permutes its input channels, f(h) → f(g⁻¹h). Otherwise only the kernel of each channel is rotated.
     """
 
     TAG = "orbit"
@@ -85,10 +85,10 @@ class Orbit(IndexMap):
         return 8 if self.mirrored else 4
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-        """See :class:`IndexMap`; kernels are square, and stacked inputs come in whole groups."""
+        """See :class:`IndexMap`; kernels must be square, and stacked inputs must come in whole groups."""
         _square(shape)
         if self.stacked and shape[1] % self.order:
-            raise ValueError(f"{shape[1]} inputs are no stack of {self.order} orientations")
+            raise ValueError(f"{shape[1]} inputs do not divide into groups of {self.order} orientations")
         base = _base(shape, size, self.order)
         turned = [self._moved(base, element) for element in range(self.order)]
         return _stacked(turned, shape), torch.ones(tuple(shape), dtype=torch.int8)
@@ -104,7 +104,7 @@ class Orbit(IndexMap):
 @final
 @dataclass(frozen=True)
 class Crops(IndexMap):
-    """All crops of larger filters, ``extent`` high and wide, row by row: doubly convolution (1610.09716)."""
+    """All crops, in row-major order, of larger filters that are ``extent`` high and wide (doubly convolution, 1610.09716)."""
 
     TAG = "crops"
 
@@ -114,13 +114,13 @@ class Crops(IndexMap):
         whole("extent", self.extent, 2)
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-        """See :class:`IndexMap`; kernels are square and smaller than the extent."""
+        """See :class:`IndexMap`; kernels must be square and smaller than ``extent``."""
         kernel = _square(shape)
         outputs, inputs = shape[:2]
         offsets = crops(kernel, self.extent)
         whole = outputs // max(1, len(offsets)) * inputs * self.extent**2
         if not offsets or outputs % len(offsets) or size != whole:
-            raise ValueError(f"{list(shape)} is no set of all crops of filters of extent {self.extent} with {size} entries")
+            raise ValueError(f"{list(shape)} is not all crops of filters of extent {self.extent} with {size} entries")
         base = torch.arange(size, dtype=torch.int32).reshape(-1, inputs, self.extent, self.extent)
         cut = [base[:, :, y : y + kernel, x : x + kernel] for y, x in offsets]
         return _stacked(cut, shape), torch.ones(tuple(shape), dtype=torch.int8)
@@ -130,29 +130,32 @@ FILTER_MAPS: tuple[type[IndexMap], ...] = (Repeat, Opposite, Orbit, Crops)
 
 
 def moved(images: Tensor, element: int) -> Tensor:
-    """The last two axes of ``[..., H, W]`` mirrored (elements from 4 on), then turned by ``element`` mod 4 quarters."""
+    """``[..., H, W]`` mirrored if ``element`` is 4 or more, then rotated by ``element`` mod 4 quarter turns."""
     return torch.rot90(images.flip(-1) if element >= 4 else images, element % 4, (-2, -1))
 
 
 def compose(one: int, other: int) -> int:
-    """The element that moves as ``other`` and then ``one``: R^a M^m · R^b M^n = R^(a ± b) M^(m + n)."""
+    """The group product: first ``other``, then ``one``. R^a M^m · R^b M^n = R^(a ± b) M^(m + n)."""
     turns = one + (-other if one >= 4 else other)
     return turns % 4 + 4 * ((one >= 4) != (other >= 4))
 
 
 def inverse(element: int) -> int:
-    """The element that undoes ``element``; a mirrored one undoes itself."""
+    """The inverse of ``element`` in the group; a reflection is its own inverse."""
     return element if element >= 4 else -element % 4
 
 
 def crops(kernel: int, extent: int) -> list[tuple[int, int]]:
-    """Where the crops of ``kernel`` lie in a filter of ``extent``, row by row; none unless it is larger."""
+    """The offsets (y, x) of all crops of size ``kernel`` in a filter of size ``extent``, in row-major order.
+
+    Empty unless ``extent`` is larger than ``kernel``.
+    """
     places = range(extent - kernel + 1) if extent > kernel else range(0)
     return [(y, x) for y in places for x in places]
 
 
 def _base(shape: Sequence[int], size: int, copies: int) -> Tensor:
-    """The places of the base, int32 ``[outputs / copies, ...]``."""
+    """The flat indices of the base, int32 ``[outputs / copies, ...]``."""
     if shape[0] % copies or size * copies != math.prod(shape):
         raise ValueError(f"{list(shape)} is not {copies} transforms of each filter of a base of {size} entries")
     return torch.arange(size, dtype=torch.int32).reshape(shape[0] // copies, *shape[1:])
@@ -164,5 +167,5 @@ def _stacked(transforms: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 
 def _square(shape: Sequence[int]) -> int:
     if len(shape) != 4 or shape[2] != shape[3]:
-        raise ValueError(f"{list(shape)} has no square kernel")
+        raise ValueError(f"{list(shape)} does not have a square kernel")
     return shape[2]

@@ -9,19 +9,19 @@ from torch import Tensor
 
 
 def transformed(x: Tensor, large: Tensor, small: Tensor) -> Tensor:
-    """The orthonormal Hadamard transform of the last axis, by products with the two factors of its matrix."""
+    """The orthonormal Hadamard transform of the last axis, computed with the two Kronecker factors of its matrix."""
     folded = x.reshape(-1, len(large), len(small))
     return (large @ (folded @ small)).reshape(x.shape)
 
 
 def hadamard_factors(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two Hadamard matrices of about equal size, whose Kronecker product is the one of ``size``."""
+    """Two Hadamard matrices of about equal size. Their Kronecker product is the Hadamard matrix of ``size``."""
     bits = size.bit_length() - 1
     return hadamard(1 << (bits - bits // 2), dtype), hadamard(1 << (bits // 2), dtype)
 
 
 def hadamard(size: int, dtype: torch.dtype) -> Tensor:
-    """The orthonormal Hadamard matrix of a power of two, in Sylvester's order: entry (i, j) is (−1)^|i ∧ j| / √size.
+    """The orthonormal Hadamard matrix in Sylvester's order: entry (i, j) is (−1)^|i ∧ j| / √size. ``size`` is a power of two.
 
     >>> hadamard(2, torch.float64) * 2**0.5
     tensor([[ 1.,  1.],

@@ -1,4 +1,4 @@
-"""Latent: a weight in training, of which every forward sees a quantized version."""
+"""Latent: a real-valued weight in training that every forward pass quantizes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kogata.forms.base import Dense, Form
 
 
 class Latent(Form, ABC):
-    """Real values that are trained, while the model computes with what ``dense`` makes of them.
+    """Real values that are trained while the model computes with the quantized values that ``dense`` returns.
 
-    Rounding has no useful derivative, so ``dense`` lets the gradient through to the values as if it had not rounded: the
-    straight-through estimator (Bengio, Léonard, Courville 2013, 1308.3432). It cannot be saved; ``freeze`` can.
+    Rounding has no useful derivative, so ``dense`` passes gradients to the values as if it did not round: the straight-through
+    estimator (Bengio, Léonard, Courville 2013, 1308.3432). A latent form cannot be saved; the form that ``freeze`` returns can.
     """
 
     TAG = "latent"
@@ -33,10 +33,10 @@ class Latent(Form, ABC):
 
     @abstractmethod
     def freeze(self) -> Form:
-        """The form that holds what ``dense`` gives now, to be stored."""
+        """The form to store in its place. It regenerates what ``dense`` returns now."""
 
     def step(self) -> None:
-        """Called after each step of the optimizer, while the gradients are still there."""
+        """Called after each step of the optimizer, before the gradients are cleared."""
 
     @final
     def planes(self) -> dict[str, Plane]:
@@ -51,19 +51,19 @@ class Latent(Form, ABC):
     @classmethod
     @final
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
-        """Raises ValueError: no file holds one."""
+        """Raises ValueError: files never hold a latent form."""
         raise ValueError("a weight in training is never stored")
 
 
 def straight_through(rounded: Tensor, values: Tensor) -> Tensor:
-    """``rounded``, bit for bit, with the gradient of ``values``."""
+    """``rounded``, bit for bit, with the gradient passed to ``values``: the straight-through estimator."""
     return rounded.detach() + (values - values.detach()) if values.requires_grad else rounded
 
 
 def narrowed(scale: Tensor) -> Tensor:
-    """Scales rounded to half precision, in their own dtype, with a straight-through gradient: the file then spends 16 bits.
+    """Scales rounded to half precision, in their own dtype, with a straight-through gradient.
 
-    One outside the normal range of half precision, such as zero, stays as it is.
+    A file then stores each in 16 bits. A scale outside the normal range of half precision, such as zero, stays as it is.
     """
     limits, size = torch.finfo(torch.float16), scale.detach().abs()
     normal = (size >= limits.smallest_normal) & (size <= limits.max)

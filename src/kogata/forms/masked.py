@@ -1,4 +1,4 @@
-"""Masked: most entries are zero; the others are a nested form over the kept values."""
+"""Masked: pruned entries are zero, and a nested form holds the kept values."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ from kogata.job import Role
 
 
 class Masked(Form):
-    """Zeros of ``shape``, but ``values`` (``[kept]``) at the flat, ascending ``position`` (int32, ``[kept]``).
+    """Zeros, except for ``values`` (``[kept]``) at the flat, ascending indices ``position`` (int32, ``[kept]``).
 
-    Pruned entries have no parameter, so no optimizer can revive them, and a training step costs what is kept.
+    Pruned entries have no parameter, so no optimizer can change them, and a training step updates only the kept values.
+
+    >>> import torch
+    >>> from kogata.forms import Masked
+    >>> weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> Masked.of(weight, weight > 2).dense().detach()
+    tensor([[0., 0.],
+            [3., 4.]])
     """
 
     TAG = "masked"
@@ -33,7 +40,7 @@ class Masked(Form):
 
     @classmethod
     def of(cls, weight: Tensor, mask: Tensor) -> Self:
-        """The entries of ``weight`` where ``mask`` (bool, of its shape) is true, as trainable values."""
+        """Keep the entries of ``weight`` where ``mask`` (bool, the same shape) is true, as trainable values."""
         position = mask.flatten().nonzero().flatten().to(torch.int32)
         return cls(position, Dense(weight[mask], Role.VALUES), weight.shape)
 
@@ -44,26 +51,26 @@ class Masked(Form):
         return mask.index_fill(0, self.position.long(), True).reshape(self.shape)
 
     def dense(self) -> Tensor:
-        """Zeros with the values put in place."""
+        """The tensor, with zeros for pruned entries."""
         values = self.values.dense()
         flat = values.new_zeros(self.shape.numel()).index_put((self.position.long(),), values)
         return flat.reshape(self.shape)
 
     def kept(self) -> int:
-        """The entries that are not pruned."""
+        """The number of entries that are not pruned."""
         return self.values.kept()
 
     def planes(self) -> dict[str, Plane]:
-        """The mask, in the shape of the weight, so that a coder can learn how dense each row and column is."""
+        """The mask in the shape of the weight, so that a coder can exploit the density of each row and column."""
         return {"mask": Plane.mask(self.mask.cpu().numpy())}
 
     def header(self) -> dict[str, Any]:
-        """Nothing: the mask's plane knows its shape."""
+        """Empty: the plane of the mask has the shape."""
         return {}
 
     @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
-        """Rebuild; raises ValueError when the count of values is not the count of kept entries."""
+        """Rebuild; raises ValueError when the number of values is not the number of kept entries."""
         mask, values = planes["mask"], parts["values"]
         position = torch.from_numpy(np.flatnonzero(mask).astype(np.int32))
         if tuple(values.shape) != tuple(position.shape):
@@ -71,6 +78,6 @@ class Masked(Form):
         return cls(position, values, mask.shape)
 
     def simplified(self) -> Form:
-        """A mask over the kept values of a mask is one mask over the weight."""
+        """A mask over the kept values of another mask, as one mask over the weight."""
         inner = self.values
         return Masked(self.position[inner.position.long()], inner.values, self.shape) if isinstance(inner, Masked) else self

@@ -1,4 +1,4 @@
-"""Permuted: the rows of a weight in another order than the one in which a part regenerates them."""
+"""Permuted: a form with its rows in another order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from kogata.forms.base import Form, index_dtype
 
 
 class Permuted(Form):
-    """Row o is row ``order[o]`` of ``part``: a layer's filters keep their places, whichever of them are tied to each other."""
+    """Row o is row ``order[o]`` of ``part``. With it, filters that share a base need not be consecutive in the layer.
+
+    >>> import torch
+    >>> from kogata.forms import Dense, Permuted, Role
+    >>> Permuted(torch.tensor([2, 0, 1]), Dense(torch.eye(3), Role.MATRIX)).dense().detach()
+    tensor([[0., 0., 1.],
+            [1., 0., 0.],
+            [0., 1., 0.]])
+    """
 
     TAG = "permuted"
 
@@ -28,24 +36,24 @@ class Permuted(Form):
         self.part = part
 
     def dense(self) -> Tensor:
-        """The part's rows, in order."""
+        """The rows of the part in the new order."""
         return self.part.dense().index_select(0, self.order.to(torch.int32))
 
     def kept(self) -> int:
-        """The numbers of the part."""
+        """The number of entries that the part stores."""
         return self.part.kept()
 
     def planes(self) -> dict[str, Plane]:
-        """The order."""
+        """The permutation of the rows."""
         return {"order": Plane.symbols(self.order.cpu().numpy(), len(self.order))}
 
     def header(self) -> dict[str, Any]:
-        """Nothing: the part knows the shape."""
+        """Empty: the part has the shape."""
         return {}
 
     @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
-        """Rebuild; raises ValueError when the order is no permutation of the part's rows."""
+        """Rebuild; raises ValueError when the order is not a permutation of the part's rows."""
         order, part = planes["order"], parts["part"]
         if not np.array_equal(np.sort(order), np.arange(part.shape[0])):
             raise ValueError(f"the order of shape {order.shape} is no permutation of {part.shape[0]} rows")

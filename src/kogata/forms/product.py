@@ -17,23 +17,24 @@ from kogata.forms.base import Dense, Form
 from kogata.job import Role
 
 _EQUATION = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]+")
-MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of factors in a damaged file must not reserve more
+MAX_ENTRIES = 1 << 31  # largest number of entries of a weight that a file may ask for; guards against damaged files
 
-# Equations of products that methods make. The factor that the inputs meet first stands last.
+# Equations of products that methods make. The factor that is applied to the inputs first stands last.
 PAIR = "or,ri->oi"  # two matrices
-SEPARABLE = "orw,rih->oihw"  # a filter down the image, then one across it
-TUCKER = "os,srk,ri->oik"  # fewer channels, the flattened kernel between these, more channels
-CP = {1: "or,rh,ri->oih", 2: "or,rw,rh,ri->oihw"}  # by the axes of the image: one filter along each, channel by channel
-DEPTHWISE = "oim,imk->oik"  # m flattened filters on each input channel, then a mixing of what they give
-SQUEEZED = {1: "osx,si->oix", 2: "osyx,si->oiyx"}  # by the axes of the image: fewer channels, then filters on these
-MONARCH = "jlkr,kjri->ljki"  # inputs in k blocks, each to r numbers for each of j blocks of outputs
+SEPARABLE = "orw,rih->oihw"  # a vertical filter, then a horizontal one
+TUCKER = "os,srk,ri->oik"  # 1×1 to fewer channels, the flattened kernel between them, 1×1 to all outputs
+CP = {1: "or,rh,ri->oih", 2: "or,rw,rh,ri->oihw"}  # for 1-d and 2-d convolutions: a depthwise filter along each axis
+DEPTHWISE = "oim,imk->oik"  # m flattened filters on each input channel, then a 1×1 convolution
+SQUEEZED = {1: "osx,si->oix", 2: "osyx,si->oiyx"}  # for 1-d and 2-d convolutions: 1×1 to fewer channels, then filters
+MONARCH = "jlkr,kjri->ljki"  # k blocks of inputs; each gives r numbers to each of j blocks of outputs
 KRONECKER = "arc,rbd->abcd"  # a sum of r Kronecker products
 
 
 def butterfly(count: int) -> str:
-    """Digit s of the inputs gives way to digit s of the outputs in factor s: ``[outputs up to s, inputs from s on]``.
+    """The equation of ``count`` butterfly factors. Factor s replaces digit s of the input index by digit s of the output index.
 
-    Digits are numbered from the fastest on. No index is summed over: each entry of the matrix is a product of one entry each.
+    Its axes are the output digits up to s and the input digits from s on, where digit 0 varies fastest. No index is summed
+    over: each entry of the matrix is a product of one entry of each factor.
 
     >>> butterfly(3)
     'Aabc,ABbc,ABCc->CBAcba'
@@ -43,7 +44,16 @@ def butterfly(count: int) -> str:
 
 
 class Product(Form):
-    """``einsum(equation, *factors)`` reshaped to ``shape``. A rank-r matrix is ``PAIR`` over ``[o, r]`` and ``[r, i]``."""
+    """``einsum(equation, *factors)``, reshaped to ``shape``. The factors are trainable.
+
+    A matrix of rank r, for example, has the equation ``PAIR`` and factors ``[o, r]`` and ``[r, i]``.
+
+    >>> import torch
+    >>> from kogata.forms import Product
+    >>> form = Product.of("or,ri->oi", [torch.randn(8, 2), torch.randn(2, 6)], (8, 6))
+    >>> form.dense().shape, form.kept()
+    (torch.Size([8, 6]), 28)
+    """
 
     TAG = "product"
 
@@ -56,7 +66,7 @@ class Product(Form):
 
     @classmethod
     def of(cls, equation: str, factors: Sequence[Tensor], shape: Sequence[int]) -> Self:
-        """Trainable dense factors."""
+        """A product with each factor as a trainable leaf."""
         return cls(equation, [Dense(factor.contiguous(), Role.MATRIX) for factor in factors], shape)
 
     def dense(self) -> Tensor:
@@ -69,7 +79,7 @@ class Product(Form):
         return sum(factor.kept() for factor in self.parts().values())
 
     def planes(self) -> dict[str, Plane]:
-        """Nothing of its own: the factors store themselves."""
+        """Empty: the factors store their own planes."""
         return {}
 
     def header(self) -> dict[str, Any]:

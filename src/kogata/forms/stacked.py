@@ -1,4 +1,4 @@
-"""Stacked: the filters of a convolution in several parts, each with a kernel of its own about the common centre."""
+"""Stacked: the filters of a convolution in several parts with kernels of different sizes, centred on each other."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from kogata.coding.plane import Plane
 from kogata.forms.base import Dense, Form, index_dtype
 from kogata.job import Role
 
-MAX_ENTRIES = 1 << 31  # of the whole weight: a few bytes of small kernels in a damaged file must not reserve more
+MAX_ENTRIES = 1 << 31  # largest number of entries of a weight that a file may ask for; guards against damaged files
 
 
 class Stacked(Form):
-    """Output o is the next filter of part ``member[o]``, with zeros about it: ``[outputs, inputs, *kernel]`` in all.
+    """A weight ``[outputs, inputs, *kernel]``. Filter o is the next unused filter of part ``member[o]``, padded with zeros.
 
-    Part p is ``[outputs of p, inputs, *kernel of p]``, each side of its kernel smaller by an even number; ``member`` (an
-    integer tensor ``[outputs]``) is fixed.
+    Part p is ``[outputs of p, inputs, *kernel of p]``. Its kernel is smaller than the full one by an even number on each axis.
+    ``member`` (integers, ``[outputs]``) is fixed, the parts are trainable.
+
+    >>> import torch
+    >>> from kogata.forms import Stacked
+    >>> form = Stacked.of(torch.tensor([0, 1, 1]), [torch.randn(1, 4, 3, 3), torch.randn(2, 4, 1, 1)], (3, 3))
+    >>> form.dense().shape, form.kept()
+    (torch.Size([3, 4, 3, 3]), 44)
     """
 
     TAG = "stacked"
@@ -38,16 +44,16 @@ class Stacked(Form):
 
     @classmethod
     def of(cls, member_O: Tensor, filters: Sequence[Tensor], kernel: Sequence[int]) -> Self:
-        """Trainable dense filters."""
+        """A form with each part as a trainable leaf."""
         parts = [Dense(part.contiguous(), Role.MATRIX) for part in filters]
         return cls(member_O.to(index_dtype(len(parts))), parts, kernel)
 
     def order(self) -> Tensor:
-        """Which of all filters, part after part, each output is: int64 ``[outputs]``."""
+        """The index of each output's filter in the concatenation of all parts, int64 ``[outputs]``."""
         return torch.argsort(torch.argsort(self.member.long(), stable=True))
 
     def dense(self) -> Tensor:
-        """Every part among its zeros, in the order of the outputs."""
+        """All filters, padded to the full kernel, in the order of the outputs."""
         kernel = self.shape[2:]
         parts = [cast("Form", part).dense() for part in self.filters]
         sides = [[(whole - own) // 2 for whole, own in zip(kernel, part.shape[2:], strict=True)] for part in parts]
@@ -58,7 +64,7 @@ class Stacked(Form):
         return torch.cat(padded).index_select(0, self.order())
 
     def kept(self) -> int:
-        """The entries of all parts."""
+        """The number of entries of all parts."""
         return sum(part.kept() for part in self.parts().values())
 
     def planes(self) -> dict[str, Plane]:
@@ -66,7 +72,7 @@ class Stacked(Form):
         return {"member": Plane.symbols(self.member.cpu().numpy(), len(self.filters))}
 
     def header(self) -> dict[str, Any]:
-        """The kernel."""
+        """The size of the full kernel."""
         return {"kernel": list(self.shape[2:])}
 
     @classmethod
@@ -83,5 +89,5 @@ class Stacked(Form):
         if len(member_O) * filters[0].shape[1] * math.prod(kernel) > MAX_ENTRIES:
             raise ValueError(f"{len(member_O)} filters of a kernel {kernel}, expected at most {MAX_ENTRIES} entries")
         if np.bincount(member_O, minlength=len(filters)).tolist() != [part.shape[0] for part in filters]:
-            raise ValueError("the outputs are not divided as its parts are")
+            raise ValueError("the number of outputs of each part is not the number of its filters")
         return cls(torch.from_numpy(member_O.astype(np.int64)).to(index_dtype(len(filters))), filters, kernel)

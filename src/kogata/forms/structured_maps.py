@@ -1,7 +1,7 @@
-"""Index maps of structured matrices: circulant blocks, and blocks down the diagonal.
+"""Index maps of structured matrices: circulant blocks, and block-diagonal matrices.
 
-A weight is seen as the matrix ``[O, I]`` of its first axis and of all others flattened. Blocks that a side is not a multiple
-of run past its end, and what lies there is cropped.
+A weight is a matrix ``[O, I]``, with all axes but the first flattened into one. Where the size of a block does not divide a
+side, the last blocks extend beyond the end and are cropped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from kogata.forms.index_map import IndexMap, whole
 @final
 @dataclass(frozen=True)
 class Circulant(IndexMap):
-    """Blocks of ``block`` by ``block`` entries, each ``base[p, q, (o − i) mod block]``; column i has the sign D_i.
+    """Blocks of ``block`` × ``block`` entries, each ``base[p, q, (o − i) mod block]``; column i is multiplied by a sign D_i.
 
-    The signs come from PCG64, whose stream is the same everywhere, and from ``seed``.
+    The signs are computed from ``seed`` by PCG64, so they are the same on every platform.
     """
 
     TAG = "circulant"
@@ -36,7 +36,7 @@ class Circulant(IndexMap):
         whole("seed", self.seed, 0)
 
     def blocks(self, shape: Sequence[int]) -> tuple[int, int]:
-        """How many blocks there are down and across."""
+        """The number of blocks along the rows and along the columns."""
         return -(-shape[0] // self.block), -(-math.prod(shape[1:]) // self.block)
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ class Circulant(IndexMap):
         return (first + (rows - columns) % self.block).reshape(tuple(shape)), sign.reshape(tuple(shape))
 
     def signs(self, count: int) -> Tensor:
-        """D as int8."""
+        """The signs D, int8 ``[count]``."""
         bits = np.random.PCG64(self.seed).random_raw(count) & np.uint64(1)
         return torch.from_numpy(1 - 2 * bits.astype(np.int8))
 
@@ -59,7 +59,7 @@ class Circulant(IndexMap):
 @final
 @dataclass(frozen=True)
 class Diagonal(IndexMap):
-    """``blocks`` blocks of equal size down the diagonal; the sign of all entries beside them is 0."""
+    """``blocks`` blocks of equal size on the diagonal; entries outside of them have the sign 0."""
 
     TAG = "diagonal"
 
@@ -69,7 +69,7 @@ class Diagonal(IndexMap):
         whole("blocks", self.blocks, 1)
 
     def base(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """The shape of the base: blocks, and rows and columns of each."""
+        """The shape of the base: the number of blocks, and the rows and columns of each."""
         return self.blocks, -(-shape[0] // self.blocks), -(-math.prod(shape[1:]) // self.blocks)
 
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Tied: every entry is plus or minus one entry of a smaller base, by a map that is computed and never stored.
+"""Tied: every entry is plus or minus one entry of a smaller base. An :class:`IndexMap` computes which one.
 
-Which entry and which sign is the business of an :class:`IndexMap`. A map is a frozen dataclass of JSON values, and ``MAPS`` is
-the only list of them: one more transform of filters, or one more structured matrix, is one more class.
+A map is a frozen dataclass of JSON values. ``MAPS`` lists all of them: to add a transform of filters or a structured matrix,
+write one class and list it there.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from kogata.forms.index_map import IndexMap, whole
 from kogata.forms.structured_maps import STRUCTURED_MAPS
 from kogata.job import Role
 
-MAX_ENTRIES = 1 << 28  # of the whole weight: a small damaged file must not reserve more than five bytes for each
+MAX_ENTRIES = 1 << 28  # largest number of entries of a weight that a file may ask for; each takes five bytes of memory
 
 
 @final
 @dataclass(frozen=True)
 class Hash(IndexMap):
-    """A pseudo-random map: entry p, in row-major order, goes to bucket ``⌊size · h / 2³²⌋``, its sign is the last bit of h.
+    """A pseudo-random map: entry p, in row-major order, gets base entry ``⌊size · h / 2³²⌋``; the last bit of h is its sign.
 
-    ``h = mix(p ⊕ mix(seed))``, where ``mix`` is a bijection of 32 bits in which every bit of the input flips every bit of
-    the output half of the time (xor-shift-multiply, with Wellons' constants of low bias). Bucket and sign come from opposite
-    ends of h, so they are independent up to 2³¹ entries.
+    ``h = mix(p ⊕ mix(seed))``, where ``mix`` is a bijection of 32-bit integers. A change of any input bit flips each output bit
+    with probability ½ (xor-shift-multiply, with Wellons' low-bias constants). Index and sign use opposite ends of h, so they
+    are independent for up to 2³¹ entries.
     """
 
     TAG = "hash"
@@ -56,7 +56,7 @@ class Hash(IndexMap):
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """uint32 to uint32, one to one; arithmetic is modulo 2³²."""
+    """A bijection of uint32; arithmetic is modulo 2³²."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
     return x ^ (x >> np.uint32(16))
@@ -66,11 +66,18 @@ MAPS: tuple[type[IndexMap], ...] = (Hash, *FILTER_MAPS, *STRUCTURED_MAPS)
 
 
 class Tied(Form):
-    """Entry i is ``sign[i] · base[index[i]]``; index and sign follow from ``map``, shape and the size of the base.
+    """Entry i is ``sign[i] · base[index[i]]``. ``map`` computes index and sign from the shape and the size of the base.
 
-    The gradient of an entry of the base is the signed sum of the gradients of its copies: autograd's rule for indexing. The
-    base is a smaller weight, not a table: pruning, sharing and rounding may follow, so its leaf has the role ``values``
-    where it is one-dimensional and ``matrix`` where it has the shape of filters.
+    The base is trainable. The gradient of one of its entries is the signed sum of the gradients of its copies. The base is a
+    smaller weight, not a table of centroids, and later steps may prune or quantize it. Its leaf has the role ``values`` where
+    it is one-dimensional and ``matrix`` where it has the shape of filters.
+
+    >>> import torch
+    >>> from kogata.forms import Tied
+    >>> from kogata.forms.filter_maps import Opposite
+    >>> Tied.of(Opposite(), torch.tensor([[1.0, 2.0], [-3.0, -2.0]]), (1, 2)).dense().detach()
+    tensor([[ 2.,  2.],
+            [-2., -2.]])
     """
 
     TAG = "tied"
@@ -89,9 +96,9 @@ class Tied(Form):
 
     @classmethod
     def of(cls, map: IndexMap, weight: Tensor, base: Sequence[int]) -> Self:
-        """The form nearest to ``weight`` in least squares: each entry of a base of this shape is the signed mean of its copies.
+        """The least-squares approximation of ``weight`` with a base of shape ``base``.
 
-        An entry without copies is 0.
+        Each entry of the base is the signed mean of the entries of ``weight`` that map to it, or 0 if there are none.
         """
         size = math.prod(base)
         index, sign = map.index(weight.shape, size)
@@ -102,16 +109,16 @@ class Tied(Form):
         return cls(map, Dense(means.to(weight.dtype).reshape(tuple(base)), role), weight.shape)
 
     def dense(self) -> Tensor:
-        """The signed copies, of ``shape``."""
+        """The entries of the base with their signs, of ``shape``."""
         copies = self.base.dense().flatten().index_select(0, self.index.flatten())
         return copies.reshape(self.shape) * self.sign
 
     def kept(self) -> int:
-        """The numbers of the base."""
+        """The number of entries that the base stores."""
         return self.base.kept()
 
     def planes(self) -> dict[str, Plane]:
-        """Nothing of its own: the map is computed."""
+        """Empty: the map is computed and the base stores its own planes."""
         return {}
 
     def header(self) -> dict[str, Any]:

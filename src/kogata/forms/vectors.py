@@ -1,4 +1,4 @@
-"""Vectors: every stretch of a few columns of a row is one of k shared vectors."""
+"""Vectors: rows are cut into short sub-vectors, each one of k shared vectors (vector quantization)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from kogata.job import Role
 
 
 class Vectors(Form):
-    """Rows ``[O, I]`` of a tensor of ``shape`` (its first axis, and all others flattened) cut into m sub-vectors of length d.
+    """The rows of a matrix ``[O, I]`` (all axes but the first flattened), cut into m sub-vectors of length d.
 
-    Sub-vector s of row o is ``table[s, index[o, s]]``: ``index`` (integers, ``[O, m]``) is fixed, ``table`` (``[m, k, d]``,
-    a codebook for each sub-space) is trainable. Where d does not divide I, the last sub-vectors run past the end of their
-    rows, and what lies there is cropped.
+    Sub-vector s of row o is ``table[s, index[o, s]]``. ``index`` (integers, ``[O, m]``) is fixed; ``table`` (``[m, k, d]``, one
+    codebook for each position in the row) is trainable. Where d does not divide I, the last sub-vectors are cropped.
+
+    >>> import torch
+    >>> from kogata.forms import Vectors
+    >>> table = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    >>> Vectors.of(torch.tensor([[0], [1], [0]]), table, (3, 2)).dense().detach()
+    tensor([[1., 2.],
+            [3., 4.],
+            [1., 2.]])
     """
 
     TAG = "vectors"
@@ -37,11 +44,11 @@ class Vectors(Form):
 
     @classmethod
     def of(cls, index: Tensor, table: Tensor, shape: Sequence[int]) -> Self:
-        """Store ``index`` in the narrowest type and train ``table``."""
+        """A form with ``index`` stored in the narrowest integer dtype and ``table`` as a trainable leaf."""
         return cls(index.to(index_dtype(table.shape[1])), Dense(table.contiguous(), Role.TABLE), shape)
 
     def dense(self) -> Tensor:
-        """The sub-vectors side by side, of ``shape``."""
+        """The sub-vectors of each row, concatenated, of ``shape``."""
         spaces, clusters, _ = self.table.shape
         first_S = torch.arange(0, spaces * clusters, clusters, dtype=torch.int32, device=self.index.device)
         entry_OS = self.index.to(torch.int32) + first_S

@@ -1,1 +1,1 @@
-"""Measurement: bytes, latency and scores; it measures and never judges."""
+"""Measurement of bytes, latency and scores. It measures and never decides."""

@@ -1,4 +1,4 @@
-"""Measurement: bytes of the file, score and latency of what was read back from it, beside the dense original."""
+"""Measure the file and the model read back from it: bytes, score and latency, compared with the dense original."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ log = logging.getLogger("kogata")
 
 
 def graph(job: Job, engine: Engine | None) -> tuple[EngineGraph | None, list[str]]:
-    """The engine graph to put into the file, if the engine has graphs; None, with a note, where it cannot be had."""
+    """The engine graph for the file, if the engine uses graphs; None, with a note, when the model cannot be exported."""
     if engine is None:
         return None, []
     try:
         return engine.graph(job.model, first_batch(job.reference, job.task)[0]), []
     except EngineError as error:
         log.warning("%s", error)
-        return None, [f"{error} The file loads with the model's class only."]
+        return None, [f"{error} The file can only be loaded with the model's class."]
 
 
 def sessions(path: Artifact, loaded: nn.Module, dense: nn.Module, inputs: Any, engine: Engine) -> tuple[Session, Session]:
-    """The dense model and the file, both in the engine. Raises EngineError when one cannot run there."""
+    """Load the dense model and the file into the engine. Raises EngineError when one of them cannot run."""
     return engine.open_model(dense, inputs), engine.open_file(path, loaded, inputs)
 
 
 def latencies(ours: Session, dense: Session, inputs: Any) -> tuple[Latency, Latency]:
-    """Of one sample, for the file and the dense model, interleaved in one run."""
+    """The latencies for one sample of the file and of the dense model, measured interleaved."""
     sample = take(inputs, 1)
     first, second = interleaved([lambda: call(dense, sample), lambda: call(ours, sample)])
     return second, first
 
 
 def score(task: Task, model: nn.Module) -> float | None:
-    """What the task's evaluate says of a model, in evaluation mode. Raises DataError when it is no finite number."""
+    """The score of a model in evaluation mode by the task's ``evaluate``. Raises DataError when it is not finite."""
     if task.evaluate is None:
         return None
     with evaluating(model):
@@ -73,9 +73,10 @@ def report(
     job: Job, original: nn.Module, recipe: Recipe, steps: Sequence[Step], packed: PackedFile, folder: Folder,
     engine: Engine | None, notes: list[str], command: str,
 ) -> Report:  # fmt: skip
-    """Measure everything; ``job.model`` is the model as loaded back from the file, ``original`` as it was given.
+    """Measure everything for the report.
 
-    The file is compared with ``job.reference``, its layers with those of ``original``.
+    ``job.model`` is the model loaded back from the file, and ``original`` is the model that was given. The file is compared
+    with ``job.reference``, its layers with those of ``original``.
     """
     inputs = first_batch(job.reference, job.task)[0]
     dense, ours = job.reference, job.model
@@ -86,7 +87,7 @@ def report(
             dense, ours = sessions(stored, job.model, job.reference, inputs, engine)
             engine.export(stored, folder.engine)
             latency = latencies(ours, dense, inputs)
-        except EngineError as error:  # the file is written and good: what is known of it is reported
+        except EngineError as error:  # the file is valid nevertheless, so the report is made without a latency
             notes = [*notes, str(error)]
     built = Report(
         title=f"{job.task.name} · {recipe.name}", task=job.task.name, engine=engine.name if engine else None, command=command,
@@ -107,7 +108,7 @@ def report(
 
 
 def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, engine: Engine | None) -> tuple[Layer, ...]:
-    """One line for each matrix of the model loaded back; with an engine also each layer's time, measured in PyTorch eager."""
+    """One entry for each matrix of the loaded model. With an engine it includes the layer's time, measured in PyTorch."""
     sites = [site for site in sites_of(job.model) if site.role is Role.MATRIX]
     costs = macs(original, inputs)
     spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
@@ -143,7 +144,7 @@ def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, engin
 
 
 def rest(packed: PackedFile, loaded: nn.Module) -> dict[str, int]:
-    """What of the file is no layer's: with the layers' bytes it sums to the file."""
+    """The bytes of the file that belong to no layer. Together with those of the layers they sum to the size of the file."""
     matrices = {site.name for site in sites_of(loaded) if site.role is Role.MATRIX}
     others = sum(plane.bytes for plane in packed.planes if plane.site not in matrices)
     return {
@@ -153,7 +154,7 @@ def rest(packed: PackedFile, loaded: nn.Module) -> dict[str, int]:
 
 
 def _left(job: Job) -> list[str]:
-    """What the ledger says was not done, each reason once."""
+    """The reasons in the ledger why sites were left unchanged, each with its sites."""
     reasons: dict[str, list[str]] = {}
     for row in job.ledger:
         if row.note:

@@ -1,8 +1,9 @@
-"""Latency: how long one forward pass takes, for several models in one interleaved run.
+"""Latency of one forward pass, for several models in one interleaved run.
 
-They take turns, so that a machine whose speed drifts slows all; median and spread over the turns, never a mean. A turn is one
-call, or as many as fill :data:`TURN`: the first call after another model's finds the processor's caches full of that one's
-weights and code, which would tell of the neighbour more than of a call of some microseconds.
+The models take turns, so that a drift of the machine's speed affects all of them. Results are the median and quantiles over the
+turns, never a mean. A turn is one call, or as many calls as fill :data:`TURN`, because the first call after another model finds
+the caches of the processor filled with that model's weights and code, which would distort the latency of a call of some
+microseconds.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from kogata.report.data import Latency
 WARM_UP = 10
 RUNS = 100
 TURN = 2_000_000  # nanoseconds
-BUDGET = 20.0  # seconds for all runs together; slow models get fewer, but at least MINIMUM
+BUDGET = 20.0  # seconds for all runs together; slow models get fewer runs, but at least MINIMUM
 MINIMUM = 10
 
 
 def interleaved(calls: Sequence[Callable[[], object]], runs: int = RUNS) -> list[Latency]:
-    """The latency of each call, in milliseconds, measured in turn after a warm-up."""
+    """The latency of each call in milliseconds, measured in turns after a warm-up.
+
+    >>> from kogata.measure.latency import interleaved
+    >>> first, second = interleaved([lambda: sum(range(10)), lambda: sum(range(1000))], runs=2)
+    >>> 0 < first.p50 < second.p50
+    True
+    """
     started = time.perf_counter()
     counts = list[int]()
     for call in calls:
@@ -42,7 +49,7 @@ def interleaved(calls: Sequence[Callable[[], object]], runs: int = RUNS) -> list
 
 
 def _timed(call: Callable[[], object], count: int) -> float:
-    """Nanoseconds of one of so many calls."""
+    """The mean time of one of ``count`` calls, in nanoseconds."""
     before = time.perf_counter_ns()
     for _ in range(count):
         call()

@@ -1,8 +1,8 @@
-"""Where the bytes of a model or of a file lie, layer by layer, and how many of them are needed.
+"""The bytes of a model or of a file, layer by layer, compared with their entropy.
 
-The entropy of a model's floats is that of their bytes, each position of the byte apart, under a static zero-order
-model: what a coder that knows nothing of the layer could reach without changing a single weight. That of a file is its
-planes' own. Both take the histogram as known and free, so that of a layer of few weights is out of reach.
+The entropy of a model's floats is computed separately for each byte position under a static zero-order model. It estimates what
+a generic lossless coder could reach. The entropy of a file is that of its planes. Both ignore the cost of storing the
+histogram, so coders cannot reach the entropy of a layer with few weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ModelLayer:
     kind: str
     shape: tuple[int, ...]
     parameters: int
-    macs: int | None  # of one sample; None for layers that do not multiply a matrix
+    macs: int | None  # multiply-adds for one sample; None for layers without a matrix product
     bytes: int
     bits_per_weight: float
     entropy_bits_per_weight: float
@@ -42,7 +42,7 @@ class ModelLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class FileLayer:
-    """One matrix of a file: its form in words, how many of its entries are stored, and the planes that hold them."""
+    """One matrix of a file: its form in words, the number of stored entries, and the planes that hold them."""
 
     site: str
     aliases: tuple[str, ...]
@@ -57,7 +57,7 @@ class FileLayer:
 
 
 def of_model(model: nn.Module, inputs: Any) -> tuple[ModelLayer, ...]:
-    """Every matrix of a model; ``inputs`` are those of one batch, for the multiply-accumulates."""
+    """Every matrix of a model. ``inputs`` are those of one batch, for counting multiply-adds."""
     costs = macs(model, inputs)
     found: list[ModelLayer] = []
     for site in sites_of(model):
@@ -73,7 +73,7 @@ def of_model(model: nn.Module, inputs: Any) -> tuple[ModelLayer, ...]:
 
 
 def of_file(artifact: Artifact) -> tuple[FileLayer, ...]:
-    """Every matrix of a file, without the model's class."""
+    """Every matrix of a file; the model's class is not needed."""
     stored = defaultdict[str, list[Stored]](list)
     for plane in artifact.packed.planes:
         stored[plane.site].append(plane)
@@ -92,9 +92,9 @@ def of_file(artifact: Artifact) -> tuple[FileLayer, ...]:
 
 
 def byte_entropy(values: Tensor) -> float:
-    """Bits of a float tensor when each byte position is coded by its own static zero-order model.
+    """The entropy in bits of a float tensor, with a static zero-order model for each byte position.
 
-    >>> byte_entropy(torch.tensor([1.0, -1.0]))  # 3F800000 and BF800000: one byte of four tells them apart
+    >>> byte_entropy(torch.tensor([1.0, -1.0]))  # 3F800000 and BF800000 differ in one of four bytes
     2.0
     """
     bytes_NB = values.cpu().contiguous().view(-1, 1).view(torch.uint8).numpy()
@@ -108,7 +108,7 @@ _SAFETENSORS = {
 
 
 def dense_bytes(model: nn.Module) -> int:
-    """Bytes of the same model as a plain safetensors file in its own dtypes: what a compression is compared with."""
+    """The bytes of the model as a safetensors file with dense weights in their dtypes: the baseline of a compression."""
     header, offset, seen = dict[str, Any](), 0, set[tuple[int, torch.Size]]()
     for name, tensor in sorted(cast("Mapping[str, Tensor]", surgery.plain(model).state_dict()).items()):
         if (tensor.data_ptr(), tensor.shape) in seen and tensor.numel():

@@ -1,4 +1,4 @@
-"""What each layer of a model costs: multiply-accumulates of one sample, and milliseconds in PyTorch eager."""
+"""The time of each layer of a model in PyTorch, in milliseconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RUNS = 20
 
 
 def layer_times(models: Mapping[str, nn.Module], paths: set[str], inputs: Any) -> dict[str, dict[str, float]]:
-    """Median milliseconds of the module at each path, for each of several models measured in turn on one sample."""
+    """The median time in milliseconds of the module at each path, for several models measured in turns on one sample."""
     sample = take(inputs, 1)
     spent: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     handles: list[Any] = []

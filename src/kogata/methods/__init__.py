@@ -1,6 +1,6 @@
-"""Every method, and what a method of your own extends (docs/adding_a_method.md).
+"""All methods, and the classes that a method of your own extends (docs/adding_a_method.md).
 
-Adding one to Kogata itself touches its own file, the tuple ``METHODS``, and its oracle test.
+To add a method to Kogata itself, write its file and its test, and list its class in ``METHODS``.
 """
 
 from kogata.calibration.stats import Stat, Stats

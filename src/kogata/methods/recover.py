@@ -1,9 +1,9 @@
-"""Recovery: retrain what a step left trainable, with the original model, or another one, as the teacher.
+"""Recovery: retrain the parameters that a step left trainable, with the original or another model as the teacher.
 
 Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015 (1503.02531), section 2:
     L = (1 − α) · loss(output, target) + α T² KL(softmax(teacher / T) ‖ softmax(output / T)).
-Where the output is not class logits, the second term is ‖output − teacher‖² / ‖teacher‖², so any output can be recovered.
-Without labels α is 1. A ``term`` takes the place of all this.
+Where the outputs are not class logits, the second term is ‖output − teacher‖² / ‖teacher‖², so that any model can be retrained.
+Without labels α is 1. A ``term`` replaces this loss.
 """
 
 from __future__ import annotations
@@ -33,10 +33,17 @@ from kogata.training.wrapper import TrainingWrapper
 class Recover(Method):
     """Train the kept weights, centroids, scales and factors; masks, codes and indices stay as they are.
 
-    ``distill`` is α, the weight of the teacher in [0, 1]; ``temperature`` is T. A ``term`` of
-    ``kogata.training.terms`` replaces both: it may look at layers too. ``cache`` is a folder that keeps what the
-    teacher says, in ``cache_precision``: it is made at first use and read from then on, by data without random augmentation
-    alone. The other settings are those of :class:`kogata.training.loop.Training`.
+    ``distill`` is α, the weight of the teacher in [0, 1]; ``temperature`` is T, above 0. A ``term`` from
+    ``kogata.training.terms`` replaces both and may also compare outputs of inner layers. ``cache`` is a folder for the outputs
+    of the teacher, stored in ``cache_precision``. It is written at first use and read from then on, so the training data must
+    be without random augmentation. ``epochs``, ``learning_rate``, ``floor``, ``weight_decay`` and ``patience`` are those of
+    :class:`kogata.training.loop.Training`. Raises DataError without training data.
+
+    >>> from kogata.methods import Recover
+    >>> from kogata.testing.models import job_of
+    >>> job = Recover(epochs=1, learning_rate=1e-3).apply(job_of("conv"))
+    >>> [epoch.epoch for epoch in job.epochs]
+    [1]
     """
 
     epochs: Epochs
@@ -72,9 +79,9 @@ class Recover(Method):
         return replace(job, model=model, epochs=self.train(model, job, self.ABOUT.name))
 
     def train(self, model: nn.Module, job: Job, what: str) -> tuple[Epoch, ...]:
-        """Train ``model``, or a wrapper around it, in place, as the step ``what`` of a job.
+        """Train ``model``, or a wrapper around it, in place, and return its epochs. ``what`` names the step in messages.
 
-        Raises UsageError or DataError before the first step when the term cannot compare the model with its teacher.
+        Raises UsageError or DataError before training starts when the term cannot compare the model with its teacher.
         """
         checkpoint = None if job.folder is None else job.folder / "training.pt"
         if self.term is None:
@@ -91,7 +98,7 @@ class Recover(Method):
             observer.close()
 
     def objective(self, task: Task, teacher: nn.Module) -> Objective:
-        """What to minimize without a term, of (output, inputs, targets); usable in a loop of one's own."""
+        """The loss without a term, as a function of (output, inputs, targets), for use in a training loop of your own."""
         return self._mixed(task, Live(teacher))
 
     def _mixed(self, task: Task, teacher: Teacher | None) -> Objective:
@@ -113,7 +120,7 @@ class Recover(Method):
         return 1.0 if task.loss is None else self.distill
 
     def _teacher(self, job: Job, layers: tuple[str, ...] | list[str], what: str) -> Teacher:
-        """The original model, or what the cache holds of it."""
+        """The original model, or the cache of its outputs."""
         if self.cache is None:
             return Live(job.reference, layers)
         folder, batches = Path(self.cache), training_data(job.task, what)
@@ -121,6 +128,6 @@ class Recover(Method):
         if new:
             make(folder, job.reference, batches, layers, precision=self.cache_precision, seed=job.seed)
         cached = Cached(folder, job.reference, layers, self.cache_precision)
-        if not new:  # what has just been made has just been compared with the data
+        if not new:  # a new cache was computed from these very batches
             cached.check(batches, job.seed)
         return cached

@@ -1,1 +1,1 @@
-"""Recipes: YAML to methods and budgets; the built-in recipes lie beside the code."""
+"""Recipes: methods and targets read from YAML. The built-in recipes are YAML files in this folder."""

@@ -1,7 +1,8 @@
-"""Recipes: a chain of methods as validated YAML. A resolved recipe has every default written out and reads back the same.
+"""Recipes: a chain of methods as validated YAML. A resolved recipe has all defaults written out and parses to the same recipe.
 
-A step names a method that comes with Kogata, ``method: k-means``, or the class of another package, ``method:
-my_package.my_module:MyMethod``, which must be installed or named in ``PYTHONPATH``; terms of a loss are named alike.
+A step names a method that comes with Kogata, ``method: k-means``, or a class of another package, ``method:
+my_package.my_module:MyMethod``. That package must be installed or be in ``PYTHONPATH``. Terms of a loss are named in the same
+way.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ Named = TypeVar("Named")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to do, and what is asked of the result."""
+    """A method, usually a chain, with the targets that the result should meet.
+
+    >>> from kogata.recipes.recipe import Recipe
+    >>> from kogata.methods import KMeans
+    >>> Recipe(name="mine", method=KMeans(clusters=16)).resolved()["steps"]
+    [{'method': 'k-means', 'clusters': 16}]
+    """
 
     name: str
     method: Method
@@ -43,20 +50,27 @@ class Recipe:
     about: str = ""
 
     def resolved(self) -> dict[str, Any]:
-        """As plain values, every default written out."""
+        """The recipe as JSON values, with all defaults written out."""
         steps = self.method.settings()
         wanted = {target.goal: target.text for target in self.targets}
         return {"name": self.name, "about": self.about, "targets": wanted, "steps": steps.get("steps", [steps])}
 
 
 def built_in() -> tuple[str, ...]:
-    """Names of the recipes that come with Kogata."""
+    """The names of the recipes that come with Kogata."""
     folder = files("kogata") / "recipes"
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
 def open_recipe(reference: str) -> Recipe:
-    """A built-in recipe by name, or a YAML file by path. Raises UsageError when there is neither, or it is not valid."""
+    """Open a built-in recipe by name, or a YAML file by its path, which must end in ``.yaml`` or ``.yml``.
+
+    Raises UsageError when there is no such recipe, or when it is not valid; the message names the key and what is allowed.
+
+    >>> from kogata.recipes.recipe import open_recipe
+    >>> open_recipe("deep-compression").name
+    'deep-compression'
+    """
     path = Path(reference)
     if path.suffix in (".yaml", ".yml"):
         try:
@@ -69,7 +83,7 @@ def open_recipe(reference: str) -> Recipe:
 
 
 def parse(text: str, source: str) -> Recipe:
-    """A recipe from YAML text. Raises UsageError naming the source, the key, and what is allowed."""
+    """Parse a recipe from YAML text. Raises UsageError, naming ``source``, the key, and what is allowed."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -102,7 +116,7 @@ def _step(step: Any, where: str) -> Method:
 
 
 def _plan(values: Mapping[str, Any], where: str) -> Method:
-    """A plan: globs on the names of weights or layers, each with a step of one method."""
+    """A plan: a mapping from globs on the names of weights or layers to a step each."""
     _known(values, ("per-site",), f"{where} (per-site)")
     plan = values["per-site"]
     if not isinstance(plan, Mapping):
@@ -112,14 +126,14 @@ def _plan(values: Mapping[str, Any], where: str) -> Method:
 
 
 def _method(values: dict[str, Any], where: str) -> Method:
-    """A method by its name, with its settings."""
+    """A method from its name and settings."""
     title = values.pop("method")
     kind = _named(title, [(method.ABOUT.name, method) for method in METHODS], Method, f"{where}: method")
     return cast("Method", _build(kind, values, f"{where} ({title})"))
 
 
 def _named(title: Any, ours: Sequence[tuple[str, type[Named]]], base: type[Named], where: str) -> type[Named]:
-    """A class by its short name, or by ``package.module:Class``."""
+    """A class by its short name or by ``package.module:Class``."""
     kinds = dict(ours)
     if isinstance(title, str) and ":" in title:
         return imported(title, base, where)
@@ -137,7 +151,7 @@ def _where(value: Any, where: str) -> Where:
 
 
 def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from plain values, nested dataclasses included, each key and type checked."""
+    """Build a dataclass, including nested ones, from plain values; every key and type is checked."""
     hints = get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     _known(values, fields, where)
@@ -164,7 +178,7 @@ def _build(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
 
 
 def _term(value: Any, where: str) -> Term | None:
-    """A term of a distillation loss: its name, a mapping with its name and settings, or a list of them, whose sum it is."""
+    """A term of a distillation loss, from its name, a mapping with name and settings, or a list of terms to be summed."""
     if value is None:
         return None
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """Classes that a recipe names as ``package.module:Class``: methods and terms of other packages.
 
-The module is imported as Python imports any: its package is installed, or its folder is named in ``PYTHONPATH``. Importing
-runs the module's code, as running a task file does, so a recipe that names classes is to be trusted like a program.
+The module is imported in the ordinary way: its package must be installed, or its folder must be in ``PYTHONPATH``. Importing
+runs the code of the module, so use a recipe that names classes only if you trust it like a program.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Named = TypeVar("Named")
 
 
 def imported(reference: str, base: type[Named], where: str) -> type[Named]:
-    """The class that ``package.module:Class`` names: concrete, derived from ``base``, with settings that YAML can hold.
+    """Import ``package.module:Class``: a concrete class, derived from ``base``, with settings that YAML can hold.
 
-    Raises UsageError, which begins with ``where``, on anything else.
+    Raises UsageError, starting with ``where``, otherwise.
     """
     place = f"{where} {reference!r}"
     path, _, name = reference.partition(":")
     if not all(part.isidentifier() for part in (*path.split("."), *name.split("."))):
-        raise UsageError(f"{place} is no class; expected package.module:Class.")
+        raise UsageError(f"{place} is not a class; expected package.module:Class.")
     kind = _found(_module(path, place), name, base, place)
     if not isinstance(kind, type) or not issubclass(kind, base):
         raise UsageError(f"{place} is {_kind(kind)}; expected a subclass of {_path(base)}.")
@@ -55,7 +55,7 @@ def _module(path: str, place: str) -> ModuleType:
         raise UsageError(
             f"{place}: importing {path} failed with {reason}. Install its package, or name its folder in PYTHONPATH."
             if isinstance(error, ModuleNotFoundError)
-            else f"{place}: importing {path} failed with {reason}. Mend the module."
+            else f"{place}: importing {path} failed with {reason}. Fix the module."
         ) from error
 
 
@@ -71,9 +71,9 @@ def _found(module: ModuleType, name: str, base: type[Any], place: str) -> object
 
 
 def _check_fields(kind: type[Any], place: str) -> None:
-    """Raises UsageError unless the class is a dataclass of plain data."""
+    """Raises UsageError unless the class is a dataclass with fields that YAML can hold."""
     if "__dataclass_fields__" not in vars(kind):
-        raise UsageError(f"{place} is no dataclass; put @dataclass(frozen=True, kw_only=True) above the class.")
+        raise UsageError(f"{place} is not a dataclass; put @dataclass(frozen=True, kw_only=True) above the class.")
     try:
         hints = get_type_hints(kind)
     except (NameError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Budgets: what a user asks of the result, absolute or relative, and whether the measured result meets it."""
+"""Targets: absolute or relative limits for the result, and whether the measured result meets them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALLOWED: dict[str, tuple[str, ...]] = {"size": ("B", "kB", "MB", "GB"), "drop":
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One limit: ``value`` in bytes, points or milliseconds, or as a fraction of the dense model's."""
+    """One limit: ``value`` in bytes, points of the score or milliseconds, or relative to the dense model."""
 
     goal: Goal
     text: str
@@ -31,7 +31,7 @@ class Target:
     relative: bool
 
     def miss(self, report: Report) -> str | None:
-        """In words, how the report misses the target; None when it is met."""
+        """A sentence on how the report misses the target; None when it meets it."""
         dense, ours = report.dense, report.compressed
         if self.goal == "size":
             found, base, unit = ours.bytes, dense.bytes, "bytes"
@@ -50,7 +50,7 @@ class Target:
 
 
 def parse(wanted: Mapping[str, object]) -> tuple[Target, ...]:
-    """Targets as a recipe writes them, ``{"size": "1/20", "drop": "0.5pt"}``. Raises UsageError naming the key.
+    """Parse targets as a recipe writes them, ``{"size": "1/20", "drop": "0.5pt"}``. Raises UsageError naming the key.
 
     >>> parse({"size": "20kB"})[0].value
     20000.0

@@ -1,1 +1,1 @@
-"""Which structure fits which layer, and what each would cost."""
+"""Search: which structure suits which layer, and the error that each causes."""

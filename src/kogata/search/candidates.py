@@ -1,6 +1,6 @@
-"""The structures that a layer is measured against; each method's ``sized`` says which of its settings reach a given size.
+"""The structures that are tried on each layer. Each has a method ``sized`` that finds the settings for a given size.
 
-To add one, implement ``sized`` in the method and name the class in ``STRUCTURES``.
+To add one, implement ``sized`` in the method and list it in ``STRUCTURES``.
 """
 
 from __future__ import annotations
@@ -54,5 +54,5 @@ STRUCTURES: tuple[type[WeightMethod], ...] = (
     CropFilters,
 )
 
-# No structures, but what these are compared with. They compose with every structure, so they are not chosen against one.
+# Methods for comparison. They can be combined with every structure, so they are not alternatives to one.
 YARDSTICKS: tuple[type[WeightMethod], ...] = (MagnitudePruning, KMeans)

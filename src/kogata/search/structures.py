@@ -1,9 +1,9 @@
-"""Which structure fits which layer: the error of its outputs under each, all at one size.
+"""Which structure suits which layer: the error of the layer's outputs under each structure, all at the same size.
 
-For a weight W whose inputs X on the calibration data have the gram G = XᵀX / rows, and what a method makes of it, V:
+For a weight W, its approximation V, and the Gram matrix G = XᵀX / rows of its inputs X on the calibration data, the error is
     ‖X (W − V)ᵀ‖² / ‖X Wᵀ‖² = tr((W − V) G (W − V)ᵀ) / tr(W G Wᵀ).
-No layer is changed: every one sees the inputs of the model as it is. Structures are compared before any training, which lowers
-all errors, but those of good fits least.
+No layer is changed, so all inputs are those of the original model. Structures are compared without training. Training would
+lower all errors, those of good approximations least.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from kogata.system.progress import bar
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What one structure costs one layer; ``error`` is None where it is refused, and ``note`` says why."""
+    """The result of one structure on one layer; ``error`` is None if the structure is refused, and ``note`` says why."""
 
     structure: str
     error: float | None = None  # relative squared error of the outputs
-    kept: int | None = None  # numbers that it stores
+    kept: int | None = None  # number of stored values
     bytes: float | None = None
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerScores:
-    """One layer: every structure, and the yardsticks, which are no structures, at the same size."""
+    """The results for one layer: all structures, and methods for comparison (yardsticks), at the same size."""
 
     site: str
     shape: tuple[int, ...]
@@ -51,15 +51,15 @@ class LayerScores:
 
     @property
     def best(self) -> Score | None:
-        """The structure of the least error; of equal ones the first. None when all are refused."""
+        """The structure with the least error, the first of equal ones; None when all are refused."""
         return min((score for score in self.structures if score.error is not None), key=_error, default=None)
 
 
 def scores(model: nn.Module, task: Task, fraction: float, *, seed: int = 0) -> tuple[LayerScores, ...]:
-    """Each layer whose inputs can be seen, with the output error of each structure at ``fraction`` (in (0, 1)) of its bytes.
+    """The output error of each structure at ``fraction``, in (0, 1), of the bytes of each layer with observable inputs.
 
-    Memory is that of one layer's gram and weight at a time. Raises UsageError for another fraction, and DataError where
-    weights, inputs or the results are not finite, or where there is no calibration data or no layer to look at.
+    Only one Gram matrix and one weight are in memory at a time. Raises UsageError for another fraction, and DataError when
+    weights, inputs or results are not finite, or when there is no calibration data or no suitable layer.
     """
     if not 0 < fraction < 1:
         raise UsageError(
@@ -75,18 +75,18 @@ def scores(model: nn.Module, task: Task, fraction: float, *, seed: int = 0) -> t
                 found.append(layer_scores(weight, site, statistics.gram_GII, fraction))
             progress.advance(site.name)
     if not found:
-        raise DataError(f"structure: {type(model).__name__} has no linear or convolutional layer whose inputs can be seen.")
+        raise DataError(f"structure: {type(model).__name__} has no linear or convolutional layer with observable inputs.")
     order = {site.name: n for n, site in enumerate(needs)}
     return tuple(sorted(found, key=lambda layer: order[layer.site]))
 
 
 def layer_scores(weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) -> LayerScores:
-    """All candidates on one float32 weight."""
+    """The results of all candidates for one float32 weight."""
     silent = power(weight, gram_GII) == 0
 
     def measured(candidates: Sequence[type[WeightMethod]]) -> tuple[Score, ...]:
         if silent:
-            note = "its outputs are zero on the calibration data, so that there is nothing to keep"
+            note = "its outputs are zero on the calibration data, so errors cannot be compared"
             return tuple(Score(structure=kind.ABOUT.name, note=note) for kind in candidates)
         return tuple(_score(kind, weight, site, gram_GII, fraction) for kind in candidates)
 
@@ -99,7 +99,7 @@ def layer_scores(weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) 
 def _score(kind: type[WeightMethod], weight: Tensor, site: Site, gram_GII: Tensor, fraction: float) -> Score:
     name, method = kind.ABOUT.name, kind.sized(site.shape, fraction)
     if method is None:
-        return Score(structure=name, note=f"it has no setting for {fraction:g} of this shape")
+        return Score(structure=name, note=f"it has no setting that stores this shape in {fraction:g} of its bytes")
     if reason := wrong_kind(method.ABOUT, site):
         return Score(structure=name, note=reason)
     try:
@@ -108,7 +108,7 @@ def _score(kind: type[WeightMethod], weight: Tensor, site: Site, gram_GII: Tenso
         return Score(structure=name, note=str(refusal))
     size, budget = form.stored_bits() / 8, fraction * BITS * weight.numel() / 8
     if size > SLACK * budget:
-        return Score(structure=name, note=f"it would hold {size:,.0f} bytes, {fraction:g} of the layer are {budget:,.0f}")
+        return Score(structure=name, note=f"it would take {size:,.0f} bytes; {fraction:g} of the layer is {budget:,.0f}")
     missing = weight - form.dense().detach()
     error = power(missing, gram_GII) / power(weight, gram_GII) if missing.isfinite().all() else math.nan
     if not math.isfinite(error):

@@ -1,1 +1,1 @@
-"""The ``.kogata`` file and the folder of a run: the only package that knows their layout."""
+"""The ``.kogata`` file and the folder of a run. No other package knows their layout."""

@@ -1,4 +1,4 @@
-"""The folder of a run: recipe, log, checkpoints, results. Killed at any moment, a run goes on from its last checkpoint."""
+"""The folder of a run: recipe, log, checkpoints, results. A run that is killed can resume from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from kogata.system.atomic import writing
 log = logging.getLogger("kogata.run")
 
 
-_FAST = (Packed(), Bitmap())  # checkpoints are short-lived: written fast, not small
+_FAST = (Packed(), Bitmap())  # checkpoints are short-lived, so they use fast coders rather than small ones
 
 
 class Folder:
-    """Where a run lives."""
+    """The folder of a run, with the paths of the files in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,11 +46,11 @@ class Folder:
 
     @property
     def finished(self) -> bool:
-        """Whether a run has ended here: the report is written last."""
+        """Whether a run has finished here. The report is the last file that a run writes."""
         return self.report.exists()
 
     def begin(self, recipe: Mapping[str, Any], job: Job, *, resume: bool) -> None:
-        """Take the folder for a run. Raises UsageError rather than overwrite, or mix up, an earlier one."""
+        """Prepare the folder for a run. Raises UsageError if it holds another run, which would be overwritten or mixed up."""
         identity = {
             "recipe": dict(recipe),
             "seed": job.seed,
@@ -59,7 +59,7 @@ class Folder:
         }
         if not resume or (self.finished and not self._state.exists()):
             if self.path.exists() and any(self.path.iterdir()):
-                what, way = ("holds a finished run", "") if self.finished else ("is not empty", ", or go on with --resume")
+                what, way = ("holds a finished run", "") if self.finished else ("is not empty", ", or continue with --resume")
                 raise UsageError(f"{self.path}: {what}. Choose another folder with -o, or delete it{way}.")
         elif self._state.exists():
             before = json.loads(self._state.read_text(encoding="utf-8"))["identity"]
@@ -76,10 +76,10 @@ class Folder:
             self._write_state(identity, [], [])
 
     def save(self, job: Job, steps: Sequence[Step]) -> None:
-        """Checkpoint the job after its latest step. The state file is written last: until then the previous one holds."""
+        """Checkpoint the job after its latest step. The state file is written last; until then the previous one is valid."""
         write_file(self.checkpoints / f"step-{len(steps)}.kogata", pack(job.model, coders=_FAST))
         for training in self.checkpoints.glob("*.pt"):
-            training.unlink()  # before the step counts as done: the next one must not take it for its own
+            training.unlink()  # before the step counts as done, so that the next step does not resume from it
         identity = json.loads(self._state.read_text(encoding="utf-8"))["identity"]
         self._write_state(identity, steps, job.ledger)
         for old in self.checkpoints.glob("*"):
@@ -87,7 +87,7 @@ class Folder:
                 old.unlink()
 
     def restore(self, job: Job) -> tuple[Job, list[Step]]:
-        """The job as of the last checkpoint, and the steps behind it; the given job when there is none."""
+        """The job at the last checkpoint and the steps done so far; the given job if there is no checkpoint."""
         state = json.loads(self._state.read_text(encoding="utf-8"))
         steps = TypeAdapter(list[Step]).validate_python(state["steps"])
         if not steps:
@@ -97,12 +97,12 @@ class Folder:
         return replace(job, model=model, ledger=tuple(Row(**row) for row in state["ledger"])), steps
 
     def finish(self) -> None:
-        """Drop the checkpoints of a run that has ended."""
+        """Delete the checkpoints of a finished run."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     @contextmanager
     def logging(self) -> Generator[None, None, None]:
-        """Copy what Kogata logs into ``log.jsonl`` while the body runs."""
+        """Write Kogata's log messages to ``log.jsonl`` while the body runs."""
         self.path.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.path / "log.jsonl", encoding="utf-8")
         handler.setFormatter(_JsonLines())
@@ -126,15 +126,15 @@ class Folder:
 def open_folder(output: Path | str | None, *, resume: bool) -> Folder:
     """The folder of a run; a temporary one when ``output`` is None.
 
-    Of several processes that train together (``accelerate launch``) only the first writes where the user said. The
-    others repeat its steps in folders of their own, from the same checkpoint.
+    Of several processes that train together (``accelerate launch``), only the first writes to ``output``. The others run the
+    same steps from the same checkpoint, in temporary folders.
     """
     first = int(os.environ.get("RANK", "0")) == 0
     folder = Folder(Path(output) if output is not None and first else Path(tempfile.mkdtemp(prefix="kogata-")))
     if output is not None and not first and resume and Folder(Path(output)).checkpoints.exists():
         shutil.copytree(Folder(Path(output)).checkpoints, folder.checkpoints)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        PartialState().wait_for_everyone()  # before the first writes, all have read
+        PartialState().wait_for_everyone()  # all processes must read the checkpoint before the first one writes
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The layout of a ``.kogata`` file: what it holds and how its bytes are spent. ``docs/format.md`` is the specification."""
+"""The contents and layout of a ``.kogata`` file. ``docs/format.md`` is the specification."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from kogata.coding.plane import FLOAT_DTYPES, INTEGER_DTYPES, PlaneKind, PlaneSp
 from kogata.forms import Form
 from kogata.network.quantizers import Quantizer
 
-SCHEMA = 2  # moves whenever a file written today could not be read by the version before
-MAX_PLANE = 1 << 33  # bytes of one decoded plane; a damaged header must not reserve more
-INLINE = 8  # integer buffers of at most so many elements lie in the manifest
+SCHEMA = 2  # increases whenever the previous version could not read newly written files
+MAX_PLANE = 1 << 33  # largest decoded size of a plane in bytes; guards against damaged headers
+INLINE = 8  # integer buffers with at most this many elements are stored in the manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One plane as it lies in the file."""
+    """One plane as it is stored in the file."""
 
-    site: str  # the weight's or buffer's name
-    plane: str  # path of the form and name of the plane
+    site: str  # name of the weight or buffer
+    plane: str  # path of the form, and name of the plane
     elements: int
     coder: str
     bytes: int
-    packed_bytes: int  # at the fixed width of its elements, before any coding
+    packed_bytes: int  # size with fixed-width elements, before entropy coding
     entropy_bits: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineGraph:
-    """An engine graph without its weights, and where the values of an initializer are, by its name.
+    """An engine graph without its weights.
 
-    A place is the name of a weight or buffer, the path of the part within the weight's form (empty for the whole), and whether
-    the matrix there is transposed.
+    ``bindings`` says, by the name of an initializer, which tensor of the file holds its values: the name of a weight or buffer,
+    the path of the part within the weight's form (empty for the whole weight), and whether the matrix is transposed.
     """
 
     data: bytes
@@ -47,7 +47,7 @@ class EngineGraph:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedFile:
-    """A whole file in memory, and how its bytes are spent."""
+    """A whole file in memory, with the sizes of its parts in bytes."""
 
     data: bytes
     planes: tuple[Stored, ...]
@@ -58,10 +58,11 @@ class PackedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """What a file holds: a form for each weight by all its names, buffers, activation quantizers by the path of their module.
+    """The decoded contents of a file.
 
-    ``kept`` are the places that remain in each list of layers that became shorter, by its path, outer lists first; ``graph`` is
-    the engine graph, if there is one.
+    ``forms`` has a form for each weight, by all names of the weight; ``quantizers`` has activation quantizers by the path of
+    their module. ``kept`` has the indices of the remaining entries of each shortened list of layers, by its path, outer lists
+    first. ``graph`` is the engine graph, if there is one.
     """
 
     forms: Mapping[tuple[str, ...], Form]
@@ -69,29 +70,32 @@ class Artifact:
     quantizers: Mapping[str, Quantizer]
     kept: Mapping[str, tuple[int, ...]]
     graph: EngineGraph | None
-    packed: PackedFile  # the file itself
+    packed: PackedFile
     source: Path
 
 
 def file_header(schema: int, tool: str, payload: bytes) -> bytes:
-    """The safetensors header. A reader builds it again and compares, so that no bit of it can flip unseen."""
+    """The safetensors header. A reader rebuilds it and compares, so that every changed bit is detected."""
     digest = hashlib.sha256(f"kogata {schema} {tool} ".encode() + payload).hexdigest()
     metadata = {"format": "kogata", "schema": str(schema), "sha256": digest, "tool": tool}
     tensor = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
     text = json.dumps({"__metadata__": metadata, "payload": tensor}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # safetensors aligns the data
+    text += b" " * (-len(text) % 8)  # safetensors aligns the data to 8 bytes
     return struct.pack("<Q", len(text)) + text
 
 
 def plane_entry(spec: PlaneSpec, length: int) -> list[object]:
-    """A plane in the manifest: its type, shape, coded length, and for symbols the size of their alphabet."""
+    """The manifest entry of a plane: its type, shape, coded length, and for symbols the size of the alphabet."""
     typed = spec.dtype if spec.kind in (PlaneKind.FLOATS, PlaneKind.INTEGERS) else str(spec.kind)
     entry: list[object] = [typed, list(spec.shape), length]
     return [*entry, spec.alphabet] if spec.kind is PlaneKind.SYMBOLS else entry
 
 
 def plane_spec(typed: str, shape: tuple[int, ...], alphabet: int) -> PlaneSpec:
-    """Reverse :func:`plane_entry`. Symbols come back in the narrowest type of torch; raises ValueError for an unknown type."""
+    """The inverse of :func:`plane_entry`. Symbols get the narrowest integer dtype of PyTorch.
+
+    Raises ValueError for an unknown type.
+    """
     if typed == PlaneKind.SYMBOLS:
         dtype = "uint8" if alphabet <= 1 << 8 else "int16" if alphabet <= 1 << 15 else "int32"
         return PlaneSpec(PlaneKind.SYMBOLS, shape, dtype, alphabet)

@@ -1,4 +1,4 @@
-"""Give a model of the user's class what a file holds."""
+"""Load a file into a model of the user's class."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger("kogata")
 
 
 def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ()) -> nn.Module:
-    """Give ``into``, a model of the right class, the weights of a file, and return it.
+    """Load the weights of a ``.kogata`` file into ``into``, a model of the original class, and return it.
 
-    Its parameters become the file's forms, trainable and differentiable as before. A layer that lost channels becomes as small
-    as the file says: linear and convolutional layers, batch normalization and embeddings, where all tensors of the layer
-    agree; a list of layers becomes as short. ``forms`` are classes of other packages that the file may hold: nothing that a
-    file names is ever imported. Raises FileFormatError when the file is damaged, of another model, or holds a form that is not
-    known; ``into`` is then as it was.
+    The parameters of ``into`` are replaced by the forms of the file, which are trainable. Layers that lost channels, and lists
+    that lost layers, get the sizes in the file. This works for linear and convolutional layers, batch normalization and
+    embeddings. Nothing that a file names is ever imported: if it holds forms of other packages, pass their classes as
+    ``forms``. Raises FileFormatError when the file is damaged, belongs to another model, or holds an unknown form; ``into`` is
+    then unchanged.
 
     >>> import tempfile, torch, kogata
     >>> net, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
@@ -36,7 +36,7 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ())
     True
     """
     artifact = read_file(Path(path), forms=forms)
-    trial = surgery.clone(into)  # what does not fit is found on it, before ``into`` is changed
+    trial = surgery.clone(into)  # errors are found on this copy, before ``into`` is changed
     _shorten(path, trial, artifact)
     _quantize(path, trial, artifact)
     found, buffers = {site.name: site for site in sites_of(trial)}, buffers_of(trial)
@@ -69,7 +69,7 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ())
 
 
 def _shorten(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
-    """Let the model's lists keep only the layers that the file says. Raises FileFormatError where there is no such list."""
+    """Remove the layers that the file does not hold from the model's lists. Raises FileFormatError for a missing list."""
     for owner, places in artifact.kept.items():
         try:
             depth.keep(model, owner, places)
@@ -78,17 +78,20 @@ def _shorten(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
 
 
 def _quantize(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
-    """Put the file's activation quantizers on their modules. Raises FileFormatError where there is no such module."""
+    """Attach the activation quantizers of the file to their modules. Raises FileFormatError for a missing module."""
     device = next((parameter.device for parameter in model.parameters()), None)
     for owner, quantizer in artifact.quantizers.items():
         try:
             attach_quantizer(model.get_submodule(owner), quantizer.to(device))
         except AttributeError:
-            raise FileFormatError(f"{path}: is of another model: it quantizes what flows into {owner!r}.") from None
+            raise FileFormatError(f"{path}: is of another model: it quantizes the inputs of {owner!r}.") from None
 
 
 def _shrunk(path: Path | str, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, int]]:
-    """The integers of each layer that is smaller in the file. Raises FileFormatError where the tensors do not fit the layer."""
+    """The new integer attributes, such as ``out_features``, of each layer that is smaller in the file.
+
+    Raises FileFormatError when the tensors of a layer do not fit it.
+    """
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         owner, _, key = name.rpartition(".")

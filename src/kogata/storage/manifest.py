@@ -1,8 +1,8 @@
-"""The manifest of a file as few bytes: entries are JSON, their numbers lie in columns. ``docs/format.md`` has the layout.
+"""A compact encoding of the manifest: JSON entries with their numbers stored in columns. ``docs/format.md`` has the layout.
 
-Layers of a network are described by entries that differ in numbers only. What is left of an entry when its numbers are taken
-out is its pattern; each pattern is written once, and the numbers of all entries of a pattern side by side, position by
-position, as differences. Equal layers then give columns of zeros, which DEFLATE packs into next to nothing.
+Entries for similar layers differ only in numbers. An entry without its numbers is a pattern. Each pattern is written once; the
+numbers of all entries with this pattern follow column by column, as differences. Equal layers then give columns of zeros, which
+DEFLATE compresses very well.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from kogata.coding.coder import read_varint, write_varint
 from kogata.errors import UsageError
 
 Entry = list[Any]
-MAX_MANIFEST = 16 << 20  # bytes once inflated: far above a model of ten thousand weights
-MAX_EXPANDED = 64 << 20  # bytes of the patterns of all entries together: one byte may repeat a pattern of any length
-MAX_NUMBER = 1 << 53  # numbers are smaller in magnitude, so that a reader may hold them as doubles
+MAX_MANIFEST = 16 << 20  # largest inflated size in bytes; far above that of a model with ten thousand weights
+MAX_EXPANDED = 64 << 20  # largest total length of all entries; a single byte can repeat a long pattern
+MAX_NUMBER = 1 << 53  # numbers must be smaller in magnitude, so that readers may store them as doubles
 
 
 def write_manifest(entries: Sequence[Entry]) -> bytes:
-    """The entries as DEFLATE-compressed bytes. Raises UsageError for values that are not JSON or no whole numbers."""
+    """The entries as DEFLATE-compressed bytes. Raises UsageError for values that are not JSON, and for non-integer numbers."""
     kinds: dict[str, int] = {}
     which: list[int] = []
-    numbers: list[list[list[int]]] = []  # by pattern, the numbers of each entry
+    numbers: list[list[list[int]]] = []  # for each pattern, the numbers of each of its entries
     for entry in entries:
         found: list[int] = []
         try:
@@ -52,9 +52,9 @@ def write_manifest(entries: Sequence[Entry]) -> bytes:
 
 
 def read_manifest(data: bytes) -> Iterator[Entry]:
-    """Reverse :func:`write_manifest`, one entry at a time.
+    """The inverse of :func:`write_manifest`; yields one entry at a time.
 
-    Raises ValueError, or another error of a malformed file, when ``data`` is damaged.
+    Raises ValueError, or another error that malformed JSON causes, when ``data`` is damaged.
     """
     body = inflated(data, -zlib.MAX_WBITS)
     size, at = read_varint(body, 0)
@@ -90,7 +90,7 @@ def read_manifest(data: bytes) -> Iterator[Entry]:
 
 
 def inflated(data: bytes, window: int) -> bytes:
-    """The whole of a DEFLATE stream, at most ``MAX_MANIFEST`` bytes; ``window`` as in :func:`zlib.decompressobj`."""
+    """Inflate a whole DEFLATE stream of at most ``MAX_MANIFEST`` bytes; ``window`` is that of :func:`zlib.decompressobj`."""
     inflater = zlib.decompressobj(window)
     text = inflater.decompress(data, MAX_MANIFEST)
     if inflater.unconsumed_tail or not inflater.eof:
@@ -104,7 +104,7 @@ _NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
 
 
 def pieces(name: str) -> list[str | int]:
-    """A name cut at its numbers, so that names of like layers share a pattern; joined, the pieces are the name.
+    """Split a name at its numbers, so that names of similar layers share a pattern.
 
     >>> pieces("blocks.12.bn1.bias")
     ['blocks.', 12, '.bn', 1, '.bias']
@@ -114,9 +114,9 @@ def pieces(name: str) -> list[str | int]:
 
 
 def joined(parts: Sequence[object]) -> str:
-    """Reverse :func:`pieces`. Raises ValueError for anything but text and numbers."""
+    """The inverse of :func:`pieces`. Raises ValueError for anything but text and integers."""
     if not isinstance(parts, list) or any(type(part) not in (str, int) for part in parts):
-        raise ValueError(f"{str(parts)[:80]} is no name")
+        raise ValueError(f"{str(parts)[:80]} is not a name")
     return "".join(map(str, parts))
 
 
@@ -126,7 +126,7 @@ def _deflated(data: bytes) -> bytes:
 
 
 def _column(body: bytes, at: int, count: int) -> tuple[list[int], int]:
-    """So many numbers, stored as differences, and where the next column begins."""
+    """Decode a column of ``count`` numbers, stored as differences; return it and the offset of the next column."""
     column: list[int] = []
     value = 0
     for _ in range(count):
@@ -139,7 +139,7 @@ def _column(body: bytes, at: int, count: int) -> tuple[list[int], int]:
 
 
 def _without_numbers(value: Any, found: list[int]) -> Any:
-    """The value with 0 for each number; the numbers go to ``found``, in the order of the text."""
+    """The value with each number replaced by 0; the numbers are appended to ``found`` in the order of the text."""
     if isinstance(value, int) and not isinstance(value, bool):
         if not -MAX_NUMBER < value < MAX_NUMBER:
             raise ValueError(f"the number {value} is not below 2**53 in magnitude")
@@ -155,7 +155,7 @@ def _without_numbers(value: Any, found: list[int]) -> Any:
 
 
 def _with_numbers(value: Any, numbers: Iterator[int]) -> Any:
-    """Reverse :func:`_without_numbers`."""
+    """The inverse of :func:`_without_numbers`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return next(numbers)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Read a ``.kogata`` file: nothing in it is executed, and every size is checked before memory is reserved."""
+"""Read a ``.kogata`` file. Nothing in it is executed, and every size is checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _QUANTIZERS = {quantizer.TAG: quantizer for quantizer in QUANTIZERS}
 
 
 def read_file(path: Path, *, forms: Sequence[type[Form]] = ()) -> Artifact:
-    """Read and check a file; ``forms`` are classes of other packages that it may hold.
+    """Read and check a file. ``forms`` are form classes of other packages that it may hold.
 
-    Raises FileFormatError when it is missing, damaged, too new or too large, or holds a form that is not known; UsageError when
-    one of ``forms`` has no tag of its own.
+    Raises FileFormatError when the file is missing, damaged, too new, too large, or holds an unknown form. Raises UsageError
+    when one of ``forms`` has no tag or shares its tag with another form.
     """
     known = _known(forms)
     try:
@@ -55,11 +55,11 @@ def read_file(path: Path, *, forms: Sequence[type[Form]] = ()) -> Artifact:
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, zlib.error, struct.error, RecursionError) as error:
-        raise FileFormatError(f"{path}: is damaged or no .kogata file: {type(error).__name__}: {error}.") from None
+        raise FileFormatError(f"{path}: is damaged or not a .kogata file: {type(error).__name__}: {error}.") from None
 
 
 def _known(forms: Sequence[type[Form]]) -> dict[str, type[Form]]:
-    """Forms by their tags."""
+    """All known form classes by tag."""
     known = {form.TAG: form for form in FORMS}
     for form in forms:
         if not form.TAG or known.setdefault(form.TAG, form) is not form:
@@ -68,7 +68,7 @@ def _known(forms: Sequence[type[Form]]) -> dict[str, type[Form]]:
 
 
 class _Reader:
-    """Parses one file held in memory."""
+    """Parses one file in memory."""
 
     def __init__(self, path: Path, data: bytes, known: Mapping[str, type[Form]]) -> None:
         self.path, self.known = path, known
@@ -100,7 +100,7 @@ class _Reader:
         self.providers = dict[str, str]()
 
     def artifact(self) -> Artifact:
-        """Everything in the file, in the order it was written."""
+        """Decode the whole file."""
         for entry in self.entries:
             self._read(entry)
         graph = None
@@ -118,7 +118,7 @@ class _Reader:
         )  # fmt: skip
 
     def _read(self, entry: Entry) -> None:
-        """Take one entry of the manifest, and the planes it declares."""
+        """Process one entry of the manifest and decode the planes that it declares."""
         match entry:
             case ["weight", [first, *others], node]:
                 names = tuple(self._name(name) for name in (first, *others))
@@ -165,7 +165,7 @@ class _Reader:
         return kind.restore(header, arrays, forms)
 
     def _unknown(self, tag: str, site: str) -> str:
-        """What to do about a form that neither Kogata nor the caller knows."""
+        """The error message for a form that is neither Kogata's nor among ``forms``; it says what to do."""
         said = f"{site} has a form with the tag {str(tag)[:80]!r}, which kogata {__version__} does not know"
         if tag not in self.providers:
             return f"{said}. Upgrade kogata, or get the file again."

@@ -1,4 +1,4 @@
-"""Manifests of schema 1, as the entries that they would be today. ``docs/format.md`` lists what was different."""
+"""Convert manifests of schema 1 to entries of the current schema. ``docs/format.md`` lists the differences."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kogata.storage.manifest import Entry, inflated, pieces
 
 
 def entries_of(data: bytes, rest: int) -> list[Entry]:
-    """The entries of a deflated manifest, ``rest`` bytes before the end of its file.
+    """The entries of a deflated manifest; ``rest`` is the number of bytes that follow it in the file.
 
-    Raises KeyError, TypeError or ValueError, when the manifest is damaged.
+    Raises KeyError, TypeError or ValueError when the manifest is damaged.
     """
     manifest = cast("Mapping[str, Any]", json.loads(inflated(data, zlib.MAX_WBITS)))
     sites = cast("Sequence[Any]", manifest["sites"])
@@ -24,7 +24,7 @@ def entries_of(data: bytes, rest: int) -> list[Entry]:
         settings = {key: value for key, value in header.items() if key != "kind"}
         entries.append(["quantizer", pieces(path), header["kind"], settings])
     entries += [["kept", pieces(path), places] for path, places in manifest.get("kept", {}).items()]
-    if "graph" in manifest:  # its bytes are all that follow the planes
+    if "graph" in manifest:  # the graph fills the rest of the file after the planes
         numbers = {str(names[0]): number for number, (names, _) in enumerate(sites)}
         entries.append(["graph", rest - sum(_lengths(entries))])
         for name, (site, path, transposed) in manifest["graph"].items():

@@ -1,4 +1,4 @@
-"""Write a model as a ``.kogata`` file: the same model gives the same bytes."""
+"""Write a model as a ``.kogata`` file. The same model always gives the same bytes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from kogata.system.atomic import writing
 
 
 def pack(model: nn.Module, graph: EngineGraph | None = None, coders: tuple[Coder, ...] = CODERS) -> PackedFile:
-    """The model as the bytes of a file; each plane by the one of ``coders`` that needs the fewest.
+    """Encode the model as the bytes of a file. Each plane uses the one of ``coders`` that gives the fewest bytes.
 
-    Raises UsageError while the model is still in training under a method, and for a form without a tag of its own.
+    Raises UsageError while the model is still wrapped for training by a method, and for a form without a unique tag.
     """
     writer, entries = _Writer(coders), list[Entry]()
     sites, buffers = sites_of(model), buffers_of(model)
@@ -50,7 +50,7 @@ def pack(model: nn.Module, graph: EngineGraph | None = None, coders: tuple[Coder
 
 
 class _Writer:
-    """Codes planes, and keeps their bytes in order."""
+    """Encodes planes and collects their bytes in order."""
 
     def __init__(self, coders: tuple[Coder, ...]) -> None:
         self.coders, self.blobs, self.stored = coders, list[bytes](), list[Stored]()
@@ -80,9 +80,9 @@ class _Writer:
 
 
 def foreign_forms(model: nn.Module) -> tuple[type[Form], ...]:
-    """The classes of forms in the model that are not Kogata's own: what :func:`kogata.load` needs to be given.
+    """The form classes of other packages in the model, as :func:`kogata.load` needs them.
 
-    Raises UsageError for one that has no tag, or the tag of another.
+    Raises UsageError for a class without a tag or with the tag of another class.
     """
     known = {form.TAG: form for form in FORMS}
     found: dict[str, type[Form]] = {}
@@ -90,16 +90,16 @@ def foreign_forms(model: nn.Module) -> tuple[type[Form], ...]:
         for _, form in nodes(form_at(model, site)):
             kind = type(form)
             if not kind.TAG:
-                raise UsageError(f"{site.name}: the form {kind.__name__} has no TAG; one that is stored needs it.")
+                raise UsageError(f"{site.name}: the form {kind.__name__} has no TAG; a form needs one to be stored.")
             if (other := known.setdefault(kind.TAG, kind)) is not kind:
-                raise UsageError(f"{site.name}: the forms {kind.__name__} and {other.__name__} have one TAG, {kind.TAG!r}.")
+                raise UsageError(f"{site.name}: the forms {kind.__name__} and {other.__name__} share the TAG {kind.TAG!r}.")
             if kind not in FORMS:
                 found[kind.TAG] = kind
     return tuple(found.values())
 
 
 def _graph_entries(graph: EngineGraph, tensors: Sequence[str]) -> list[Entry]:
-    """The graph's length and, for each initializer taken out of it, the tensor that it equals, by number."""
+    """The length of the graph and, for each initializer removed from it, the number of the tensor with its values."""
     numbers = {name: number for number, name in enumerate(tensors)}
     entries: list[Entry] = [["graph", len(graph.data)]]
     for name, (tensor, path, transposed) in graph.bindings.items():
@@ -109,14 +109,21 @@ def _graph_entries(graph: EngineGraph, tensors: Sequence[str]) -> list[Entry]:
 
 
 def write_file(path: Path, packed: PackedFile) -> None:
-    """Write the file whole or not at all."""
+    """Write the file atomically."""
     with writing(path) as file:
         file.write(packed.data)
 
 
 def save(model: nn.Module, path: Path | str) -> None:
-    """Write a model as a file, forms and all, without an engine graph: what :func:`load` reads.
+    """Write a model with its forms as a ``.kogata`` file, without an engine graph. :func:`kogata.load` reads it.
 
-    Raises UsageError while the model is still in training under a method, DataError when the file cannot be written.
+    Raises UsageError while the model is still wrapped for training by a method, and DataError when the file cannot be written.
+
+    >>> import tempfile, torch, kogata
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kogata.save(torch.nn.Linear(64, 64), f"{folder}/net.kogata")
+    ...     Path(folder, "net.kogata").stat().st_size > 0
+    True
     """
     write_file(Path(path), pack(model))

@@ -1,6 +1,6 @@
-"""The contract tests, for methods and forms of other packages.
+"""Contract tests for methods and forms, usable by other packages.
 
-With pytest, a package tests its own method like this:
+A package tests its own method like this:
 
 >>> from pathlib import Path
 >>> from tempfile import TemporaryDirectory
@@ -12,7 +12,8 @@ With pytest, a package tests its own method like this:
 >>> with TemporaryDirectory() as folder:
 ...     checks[0](Path(folder))
 
-``@pytest.mark.parametrize("check", method_checks(MyMethod()), ids=str)`` makes a test of each. They raise AssertionError.
+With pytest, ``@pytest.mark.parametrize("check", method_checks(MyMethod()), ids=str)`` makes a test of each check. Checks raise
+AssertionError.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ __all__ = ["MODELS", "Check", "form_checks", "method_checks"]
 
 @dataclass(frozen=True)
 class Check:
-    """One check, to be called with an empty folder that it may write to. Raises AssertionError with what is wrong."""
+    """One check. Call it with an empty folder that it may write to; it raises AssertionError that says what is wrong."""
 
     name: str
     run: Callable[[Path], None]
 
     def __call__(self, folder: Path) -> None:
-        """Run it."""
+        """Run the check."""
         self.run(folder)
 
     def __str__(self) -> str:
@@ -50,15 +51,15 @@ def method_checks(
 ) -> list[Check]:
     """Every check of the contract for a method with its settings, on each of the ``models`` (names of :data:`MODELS`).
 
-    ``refuses`` names the models that the method must refuse, each with a regular expression for the reason:
-    that it refuses, and the message, are checked instead.
+    ``refuses`` names the models that the method must refuse, each with a regular expression for the reason. For these the
+    refusal and its message are checked instead.
 
-    :raises KeyError: a name is none of :data:`MODELS`.
+    :raises KeyError: when a name is not in :data:`MODELS`.
     """
     refuses = {} if refuses is None else refuses
     subject, found = methods.Subject(method), list[Check]()
     for model in models:
-        MODELS[model]  # KeyError tells an unknown name before any test runs
+        MODELS[model]  # raises KeyError for an unknown name before any check runs
         if model in refuses:
             found.append(Check(f"refusal_says_why[{model}]", _refusal(method, model, refuses[model])))
         else:
@@ -67,7 +68,7 @@ def method_checks(
 
 
 def form_checks(make: Callable[[], Form]) -> list[Check]:
-    """Every check of the contract for a form; ``make`` returns a new one, small and with float32 leaves, at each call.
+    """Every check of the contract for a form. ``make`` returns a new, small form with float32 leaves at each call.
 
     >>> import torch
     >>> from kogata.forms import Codebook

@@ -1,4 +1,4 @@
-"""Comparisons. Each asserts; none uses a cosine, which a wrong scale would pass."""
+"""Comparisons that raise AssertionError. None uses a cosine similarity, which would not detect a wrong scale."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kogata.storage.write import foreign_forms, pack, write_file
 
 
 def assert_near(found: object, wanted: object, tolerance: float) -> None:
-    """Every tensor of two outputs, by ‖found − wanted‖ ≤ tolerance · ‖wanted‖."""
+    """Assert ‖found − wanted‖ ≤ tolerance · ‖wanted‖ for every tensor of two outputs."""
     ours, theirs = ([tensor.detach().double() for tensor in tensors(value)] for value in (found, wanted))
     assert [t.shape for t in ours] == [t.shape for t in theirs]
     assert ours
@@ -32,7 +32,7 @@ def assert_near(found: object, wanted: object, tolerance: float) -> None:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every site's dense weight, in the dtype the layer sees."""
+    """The dense weight of every site, in the dtype that the layer uses."""
     found: dict[str, Tensor] = {}
     for site in sites_of(model):
         for name in (site.name, *site.aliases):
@@ -48,7 +48,7 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
 
 
 def assert_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Two sets of tensors, bit for bit, with their dtypes."""
+    """Assert that two sets of tensors are equal bit for bit and have the same dtypes."""
     assert found.keys() == wanted.keys()
     assert found
     for name, tensor in wanted.items():
@@ -57,7 +57,7 @@ def assert_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:
-    """Everything of a model that must not change: tensors, their identity, classes, forms, modes."""
+    """Everything in a model that must not change: values and identity of tensors, classes, forms, training modes."""
     state = model.state_dict(keep_vars=True)
     return {
         "values": {name: tensor.detach().clone() for name, tensor in state.items()},
@@ -70,7 +70,7 @@ def snapshot(model: nn.Module) -> dict[str, object]:
 
 
 def assert_untouched(model: nn.Module, before: Mapping[str, object]) -> None:
-    """A model is as its snapshot says."""
+    """Assert that a model still equals its snapshot."""
     now = snapshot(model)
     values, wanted = now.pop("values"), before["values"]
     assert isinstance(values, dict)
@@ -85,13 +85,13 @@ def batch_of(job: Job) -> tuple[Any, Any]:
 
 
 def output(job: Job, model: nn.Module) -> Any:
-    """What a model makes of the first calibration batch."""
+    """The output of a model for the first calibration batch."""
     with evaluating(model):
         return call(model, batch_of(job)[0])
 
 
 def through_file(job: Job, model: nn.Module, folder: Path) -> nn.Module:
-    """The model after pack → write → load into a copy of the original that has other values everywhere."""
+    """The model after pack → write → load into a copy of the original in which all values were zeroed."""
     fresh = surgery.clone(job.reference, share=False)
     with torch.no_grad():
         for tensor in (*fresh.parameters(), *fresh.buffers()):
@@ -102,10 +102,10 @@ def through_file(job: Job, model: nn.Module, folder: Path) -> nn.Module:
 
 
 def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:
-    """What was pruned is still zero, and what was shared is still shared, in every part of every weight's tree.
+    """Assert that pruned entries are still zero and shared entries still equal, in every form of every weight.
 
-    Both are looked for in the numbers that the node at the same place in ``after`` gives. A weight whose shape changed had no
-    form to keep. Layers that were dropped are left away.
+    The values are those of the form at the same path in ``after``. A weight with a changed shape must have had no form. Removed
+    layers are ignored.
     """
     before = surgery.clone(before)
     for path, places in depth.shortened(after).items():
@@ -118,9 +118,9 @@ def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:
         trees = dict(nodes(form_at(after, site)))
         for path, node in nodes(form_at(before, site)):
             if isinstance(node, Dense | Product | Sum):
-                continue  # what they hold is looked at itself
+                continue  # their parts are checked by themselves
             was, now = node.dense().detach().double(), trees[path].dense().detach().double()
-            if isinstance(node, Masked | Affine):  # a zero of another form is a value like any other
+            if isinstance(node, Masked | Affine):  # in other forms a zero is an ordinary value
                 assert float(now[was == 0].abs().sum()) == 0, f"{site.name} {path}: pruned entries came back"
             if isinstance(node, Codebook):
                 assert_shared(node.index.flatten().long(), now.flatten(), f"{site.name} {path}")
@@ -131,6 +131,6 @@ def assert_structure_kept(before: nn.Module, after: nn.Module) -> None:
 
 
 def assert_shared(index: Tensor, values: Tensor, where: str) -> None:
-    """All entries of one index have one value."""
+    """Assert that all entries with the same index have the same value."""
     low = values.new_full((int(index.max()) + 1,), float("inf")).scatter_reduce(0, index, values, "amin")
     assert torch.equal(low[index], values), f"{where}: shared entries drifted apart"

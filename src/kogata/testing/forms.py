@@ -1,6 +1,6 @@
-"""The contract that every form keeps: it is rebuilt from what it stores, trains, and refuses parts that do not fit.
+"""The contract of every form: it can be rebuilt from its stored parts, it is trainable, and it refuses parts that do not fit.
 
-A form of another package runs the checks by :func:`kogata.testing.form_checks`.
+Other packages run these checks by :func:`kogata.testing.form_checks`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from kogata.network.sites import form_at, sites_of
 from kogata.storage.load import load
 from kogata.storage.write import foreign_forms, save
 
-REFUSALS = (ValueError, KeyError, TypeError)  # what restore() may raise, and nothing else
+REFUSALS = (ValueError, KeyError, TypeError)  # the only exceptions that restore() may raise
 
 
 def rebuilt(form: Form) -> Form:
-    """The form from its header (through JSON), its coded planes and its parts alone."""
+    """The form rebuilt from its header (through JSON), its coded planes and its parts alone."""
     arrays = {name: decode(encode(plane).data, plane.spec) for name, plane in form.planes().items()}
     header = json.loads(json.dumps(form.header()))
     return type(form).restore(header, arrays, {name: rebuilt(part) for name, part in form.parts().items()})
 
 
 def is_rebuilt_bit_for_bit(make: Callable[[], Form], folder: Path) -> None:
-    """Header, planes and parts give the same tensor, shape, roles and size."""
+    """The form rebuilt from header, planes and parts has the same tensor, shape, roles and size."""
     form = make()
     twin = rebuilt(form)
     assert torch.equal(twin.dense(), form.dense()), "the rebuilt form gives another tensor"
@@ -45,13 +45,13 @@ def is_rebuilt_bit_for_bit(make: Callable[[], Form], folder: Path) -> None:
 
 
 def only_leaves_hold_parameters(make: Callable[[], Form], folder: Path) -> None:
-    """All parameters belong to Dense leaves: a method could not reach others."""
+    """All parameters belong to Dense leaves, because methods reach no others."""
     form = make()
     assert {id(p) for p in form.parameters()} == {id(leaf.values) for _, leaf in form.leaves()}, "a node has a parameter"
 
 
 def gradients_are_exact(make: Callable[[], Form], folder: Path) -> None:
-    """``dense()`` is differentiable in every leaf: its gradients are those of finite differences, in float64."""
+    """``dense()`` is differentiable in every leaf: gradients match finite differences in float64."""
     form = make().double()
     names = [name for name, _ in form.named_parameters()]
 
@@ -87,7 +87,7 @@ def holds_a_weight_through_a_file(make: Callable[[], Form], folder: Path) -> Non
 
 
 def refuses_what_does_not_fit(make: Callable[[], Form], folder: Path) -> None:
-    """Hostile headers, planes and parts raise ValueError, KeyError or TypeError, as :meth:`Form.restore` says; never more."""
+    """Invalid headers, planes and parts raise only the errors that :meth:`Form.restore` documents."""
     form = make()
     header = json.loads(json.dumps(form.header()))
     arrays = {name: plane.array for name, plane in form.planes().items()}

@@ -1,7 +1,7 @@
-"""The contract that every method keeps: what it must not change, what must become smaller, what a file must give back.
+"""The contract of every method: what it must not change, what must become smaller, and what a file must preserve.
 
-Each check takes a :class:`Subject`, a method with its results on the models of :mod:`kogata.testing.models`, and the name of a
-model. A method of another package runs them by :func:`kogata.testing.method_checks`.
+Each check takes a :class:`Subject`, which holds a method and its results on the models of :mod:`kogata.testing.models`, and the
+name of a model. Other packages run the checks by :func:`kogata.testing.method_checks`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from kogata.testing.models import HALF, job_of
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
-    """A job of its own, snapshots of its models before the method, and the job that the method returned."""
+    """A job, snapshots of its models before the method ran, and the job that the method returned."""
 
     given: Job
     model: Mapping[str, object]
@@ -48,14 +48,14 @@ class Trial:
 
 
 class Subject:
-    """A method under test, which is tried once on each model however many checks look at the result."""
+    """A method under test. It runs once on each model, and all checks share the result."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
         self._trials: dict[str, Trial] = {}
 
     def trial(self, model: str) -> Trial:
-        """The method on the model that is called so."""
+        """The result of the method on the model with this name."""
         if model not in self._trials:
             job = job_of(model)
             before, reference = snapshot(job.model), snapshot(job.reference)
@@ -64,13 +64,13 @@ class Subject:
 
 
 def replaced(job: Job) -> list[str]:
-    """The sites that the last step changed; those that are gone are not among them."""
+    """The sites that the method changed, without those that it removed."""
     left = {site.name for site in sites_of(job.model)}
     return [row.site for row in job.ledger if not row.note and row.site in left]
 
 
 def input_job_is_untouched(subject: Subject, model: str, folder: Path) -> None:
-    """The job that a method is given keeps its tensors, classes, modes, forms and ledger."""
+    """A method does not change the tensors, classes, modes, forms and ledger of the job that it is given."""
     trial = subject.trial(model)
     assert_untouched(trial.given.model, trial.model)
     assert_untouched(trial.given.reference, trial.reference)
@@ -78,16 +78,16 @@ def input_job_is_untouched(subject: Subject, model: str, folder: Path) -> None:
 
 
 def same_job_same_bytes(subject: Subject, model: str, folder: Path) -> None:
-    """Run twice on the same job, the method leaves models that make the same file."""
+    """Two runs on equal jobs give models with the same file."""
     again = subject.method.apply(job_of(model))
     assert pack(subject.trial(model).after.model).data == pack(again.model).data, "the second run gave other bytes"
 
 
 def becomes_smaller(subject: Subject, model: str, folder: Path) -> None:
-    """A weight method makes the file smaller, and its ledger says which weights; other methods leave it no larger."""
+    """A weight method makes the file smaller, and the ledger names the weights. Other methods do not make it larger."""
     job, start = subject.trial(model).after, subject.trial(model).given
     if not isinstance(subject.method, WeightMethod):
-        scales = len(list(quantizers_of(job.model)))  # each costs a number
+        scales = len(list(quantizers_of(job.model)))  # each adds one stored number
         assert model_bits(job.model) <= model_bits(start.model) + 32 * scales, "the model needs more bits than before"
         return
     assert model_bits(job.model) < model_bits(start.model), "the model needs no fewer bits than before"
@@ -98,24 +98,24 @@ def becomes_smaller(subject: Subject, model: str, folder: Path) -> None:
 
 
 def ledger_says_the_error(subject: Subject, model: str, folder: Path) -> None:
-    """``predicted`` of each row is the relative squared error of the dense weight; a weight with a note is as it was."""
+    """``predicted`` in each row is the relative squared error of the weight; a weight with a note is unchanged."""
     if not isinstance(subject.method, WeightMethod):
         return
     before, after = weights(subject.trial(model).given.model), weights(subject.trial(model).after.model)
     for row in subject.trial(model).after.ledger:
         if row.note:
-            assert torch.equal(before[row.site], after[row.site]), f"{row.site}: left alone, says its note, but changed"
+            assert torch.equal(before[row.site], after[row.site]), f"{row.site}: has a note, but it changed"
             continue
         weight = before[row.site].double()
         error = float((after[row.site].double() - weight).square().sum() / weight.square().sum())
-        slack = 1e-5 if before[row.site].dtype == torch.float32 else 2e-2  # the layer rounds once more
+        slack = 1e-5 if before[row.site].dtype == torch.float32 else 2e-2  # in half precision the layer rounds once more
         assert row.predicted is not None, f"{row.site}: the ledger has no error"
-        assert row.loss is None, f"{row.site}: a loss was measured, for which nobody asked"
-        assert abs(row.predicted - error) <= max(slack * error, 1e-4), f"{row.site}: {row.predicted}, really {error}"
+        assert row.loss is None, f"{row.site}: a loss was measured although the job does not ask for it"
+        assert abs(row.predicted - error) <= max(slack * error, 1e-4), f"{row.site}: predicted {row.predicted}, found {error}"
 
 
 def file_gives_back_every_bit(subject: Subject, model: str, folder: Path) -> None:
-    """What is loaded from the file has the same weights, the same outputs, and makes the same file."""
+    """The model loaded from the file has the same weights and outputs, and gives the same file."""
     job = subject.trial(model).after
     loaded = through_file(job, job.model, folder)
     assert_equal(weights(loaded), weights(job.model))
@@ -125,7 +125,7 @@ def file_gives_back_every_bit(subject: Subject, model: str, folder: Path) -> Non
 
 
 def state_dict_round_trip(subject: Subject, model: str, folder: Path) -> None:
-    """PyTorch's own state dict carries everything that the forms hold."""
+    """PyTorch's state dict contains everything that the forms hold."""
     job = subject.trial(model).after
     twin = surgery.clone(job.model, share=False)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def state_dict_round_trip(subject: Subject, model: str, folder: Path) -> None:
 
 
 def training_changes_every_replaced_weight(subject: Subject, model: str, folder: Path) -> None:
-    """Gradients reach a leaf of every weight that the method replaced, and a step of an optimizer changes the weight."""
+    """Gradients reach a leaf of every replaced weight, and a step of an optimizer changes the weight."""
     job = subject.trial(model).after
     twin = surgery.clone(job.model, share=False).train()
     before = weights(twin)
@@ -153,7 +153,7 @@ def training_changes_every_replaced_weight(subject: Subject, model: str, folder:
 
 
 def recovery_keeps_the_structure(subject: Subject, model: str, folder: Path) -> None:
-    """Training afterwards keeps zeros zero and shared entries shared. float16 models cannot be trained."""
+    """Training afterwards keeps pruned entries zero and shared entries equal. float16 models cannot be trained."""
     if model == HALF:
         return
     job = subject.trial(model).after
@@ -164,7 +164,7 @@ def recovery_keeps_the_structure(subject: Subject, model: str, folder: Path) -> 
 
 
 def plain_and_lowered_models_agree(subject: Subject, model: str, folder: Path) -> None:
-    """The plain model and the lowered one hold no forms, and give the outputs of the model with forms."""
+    """The plain and the lowered model have no forms and the same outputs as the model with forms."""
     job = subject.trial(model).after
     tolerance = 1e-5 if next(job.model.parameters()).itemsize >= 4 else 3e-2
     for made in (surgery.plain(job.model), lower(job.model)):
@@ -173,7 +173,7 @@ def plain_and_lowered_models_agree(subject: Subject, model: str, folder: Path) -
 
 
 def refusal_says_why(method: Method, model: str, reason: str) -> None:
-    """The method raises NotApplicable on this model; its message has the method's name and matches the regex ``reason``."""
+    """The method raises NotApplicable on this model, with its name and the regular expression ``reason`` in the message."""
     name, message = type(method).ABOUT.name, None
     try:
         method.apply(job_of(model))

@@ -1,4 +1,4 @@
-"""Small models of every kind that the contract must hold on, each with a task to run it."""
+"""Small models of every supported kind, on which the contract is checked, each with a task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HALF = "float16"  # the model that cannot be trained
 
 
 class ConvNet(nn.Module):
-    """Convolution, batch normalization, linear layers."""
+    """Convolutions, batch normalization and linear layers."""
 
     def __init__(self, convolution: type[nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class ConvNet(nn.Module):
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A user's own layer: pads by itself, more on the right as other frameworks do, and reads its own weight."""
+    """A user-defined layer that pads its input itself, asymmetrically, and uses its weight directly."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.conv2d(functional.pad(input, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
 
 
 class Attention(nn.Module):
-    """A transformer layer and a bare attention layer, whose joint projection is no layer's weight."""
+    """A transformer layer and an attention layer. The joint projection of the latter is not the weight of a layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
 
 class Words(nn.Module):
-    """An embedding, averaged; with ``tied`` the output layer has the embedding's weight."""
+    """The mean of embeddings, and a linear layer. With ``tied``, the linear layer shares the weight of the embedding."""
 
     def __init__(self, *, tied: bool) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Words(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks in a row that are alike."""
+    """A stack of equal blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,11 @@ MODELS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 
 def job_of(name: str, **task: Any) -> Job:
-    """A new job on the model called ``name``, the same every time; ``task`` overrides fields of the task."""
+    """A new job on the model ``name`` of :data:`MODELS`, with the same values each time; ``task`` overrides fields of its task.
+
+    >>> job_of("conv").task.name
+    'conv'
+    """
     with torch.random.fork_rng():
         torch.manual_seed(1)
         build, inputs = MODELS[name]
@@ -124,7 +128,7 @@ def job_of(name: str, **task: Any) -> Job:
 
 
 def _spread(model: nn.Module) -> None:
-    """Biases and normalization layers start at zeros and ones, which would hide a lost or swapped one."""
+    """Give biases and normalization layers random values. Their initial zeros and ones would hide a lost or swapped tensor."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.get_buffer("running_mean"), -0.3, 0.3)

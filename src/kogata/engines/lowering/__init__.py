@@ -1,1 +1,1 @@
-"""Lowering: from a weight's form to plain layers that are cheaper in one engine."""
+"""Lowering: replace layers with forms by ordinary layers that are cheaper in a given engine."""

@@ -1,4 +1,4 @@
-"""Lowering that is checked: cheaper layers only where the model still computes the same."""
+"""Checked lowering: cheaper layers are used only where the outputs of the model stay the same."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kogata.network import surgery
 from kogata.network.batch import call, evaluating, output_error, take
 
 log = logging.getLogger("kogata")
-TOLERANCE = 1e-5  # relative squared error of the outputs; rounding alone stays far below
+TOLERANCE = 1e-5  # largest relative squared error of the outputs; that of rounding is far smaller
 
 
 def lowered(model: nn.Module, inputs: Any, costs: Costs, rules: Rules = RULES) -> nn.Module:
-    """``lower(model, costs, rules)``, in evaluation mode, save that a layer stays dense where the model's own code needs it so.
+    """``lower(model, costs, rules)`` in evaluation mode, except that layers stay dense where the model's code requires it.
 
-    Code that reads ``self.layer.weight`` past the layer's forward, for example, fails with other layers in its place. The
-    outputs for the first row of ``inputs``, a batch, are compared with those of the dense model. Where they differ, each layer
-    is tried by itself, and those that fail stay dense; where no single layer is to blame, all do. A warning in the log names
-    them, with the reason.
+    For example, code that reads ``self.layer.weight`` directly fails with other layers in its place. The outputs for the first
+    sample of ``inputs``, a batch, are compared with those of the dense model. If they differ, each layer is tried alone, and
+    those that fail stay dense. If no single layer is the cause, all layers stay dense. A warning in the log names them and the
+    reason.
     """
     layers, dense, sample = cheaper_layers(model, costs, rules), surgery.plain(model).eval(), take(inputs, 1)
     if not layers:
@@ -34,7 +34,7 @@ def lowered(model: nn.Module, inputs: Any, costs: Costs, rules: Rules = RULES) -
         def failure(candidate: nn.Module) -> str:
             try:
                 error = float(output_error(call(candidate, sample), wanted))
-            except Exception as raised:  # whatever the user's forward raises
+            except Exception as raised:  # the user's forward may raise anything
                 return f"{type(raised).__name__}: {raised}"
             return "" if error <= TOLERANCE else f"its outputs differ by {error:.1e}"
 
@@ -46,10 +46,10 @@ def lowered(model: nn.Module, inputs: Any, costs: Costs, rules: Rules = RULES) -
         failed = {path: why for path, why in alone.items() if why}
         if failed and not failure(good):
             for path, why in failed.items():
-                log.warning("lower: %s stays dense, because with cheaper layers in its place the model fails: %s", path, why)
+                log.warning("lower: %s stays dense, because the model fails with cheaper layers in its place: %s", path, why)
             return good
     log.warning(
-        "lower: %s keeps all its dense layers (%s could be cheaper), because with cheaper ones it fails: %s",
+        "lower: %s keeps all its dense layers (%s could be cheaper), because it fails with cheaper ones: %s",
         type(model).__name__, ", ".join(path or "itself" for path in layers), reason,
     )  # fmt: skip
     return dense

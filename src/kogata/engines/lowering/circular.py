@@ -1,16 +1,16 @@
-"""Products with circulant blocks of b = 2^k numbers: circular convolution of real vectors, a row of inputs at a time.
+"""Products with circulant blocks of size b = 2^k, by circular convolution of real vectors, one row of inputs at a time.
 
-Polynomials modulo x^b − 1 are split until each factor is linear (the fast Fourier transform as ring maps: Bernstein,
-"Multidigit multiplication for mathematicians", 2001):
+Polynomials modulo x^b − 1 are split recursively until each factor is linear. This is the fast Fourier transform as ring maps
+(Bernstein, "Multidigit multiplication for mathematicians", 2001):
     R[x]/(x^b − 1)  →  R[x]/(x^(b/2) − 1)  ×  R[x]/(x^(b/2) + 1)
     R[x]/(x^(2m) + 1)  =  C[x]/(x^m − i)
     C[x]/(x^(2m) − s²)  →  C[x]/(x^m − s)  ×  C[x]/(x^m + s)
-so a product is two splits, a multiplication factor by factor, and a join. The order of the factors does not matter, so nothing
-is reordered; real input costs half of complex; and a polynomial has one constant s, so the inner loops run over neighbours.
-PyTorch plans its transforms anew at each call, which one row pays most for.
+A product therefore consists of two splits, a multiplication factor by factor, and a join. The order of the factors does not
+matter, so no reordering is needed. Real input costs half as much as complex input. Each polynomial has a single constant s, so
+the inner loops access contiguous memory. PyTorch's FFT has a large overhead for each call, which dominates for a single row.
 
-A split vector holds, for each m = 1, 2, 4 … b/2, the factors of x^m + 1 at [m, 2m): real parts, then imaginary ones. Several
-vectors are split at once: where one has a number they have ``width`` numbers side by side, one of each vector.
+A split vector holds, for each m = 1, 2, 4 … b/2, the factors of x^m + 1 at [m, 2m): real parts, then imaginary parts. Several
+vectors can be split at once; they are interleaved, with ``width`` numbers, one of each vector, at each position.
 """
 
 # numba's decorators are untyped
@@ -26,9 +26,9 @@ Floats = NDArray[np.floating]
 
 
 class CircularProduct:
-    """``C D``: blocks C from their first columns ``base [P, Q, b]``, b a power of two; signs D ``[I]``; of one float dtype.
+    """The matrix ``C D`` with circulant blocks C, given by their first columns ``base [P, Q, b]``, and signs D ``[I]``.
 
-    I is more than (Q − 1) b and at most Q b.
+    b is a power of two, I is above (Q − 1) b and at most Q b, and both arrays have the same float dtype.
     """
 
     def __init__(self, base_PQB: Floats, sign_I: Floats) -> None:
@@ -37,8 +37,8 @@ class CircularProduct:
         self.factors_BQP = base_PQB.transpose(2, 1, 0).copy()
         _split(self.factors_BQP.reshape(-1), *self.roots, base_PQB[..., 0].size)
         place = np.arange(b)
-        m = 1 << np.frexp(np.maximum(place, 1))[1] - 1  # the factor that a place belongs to
-        self.factors_BQP /= (b // m * np.maximum(m // 2, 1)).astype(dtype)[:, None, None]  # what joining multiplies by
+        m = 1 << np.frexp(np.maximum(place, 1))[1] - 1  # the factor that each position belongs to
+        self.factors_BQP /= (b // m * np.maximum(m // 2, 1)).astype(dtype)[:, None, None]  # undoes the scaling of ``_join``
 
     def __call__(self, x_NI: Floats) -> Floats:
         """The product with each row: ``[N, P b]``."""
@@ -52,7 +52,7 @@ class CircularProduct:
 
 
 def _roots(n: int, dtype: np.dtype[np.floating]) -> tuple[Floats, Floats]:
-    """Cosines and sines of s for every block of every level: the level of c blocks is at [c, 2c)."""
+    """Cosines and sines of the angles of s for all blocks of all levels; the level with c blocks is at [c, 2c)."""
     level = np.array([math.pi / 4])
     levels = [np.zeros(1), level]
     while 4 * len(level) < n:
@@ -78,7 +78,7 @@ def _products(x_NI: Floats, sign_I: Floats, spectrum_J: Floats, cosine: Floats, 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _block_products(x_NI: Floats, sign_I: Floats, factors_BQP: Floats, cosine: Floats, sine: Floats, y_NJ: Floats) -> None:
-    """See :meth:`CircularProduct.__call__`; blocks stand side by side in every step."""
+    """See :meth:`CircularProduct.__call__`; all blocks are processed together, interleaved."""
     b, across, down = factors_BQP.shape
     x_BQ, y_BP = np.empty((b, across), y_NJ.dtype), np.empty((b, down), y_NJ.dtype)
     for row in range(len(x_NI)):
@@ -104,7 +104,7 @@ def _block_products(x_NI: Floats, sign_I: Floats, factors_BQP: Floats, cosine: F
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _add_products(re_QP: Floats, im_QP: Floats, re_Q: Floats, im_Q: Floats, re_P: Floats, im_P: Floats) -> None:
-    """Complex vector times complex matrix, two rows at a time, which halves how often the sums are read and written."""
+    """Add complex vector times complex matrix. Two rows at a time halve the reads and writes of the sums."""
     across = len(re_Q)
     for q in range(0, across - 1, 2):
         a, b, c, d = re_Q[q], im_Q[q], re_Q[q + 1], im_Q[q + 1]
@@ -121,7 +121,7 @@ def _add_products(re_QP: Floats, im_QP: Floats, re_Q: Floats, im_Q: Floats, re_P
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _split(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
-    """Modulo x^b − 1 into b numbers."""
+    """Split polynomials modulo x^b − 1 into b numbers, in place."""
     m = len(y) // 2
     while m >= width:
         _butterfly(y[:m], y[m : 2 * m])
@@ -132,7 +132,7 @@ def _split(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _multiply(y: Floats, by: Floats) -> None:
-    """Factor by factor; those of x − 1 and x + 1 are real."""
+    """Multiply factor by factor, in place. The factors of x − 1 and x + 1 are real, the others complex."""
     y[:2] *= by[:2]
     m = 2
     while m < len(y):
@@ -145,7 +145,7 @@ def _multiply(y: Floats, by: Floats) -> None:
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _join(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
-    """The way back, times b / (2 m) and the complex numbers of the factor."""
+    """The inverse of :func:`_split`, up to a scale of b / m · max(m / 2, 1) for the factor at m."""
     m = width
     while m < len(y):
         if m >= 4 * width:
@@ -156,7 +156,7 @@ def _join(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _butterfly(left: Floats, right: Floats) -> None:
-    """Modulo x^m − 1 and x^m + 1, or twice the way back."""
+    """Split into the parts modulo x^m − 1 and x^m + 1; its own inverse up to a factor of 2."""
     for j in range(len(left)):
         u, v = left[j], right[j]
         left[j], right[j] = u + v, u - v
@@ -164,7 +164,7 @@ def _butterfly(left: Floats, right: Floats) -> None:
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: int) -> None:
-    """Modulo x^m − i into m numbers, in place; of a single vector the last two levels, which are short, in one pass."""
+    """Split polynomials modulo x^m − i into m numbers, in place. For a single vector the last two levels are fused."""
     count, m = 1, len(re) // 2
     fused = width == 1 and m >= 2
     while m >= (4 if fused else width):
@@ -190,7 +190,7 @@ def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _join_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: int) -> None:
-    """The way back of :func:`_split_complex`, times m."""
+    """The inverse of :func:`_split_complex`, times m."""
     fused = width == 1 and len(re) >= 4
     count, m = (len(re) // 4, 1) if fused else (len(re) // (2 * width), width)
     for block in range(count if fused else 0):
@@ -218,5 +218,5 @@ def _join_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: i
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
 def _turned(re: float, im: float, cosine: float, sine: float) -> tuple[float, float]:
-    """A complex product."""
+    """The complex product (re + i im)(cosine + i sine)."""
     return re * cosine - im * sine, re * sine + im * cosine

@@ -1,4 +1,4 @@
-"""A convolution whose filters are copies of fewer filters: a convolution with those, then copies of its output channels."""
+"""Lower a convolution with repeated filters to a smaller convolution followed by copies of its output channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kogata.engines.lowering.layers import convolution_like, kind_of
 
 
 class Copies(nn.Module):
-    """Channel o of the output is ``sign[o] · input[index[o]] + bias[o]``; images have ``axes`` axes."""
+    """Copies channels: output channel o is ``sign[o] · input[index[o]] + bias[o]``. Images have ``axes`` spatial axes."""
 
     index: Tensor
     sign: Tensor
@@ -24,12 +24,12 @@ class Copies(nn.Module):
         self.register_buffer("bias", bias_O.reshape(-1, *ones))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Images ``[..., inputs, *places]`` to ``[..., outputs, *places]``."""
+        """Map images ``[..., inputs, *positions]`` to ``[..., outputs, *positions]``."""
         return input.index_select(self.axis, self.index) * self.sign + self.bias
 
 
 def copied(layer: nn.Module, base: Tensor, index_O: Tensor, sign_O: Tensor) -> nn.Sequential | None:
-    """What ``layer`` computes with the weight ``sign[o] · base[index[o]]``; None unless it is an ungrouped convolution."""
+    """Layers equal to ``layer`` with the weight ``sign[o] · base[index[o]]``; None unless it is an ungrouped convolution."""
     if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d) or cast("nn.Conv2d", layer).groups > 1:
         return None
     whole = cast("nn.Conv2d", layer)

@@ -1,4 +1,4 @@
-"""Plain layers of PyTorch that compute what a layer computes whose weight is a product of factors or is stacked from parts."""
+"""Ordinary PyTorch layers equal to a layer with a weight that is a product of factors or stacked from parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch.nn.utils import parametrize
 class Stage:
     """One convolution of a chain, with a weight ``[outputs, inputs / groups, *kernel]``.
 
-    It takes over the padding, stride and dilation of the replaced layer along ``axes`` of the image, where its kernel extends.
+    ``axes`` are the spatial axes along which its kernel is larger than 1. Along these it has the padding, stride and dilation
+    of the replaced layer.
     """
 
     weight: Tensor
@@ -25,17 +26,20 @@ class Stage:
 
 
 def kind_of(layer: nn.Module) -> type[nn.Module]:
-    """The layer's class before a form was attached. Rules compare it exactly: a subclass may read its weight in other ways."""
+    """The class of the layer before a form was attached.
+
+    Rules compare it exactly, as subclasses may use the weight otherwise.
+    """
     return parametrize.type_before_parametrizations(layer)
 
 
 def linears(layer: nn.Linear, left_OR: Tensor, right_RI: Tensor) -> nn.Sequential:
-    """Two linear layers for the weight ``left @ right``: from the inputs to r numbers, from these to the outputs."""
+    """Two linear layers for the weight ``left @ right``: from the inputs to r features, and from these to the outputs."""
     return nn.Sequential(_linear(right_RI, None), _linear(left_OR, cast("Tensor | None", layer.bias)))
 
 
 def table(layer: nn.Embedding, left_OR: Tensor, right_RI: Tensor) -> nn.Sequential | None:
-    """An embedding of r numbers, then a linear layer; None for an embedding with ``max_norm``, which rescales whole rows."""
+    """An embedding of r features, then a linear layer. None for an embedding with ``max_norm``, which rescales whole rows."""
     if layer.max_norm is not None:
         return None
     narrow = nn.Embedding.from_pretrained(left_OR.contiguous(), freeze=True, padding_idx=layer.padding_idx)
@@ -43,11 +47,11 @@ def table(layer: nn.Embedding, left_OR: Tensor, right_RI: Tensor) -> nn.Sequenti
 
 
 def convolutions(layer: nn.Module, stages: Sequence[Stage], move: int) -> nn.Sequential | None:
-    """The stages one after another, when they cost less than the layer; None otherwise, and for other layers.
+    """The stages in sequence, if they cost less than the layer; None otherwise, and for layers other than convolutions.
 
-    ``move`` is the cost of moving one activation between two layers, in multiply-adds. Each axis of the image is padded,
-    strided and dilated by the stage that has it. The groups of a grouped convolution share all stages but the last, so these
-    run with the groups as a part of the batch.
+    ``move`` is the cost of moving one activation between two layers, in multiply-adds. Padding, stride and dilation along an
+    axis belong to the stage with that axis. The groups of a grouped convolution share all stages but the last, so these stages
+    run with the groups as part of the batch.
     """
     if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return None
@@ -68,9 +72,9 @@ def convolutions(layer: nn.Module, stages: Sequence[Stage], move: int) -> nn.Seq
 
 
 def _cost(layer: nn.Conv2d, stages: Sequence[Stage], move: int) -> int:
-    """Multiply-adds of all stages for each place of the output, and ``move`` for each activation that they read or write.
+    """The multiply-adds of all stages per output position, plus ``move`` for each activation that they read or write.
 
-    A stage before a strided one runs at more places than the output has.
+    A stage before a strided stage runs at more positions than the output has.
     """
     total, places = 0, 1
     for number, stage in enumerate(reversed(stages)):
@@ -83,18 +87,18 @@ def _cost(layer: nn.Conv2d, stages: Sequence[Stage], move: int) -> int:
 
 
 def stack(layer: nn.Module, parts: Sequence[Tensor], order_O: Tensor, squeeze_SI: Tensor | None) -> nn.Module | None:
-    """One convolution for each part, side by side, when together they multiply less than the layer.
+    """One convolution for each part, in parallel, if together they need fewer multiply-adds than the layer.
 
-    A part is a set of filters ``[outputs, S, *kernel]``; all kernels have one centre. Output o of the layer is output
-    ``order_O[o]`` of the parts one after another. With ``squeeze_SI``, the parts read the outputs of a pointwise convolution
-    with this weight. None where nothing is saved, for grouped convolutions, and for other layers.
+    A part is a set of filters ``[outputs, S, *kernel]``; all kernels share their centre. Output o of the layer is output
+    ``order_O[o]`` of the concatenated parts. With ``squeeze_SI``, the parts read the outputs of a 1×1 convolution with this
+    weight. None where nothing is saved, for grouped convolutions, and for other layers.
     """
     if kind_of(layer) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return None
     whole = cast("nn.Conv2d", layer)
     products = sum(part.numel() for part in parts)
     if squeeze_SI is not None:
-        products += squeeze_SI.numel() * math.prod(whole.stride)  # it runs before the stride, at every place of the image
+        products += squeeze_SI.numel() * math.prod(whole.stride)  # it runs before the stride, at every position of the image
     if whole.groups > 1 or products >= whole.in_channels * whole.out_channels * math.prod(whole.kernel_size):
         return None
     sources = torch.argsort(order_O).split([len(part) for part in parts])
@@ -109,7 +113,7 @@ def stack(layer: nn.Module, parts: Sequence[Tensor], order_O: Tensor, squeeze_SI
 
 
 class Stack(nn.Module):
-    """The channels of several branches one after another, then in ``order_O``; images have ``axes`` axes."""
+    """Concatenates the channels of several branches and reorders them by ``order_O``. Images have ``axes`` spatial axes."""
 
     order: Tensor
 
@@ -119,12 +123,12 @@ class Stack(nn.Module):
         self.register_buffer("order", order_O)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Images ``[..., inputs, *places]`` to ``[..., outputs, *places]``."""
+        """Map images ``[..., inputs, *positions]`` to ``[..., outputs, *positions]``."""
         return torch.cat([branch(input) for branch in self.branches], self.axis).index_select(self.axis, self.order)
 
 
 def _branch(layer: nn.Conv2d, weight: Tensor, bias_O: Tensor | None) -> nn.Module:
-    """A convolution with a smaller kernel about the same centre: it needs less padding, or without any, reads a crop."""
+    """A convolution with a smaller kernel and the same centre: it has less padding or, if there is none, crops its input."""
     spare = [
         (whole - own) // 2 * step for whole, own, step in zip(layer.kernel_size, weight.shape[2:], layer.dilation, strict=True)
     ]
@@ -140,12 +144,12 @@ def _branch(layer: nn.Conv2d, weight: Tensor, bias_O: Tensor | None) -> nn.Modul
 
 
 def _convolution(layer: nn.Conv2d, stage: Stage, groups: int, bias_O: Tensor | None) -> nn.Module:
-    """One stage as a convolution that pads, strides and dilates the axes of the stage as ``layer`` does."""
+    """One stage as a convolution, with the padding, stride and dilation of ``layer`` along the axes of the stage."""
 
     def along(values: tuple[int, ...], default: int) -> tuple[int, ...]:
         return tuple(value if axis in stage.axes else default for axis, value in enumerate(values))
 
-    padding = layer.padding  # "same" and "valid" pad nothing where the kernel has no extent
+    padding = layer.padding  # "same" and "valid" add no padding along axes where the kernel is 1
     padding = padding if isinstance(padding, str) else along(padding, 0)
     return convolution_like(
         layer, stage.weight, along(layer.stride, 1), along(layer.dilation, 1), padding, stage.groups * groups, bias_O
@@ -156,7 +160,7 @@ def convolution_like(
     layer: nn.Conv2d, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], padding: str | tuple[int, ...],
     groups: int, bias_O: Tensor | None,
 ) -> nn.Module:  # fmt: skip
-    """A convolution of the kind of ``layer``, with its way of padding, of a fixed ``weight`` ``[outputs, inputs, *kernel]``."""
+    """A convolution of the class and padding mode of ``layer``, with a fixed ``weight`` ``[outputs, inputs, *kernel]``."""
     outputs, inputs, *kernel = weight.shape
     made = cast("Any", kind_of(layer))(
         inputs * groups, outputs, tuple(kernel), stride=stride, dilation=dilation, padding=padding, groups=groups,
@@ -171,7 +175,7 @@ def _linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Module:
 
 
 def _filled(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A layer made on the meta device, which allocates and initializes nothing, with the weight and bias it is to have."""
+    """Set weight and bias of a layer that was made on the meta device, which allocates and initializes nothing."""
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach(), requires_grad=False)

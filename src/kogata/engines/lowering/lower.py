@@ -1,4 +1,4 @@
-"""Turn a model whose weights are forms into plain layers for one engine."""
+"""Replace layers with forms by ordinary layers that are cheaper in a given engine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from kogata.network.surgery import clone, plain
 
 
 def lower(model: nn.Module, costs: Costs = EAGER, rules: Rules = RULES) -> nn.Module:
-    """A plain copy in which every form that has cheaper layers is these layers, and every other form is dense.
+    """A copy of the model without forms: layers are replaced by cheaper ones where a rule finds some, others become dense.
 
-    ``costs`` are those of the engine that is to run it: ``EAGER`` for PyTorch, ``ONNXRUNTIME`` for a model that is exported
-    to ONNX next. ``rules`` say which layers a form has; ``{**RULES, MyForm: my_rule}`` adds one (see ``rules.py``).
+    ``costs`` are those of the engine that will run the model: ``EAGER`` for PyTorch, ``ONNXRUNTIME`` if the model is exported
+    to ONNX next. ``rules`` say which layers replace a form; ``{**RULES, MyForm: my_rule}`` adds a rule (see ``rules.py``). The
+    model itself is not changed.
 
     >>> import torch
     >>> from kogata.forms import Product
@@ -38,14 +39,14 @@ def lower(model: nn.Module, costs: Costs = EAGER, rules: Rules = RULES) -> nn.Mo
 
 
 def cheaper_layers(model: nn.Module, costs: Costs, rules: Rules) -> dict[str, nn.Module]:
-    """What replaces the module at each path, for every module that has something cheaper.
+    """The replacements of all modules for which a rule finds cheaper layers, by path.
 
-    A quantizer that sits on a module rounds the inputs of what replaces it. Other hooks of the module are not taken over.
+    An activation quantizer of a module is kept and rounds the inputs of its replacement. Other hooks of the module are lost.
     """
     found: dict[str, nn.Module] = {}
     for path, module in modules_of(model):
         parent = path.rpartition(".")[0]
-        # The fused path of a transformer layer reads the weights of its linear layers past their forward.
+        # The fused path of a transformer layer reads the weights of its linear layers directly, without calling the layers.
         if path and isinstance(model.get_submodule(parent), nn.TransformerEncoderLayer):
             continue
         form = form_of(module, "weight")
@@ -58,7 +59,7 @@ def cheaper_layers(model: nn.Module, costs: Costs, rules: Rules) -> dict[str, nn
 
 
 def with_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """A plain copy with these layers at their paths; every form that is left is computed into a dense weight."""
+    """A copy of the model with these layers at their paths. All remaining forms become dense weights."""
     if "" in layers:
         return plain(layers[""])
     twin = clone(model)

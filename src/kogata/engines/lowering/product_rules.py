@@ -1,4 +1,4 @@
-"""The rule for products of factors: a chain of layers, one or more for each factor."""
+"""The lowering rule for products of factors: a chain of layers, one or more for each factor."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kogata.forms.product import CP, DEPTHWISE, PAIR, SEPARABLE, SQUEEZED, TUCKE
 
 
 def product(form: Product, layer: nn.Module, costs: Costs) -> nn.Module | None:
-    """A linear layer as two, an embedding as an embedding and a linear layer, a convolution as one for each factor.
+    """Split a linear layer into two, an embedding into an embedding and a linear layer, a convolution into one per factor.
 
-    None where these cost more than the dense layer. Other layers read their weight in ways that these cannot replace.
+    None where these cost more than the dense layer, and for other layers, which may use their weight in other ways.
     """
     factors = [factor.dense().detach() for factor in form.parts().values()]
     kind = kind_of(layer)
@@ -41,7 +41,7 @@ def product(form: Product, layer: nn.Module, costs: Costs) -> nn.Module | None:
 
 
 def _stages(equation: str, factors: Sequence[Tensor], kernel: Sequence[int], costs: Costs) -> list[Stage] | None:
-    """The convolutions, first to last, that compute a product ``[outputs, inputs, *kernel]``; None for other equations."""
+    """The convolutions, in order of application, for a product ``[outputs, inputs, *kernel]``; None for other equations."""
     every = tuple(range(len(kernel)))
 
     def point(weight_OI: Tensor) -> Stage:

@@ -1,13 +1,13 @@
-"""Rules: which cheaper layers replace a layer whose weight a form holds, and from where on they pay.
+"""Lowering rules: which cheaper layers replace a layer with a form, and when they are faster.
 
-``RULES`` is the table: for each form, or for each index map of a ``Tied`` form, one function ``rule(form, layer, costs)``. It
-returns a module that computes what ``layer`` computes with the weight ``form.dense()``, or None where a dense layer is as fast.
-Its parameters must not require gradients. A form without a rule becomes a dense weight.
+``RULES`` has, for each form or each index map of a ``Tied`` form, one function ``rule(form, layer, costs)``. It returns a
+module that computes the same as ``layer`` with the weight ``form.dense()``, or None where a dense layer is at least as fast.
+The parameters of that module must not require gradients. A form without a rule becomes a dense weight.
 
-To add a rule for a form: write the function and give ``{**RULES, MyForm: my_rule}`` to :func:`kogata.lower` or to an engine,
-``OnnxRuntime(rules=...)``; in this package, add it to ``RULES``. Compare layers by ``kind_of(layer)``, not by ``isinstance``:
-subclasses read their weight in their own ways. To add an engine: give it a ``Costs`` of its own (``costs.py``). A rule reads
-every threshold from ``costs`` and never asks which engine it is; what no field expresses yet becomes a field.
+To add a rule for a form, write the function and pass ``{**RULES, MyForm: my_rule}`` to :func:`kogata.lower` or to an engine,
+``OnnxRuntime(rules=...)``; within this package, add it to ``RULES``. Compare layers by ``kind_of(layer)``, not by
+``isinstance``, because subclasses may use their weight differently. To add an engine, give it its own ``Costs`` (``costs.py``).
+Rules read all thresholds from ``costs`` and never check which engine it is; a new kind of threshold becomes a new field.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Rules = Mapping[type[Form] | type[IndexMap], Rule]
 
 
 def tied(form: Tied, layer: nn.Module, costs: Costs) -> nn.Module | None:
-    """A convolution whose filters are copies of fewer filters: a convolution with those, then copies of its outputs.
+    """Replace a convolution with repeated filters by a smaller convolution and copies of its outputs.
 
-    None for maps that cut, turn or scatter what they tie: these save bytes, but every output needs its own products.
+    None for maps that crop, rotate or scatter entries: these save bytes, but every output needs its own products.
     """
     rows = form.map.rows(form.shape[0])
     return None if rows is None else copied(layer, form.base.dense(), *rows)
 
 
 def permuted(form: Permuted, layer: nn.Module, costs: Costs) -> nn.Module | None:
-    """The same where the filters are in another order."""
+    """Like :func:`tied`, for filters in another order."""
     if not isinstance(form.part, Tied) or (rows := form.part.map.rows(len(form.order))) is None:
         return None
     order = form.order.long().cpu()
@@ -49,7 +49,7 @@ def permuted(form: Permuted, layer: nn.Module, costs: Costs) -> nn.Module | None
 
 
 def stacked(form: Stacked, layer: nn.Module, costs: Costs) -> nn.Module | None:
-    """One convolution for each part, side by side, when together they multiply less than the dense layer."""
+    """One convolution for each part, in parallel, if together they need fewer multiply-adds than the dense layer."""
     return stack(layer, [part.dense().detach() for part in form.parts().values()], form.order(), None)
 
 
@@ -60,9 +60,9 @@ RULES: Rules = {
 
 
 def cheaper(form: Form, layer: nn.Module, costs: Costs, rules: Rules = RULES) -> nn.Module | None:
-    """What the rule of a form makes of a layer; None where there is no rule, or where it finds nothing cheaper.
+    """The replacement of a layer by the rule of its form; None if there is no rule or it finds nothing cheaper.
 
-    A ``Sum`` has no rule: each of its terms is replaced by the rule of its own.
+    A ``Sum`` needs no rule of its own: each of its terms is replaced by the rule of that term.
     """
     if isinstance(form, Sum):
         return _added(form, layer, costs, rules)
@@ -72,7 +72,10 @@ def cheaper(form: Form, layer: nn.Module, costs: Costs, rules: Rules = RULES) ->
 
 
 def _added(form: Sum, layer: nn.Module, costs: Costs, rules: Rules) -> nn.Module | None:
-    """A linear layer as layers side by side, where every term has one and all together hold at most half of its numbers."""
+    """Parallel layers for the terms of a linear layer, if every term has a replacement.
+
+    None also where all together hold more than half of the numbers of the layer.
+    """
     if kind_of(layer) is not nn.Linear or not isinstance(layer, nn.Linear):
         return None
     bare = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta", dtype=layer.weight.dtype)

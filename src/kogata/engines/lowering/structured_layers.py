@@ -1,6 +1,6 @@
 """Linear layers that multiply by a structured matrix with batched products of small dense matrices.
 
-Their parameters are the numbers that the file stores, so that an exported graph holds nothing that no form regenerates.
+Their parameters are the numbers stored in the file, so that all weights of an exported graph can be bound to forms.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from kogata.forms.product import butterfly
 
 
 def fixed(values: Tensor) -> nn.Parameter:
-    """A weight that is not trained."""
+    """A parameter that is not trained."""
     return nn.Parameter(values.detach().contiguous(), requires_grad=False)
 
 
 class Structured(nn.Module, ABC):
-    """Inputs ``[..., I]`` to outputs ``[..., O]``; all axes but the last are a batch."""
+    """A linear layer from ``[..., I]`` to ``[..., O]``; all axes but the last are batch axes."""
 
     bias: nn.Parameter | None
 
@@ -35,11 +35,11 @@ class Structured(nn.Module, ABC):
 
     @abstractmethod
     def multiply(self, x_NI: Tensor) -> Tensor:
-        """The product ``[N, at least O]`` without the bias; outputs past O are cropped."""
+        """The product without the bias, ``[N, at least O]``; surplus outputs are cropped."""
 
     @final
     def forward(self, x: Tensor) -> Tensor:
-        """The layer."""
+        """The outputs ``[..., O]``."""
         y = self.multiply(x if x.ndim == 2 else x.reshape(-1, self.inputs))
         y = y if y.shape[1] == self.outputs else y[:, : self.outputs]
         y = y if self.bias is None else y + self.bias
@@ -48,7 +48,7 @@ class Structured(nn.Module, ABC):
 
 @final
 class BlockDiagonalLinear(Structured):
-    """Blocks ``[b, rows, columns]`` down the diagonal: one batched product."""
+    """A block-diagonal matrix with blocks ``[b, rows, columns]``: one batched product."""
 
     def __init__(self, layer: nn.Linear, blocks_BOI: Tensor) -> None:
         super().__init__(layer)
@@ -63,7 +63,7 @@ class BlockDiagonalLinear(Structured):
 
 @final
 class MonarchLinear(Structured):
-    """``W[(l, j), (k, i)] = Σ_r left[j, l, k, r] right[k, j, r, i]``: two batched products with a shuffle between them."""
+    """``W[(l, j), (k, i)] = Σ_r left[j, l, k, r] right[k, j, r, i]``: two batched products with a permutation between them."""
 
     def __init__(self, layer: nn.Linear, left_JLKR: Tensor, right_KJRI: Tensor) -> None:
         super().__init__(layer)
@@ -84,10 +84,10 @@ def monarch(x_NI: Tensor, left_JLKR: Tensor, right_KJRI: Tensor) -> Tensor:
 
 @final
 class ButterflyLinear(Structured):
-    """A product of many sparse factors, multiplied out into the two of a Monarch matrix whenever the layer is called.
+    """A product of many sparse factors. Each call multiplies them out to the two factors of a Monarch matrix.
 
-    An engine that folds constants multiplies them out once, when it loads the graph. Two batched products with √n wide blocks
-    take less time than log n passes over the memory.
+    An engine with constant folding does this once, when it loads the graph. Two batched products with blocks of size √n are
+    faster than log n passes over the memory.
     """
 
     def __init__(self, layer: nn.Linear, factors: Sequence[Tensor]) -> None:
@@ -102,7 +102,7 @@ class ButterflyLinear(Structured):
 
 
 def multiplied_out(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The left and the right factor of the Monarch matrix (see :func:`monarch`) that the factors of a butterfly make."""
+    """The left and the right factor of the Monarch matrix (see :func:`monarch`) equal to a product of butterfly factors."""
     early, rest = len(factors) // 2, len(factors) - len(factors) // 2
     first, second = butterfly_halves(len(factors))
     right = torch.einsum(first, *factors[:early])  # [inputs of the later digits, outputs of the early ones, inputs of these]
@@ -113,7 +113,7 @@ def multiplied_out(factors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def butterfly_halves(count: int) -> tuple[str, str]:
-    """Equations that multiply out the first and the second half of the factors of :func:`kogata.forms.product.butterfly`.
+    """The einsum equations for the products of the first and the second half of butterfly factors.
 
     >>> butterfly_halves(3)
     ('Aabc->cbAa', 'ABbc,ABCc->ACBcb')
@@ -143,14 +143,14 @@ class KroneckerLinear(Structured):
 
 @final
 class Added(nn.Module):
-    """The sum of the outputs of several layers of one input."""
+    """The sum of the outputs of several layers with the same input."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum."""
+        """The sum of the outputs."""
         first, *others = self.layers
         y = cast("Tensor", first(x))
         for layer in others:

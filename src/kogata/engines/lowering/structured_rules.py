@@ -1,4 +1,4 @@
-"""Rules for structured matrices: linear layers that multiply by one faster than by the dense matrix."""
+"""Lowering rules for structured matrices: linear layers with a fast multiplication."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kogata.forms.structured_maps import Circulant, Diagonal
 
 
 def is_large_linear(layer: nn.Module, entries: int) -> TypeGuard[nn.Linear]:
-    """Whether a layer is linear, has at least so many entries, and a dtype in which every structured layer can compute."""
+    """Whether a layer is linear, has at least ``entries`` weights, and has a dtype that all structured layers support."""
     if kind_of(layer) is not nn.Linear or not isinstance(layer, nn.Linear):
         return False
     large = layer.out_features * layer.in_features >= entries
@@ -39,7 +39,7 @@ def is_large_linear(layer: nn.Module, entries: int) -> TypeGuard[nn.Linear]:
 
 
 def circulant(form: Tied, layer: nn.Module, costs: Costs) -> nn.Module | None:
-    """Spectra where the engine is fast at them; else cosines for short blocks, and its own transform for a single long one."""
+    """FFTs where the engine is fast at them; otherwise cosines for small blocks, or the engine's FFT for a single large one."""
     map = cast("Circulant", form.map)
     if not is_large_linear(layer, costs.transforms) or map.block < costs.shortest:
         return None
@@ -55,7 +55,7 @@ def circulant(form: Tied, layer: nn.Module, costs: Costs) -> nn.Module | None:
 
 
 def block_diagonal(form: Tied, layer: nn.Module, costs: Costs) -> nn.Module | None:
-    """One batched product of the blocks."""
+    """One batched product with the blocks."""
     if not is_large_linear(layer, costs.chain) or not _pays(form.base.shape.numel(), layer, costs):
         return None
     shape = cast("Diagonal", form.map).base((layer.out_features, layer.in_features))
@@ -63,7 +63,7 @@ def block_diagonal(form: Tied, layer: nn.Module, costs: Costs) -> nn.Module | No
 
 
 def displacement(form: Displacement, layer: nn.Module, costs: Costs) -> nn.Module | None:
-    """Fourier transforms, one set for each pair of generators."""
+    """FFTs for each pair of generators."""
     ranks = form.g.shape[0]
     if not costs.spectra or not is_large_linear(layer, ranks * costs.transforms):
         return None
@@ -94,5 +94,5 @@ def structured_product(equation: str, factors: Sequence[Tensor], layer: nn.Linea
 
 
 def _pays(products: int, layer: nn.Linear, costs: Costs) -> bool:
-    """Whether so many multiply-adds in small batched products cost no more than the dense product."""
+    """Whether ``products`` multiply-adds in small batched products cost no more than the dense product."""
     return costs.batched * products <= layer.out_features * layer.in_features

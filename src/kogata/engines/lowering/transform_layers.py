@@ -1,7 +1,7 @@
 """Linear layers that multiply by a structured matrix with Fourier or Hadamard transforms.
 
-Three layers for one circulant matrix, because engines differ in what they do fast: PyTorch multiplies spectra, or calls our own
-compiled product; an engine with a slow Fourier transform multiplies by cosines and sines where blocks are short.
+There are three layers for circulant matrices, because engines differ in which operations are fast. PyTorch multiplies spectra
+or calls the compiled circular product. An engine with a slow FFT multiplies small blocks by cosines and sines.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @final
 class CirculantLinear(Structured):
-    """Blocks ``C(base[p, q])`` of size b, ``y = C (D x)``, by spectra; base ``[P, Q, b]``, signs D ``[I]``.
+    """``y = C (D x)`` by FFT, with circulant blocks ``C(base[p, q])`` of size b, base ``[P, Q, b]``, and signs D ``[I]``.
 
-    For few inputs on a CPU, and one block or many of a power of two, the compiled circular product does it.
+    If b is a power of two, small batches on a CPU with one block or many blocks use the compiled circular product.
     """
 
     spectrum: Tensor
@@ -51,25 +51,25 @@ class CirculantLinear(Structured):
         if self.single:
             return torch.fft.irfft(torch.fft.rfft(x_NJ) * self.spectrum, n=self.block)
         x_NQF = torch.fft.rfft(x_NJ.reshape(-1, self.blocks[1], self.block))
-        y_FPN = torch.bmm(self.spectrum, x_NQF.permute(2, 1, 0))  # for each frequency, a product with a matrix of blocks
+        y_FPN = torch.bmm(self.spectrum, x_NQF.permute(2, 1, 0))  # one matrix product [P, Q] for each frequency
         return torch.fft.irfft(y_FPN.permute(2, 1, 0), n=self.block).flatten(1)
 
     @cached_property
     def _kernel(self) -> CircularProduct:
-        """Made at first use: a layer that is only exported needs none."""
+        """The compiled product, made at first use because a layer that is only exported does not need it."""
         from kogata.engines.lowering.circular import CircularProduct  # numba takes long to import
 
         return CircularProduct(self.base.detach().cpu().numpy(), self.sign.detach().cpu().numpy())
 
     def _plain(self, x_NI: Tensor) -> bool:
-        """Whether compiled code may read the input: it knows one dtype, the CPU and no gradients, and cannot be traced."""
+        """Whether the compiled product supports this input: on the CPU, of the layer's dtype, without gradients or tracing."""
         recorded = x_NI.requires_grad and torch.is_grad_enabled()
         return x_NI.is_cpu and x_NI.dtype is self.base.dtype and not recorded and not torch.compiler.is_compiling()
 
 
 @final
 class FourierCirculantLinear(Structured):
-    """The same matrix of one single block, its spectrum computed from the stored numbers whenever the layer is called."""
+    """Like :class:`CirculantLinear` for a single block; the spectrum is computed from the stored numbers at each call."""
 
     def __init__(self, layer: nn.Linear, base_PQB: Tensor, sign_I: Tensor) -> None:
         super().__init__(layer)
@@ -83,7 +83,7 @@ class FourierCirculantLinear(Structured):
 
 @final
 class CosineCirculantLinear(Structured):
-    """The same matrix by real products only: its Fourier transforms are products with cosines and sines."""
+    """Like :class:`CirculantLinear` with real products only: Fourier transforms are products with cosines and sines."""
 
     def __init__(self, layer: nn.Linear, base_PQB: Tensor, sign_I: Tensor) -> None:
         super().__init__(layer)
@@ -102,7 +102,7 @@ class CosineCirculantLinear(Structured):
         return y_NPB.flatten(1)
 
     def _waves(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of 2πjf/b, ``[b, F]``; angles are reduced as whole numbers."""
+        """Cosines and sines of 2πjf/b, ``[b, F]``. The product jf is reduced modulo b as an integer, for accuracy."""
         step = torch.arange(self.block)[:, None] * torch.arange(self.block // 2 + 1) % self.block
         angle = step.to(self.base.dtype) * (2 * math.pi / self.block)
         return angle.cos(), angle.sin()
@@ -114,7 +114,7 @@ class CosineCirculantLinear(Structured):
 
 
 def signed(x_NI: Tensor, sign_I: Tensor, width: int) -> Tensor:
-    """``D x`` for each row, with zeros up to ``width``: ``[N, width]``."""
+    """``D x`` for each row, padded with zeros to ``[N, width]``."""
     signed_NI = x_NI * sign_I
     return functional.pad(signed_NI, (0, width - len(sign_I))) if width > len(sign_I) else signed_NI
 
@@ -146,7 +146,7 @@ class DisplacementLinear(Structured):
 
 @final
 class FastfoodLinear(Structured):
-    """``S H G Π H B`` for each of Q stretches of n outputs; H by two products with smaller Hadamard matrices.
+    """``S H G Π H B`` for each of Q blocks of n outputs; H is applied as two products with smaller Hadamard matrices.
 
     S ``[Q, n]``, G ``[Q, n]``, B ``[Q, I]``, Π as indices ``[Q, n]``.
     """

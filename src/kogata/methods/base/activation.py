@@ -1,4 +1,4 @@
-"""Methods that quantize what flows into layers."""
+"""Methods that quantize the input activations of layers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ActivationMethod(Method):
 
     @abstractmethod
     def quantizers(self, job: Job, layers: Mapping[Site, nn.Module]) -> Mapping[Site, Quantizer | str]:
-        """One for each of ``layers`` (of ``job.model``), or the reason why there is none."""
+        """For each of ``layers`` (modules of ``job.model``), its quantizer, or the reason why it gets none."""
 
     def apply(self, job: Job) -> Job:
-        """Attach them; raises NotApplicable when no selected site is the weight of such a layer."""
+        """Attach the quantizers; raises NotApplicable when no selected site is the weight of such a layer."""
         model = surgery.clone(job.model)
         chosen = selected_sites(job)
         layers = {site: layer for site in chosen if (layer := layer_of(job.model, site)) is not None}

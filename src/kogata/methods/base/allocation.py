@@ -1,9 +1,10 @@
-"""One budget for all layers, spent where it saves most error.
+"""Spend one budget over all layers so that the sum of their errors is small.
 
-Every layer l has options, each with a cost c and an error e, and gets one of them:
+Every layer l has several options, each with a cost c and an error e. One option is chosen for each layer:
     min Σ_l e_l   so that   Σ_l c_l ≤ B,
-whose convex relaxation the greedy order solves exactly (Fox, "Discrete optimization via marginal analysis", 1966). Options that
-are no gain by themselves are joined with the next ones, so that what a step saves for its cost falls from step to step.
+Greedy selection solves the convex relaxation of this problem exactly (Fox, "Discrete optimization via marginal analysis",
+1966). Only the options on the lower convex hull of (cost, error) are considered, so the error saved per unit of cost falls from
+each option of a layer to the next.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Choice = TypeVar("Choice")
 
 @dataclass(frozen=True)
 class Option(Generic[Choice]):
-    """What a layer may become, what that costs, and the error that it brings."""
+    """One option of a layer: the choice itself, its cost, and the error that it causes."""
 
     choice: Choice
     cost: float
@@ -32,7 +33,7 @@ class Option(Generic[Choice]):
 
 
 def hull(options: Iterable[Option[Choice]]) -> list[Option[Choice]]:
-    """The lower convex hull, cheapest first: each has less error than all that are cheaper, and gains fall.
+    """The options on the lower convex hull of (cost, error), cheapest first: errors fall, and so do the gains.
 
     >>> [option.choice for option in hull([Option("a", 1, 9), Option("b", 2, 8), Option("c", 3, 1), Option("d", 4, 2)])]
     ['a', 'c']
@@ -48,9 +49,14 @@ def hull(options: Iterable[Option[Choice]]) -> list[Option[Choice]]:
 
 
 def allocated(layers: Sequence[Sequence[Option[Choice]]], budget: float) -> list[Option[Choice]]:
-    """One option of each layer's hull: from the cheapest on, always the step of largest gain that the budget has room for.
+    """One option from the hull of each layer, chosen greedily within ``budget``.
 
-    Raises NotApplicable when the cheapest ones cost more than the budget.
+    Every layer starts at its cheapest option. The step with the largest gain that still fits the budget is taken until none
+    fits. Raises NotApplicable when the cheapest options together cost more than the budget.
+
+    >>> layers = [hull([Option("a", 1, 9), Option("b", 3, 1)]), hull([Option("c", 1, 2), Option("d", 3, 1)])]
+    >>> [option.choice for option in allocated(layers, budget=4)]
+    ['b', 'c']
     """
     at = [0] * len(layers)
     left = budget - sum(layer[0].cost for layer in layers)

@@ -1,4 +1,4 @@
-"""Methods that remove coupled channels: what they leave is a smaller plain model."""
+"""Methods that remove coupled channels. The result is a smaller model of ordinary layers."""
 
 from __future__ import annotations
 
@@ -23,26 +23,32 @@ from kogata.network.sites import form_at, form_of, selected_sites, sites_of
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """The channels that go; for some of these cuts, new values of the weights that read them, in their old shapes."""
+    """Which channels to remove, and how to adjust the layers that read them.
+
+    ``weights`` takes some of the cuts and returns new values, in their old shapes, for the weights that read these channels.
+    ``kept`` gives, by the name of a group, the reason why the group keeps all its channels.
+    """
 
     cuts: Sequence[Cut]
     weights: Callable[[Sequence[Cut]], Mapping[str, Tensor]]
-    kept: Mapping[str, str] = field(default_factory=dict[str, str])  # why a group keeps all its channels, by its name
+    kept: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class ChannelMethod(Method):
-    """Chooses channels of coupled groups and removes them wherever they appear. Only plain weights can shrink."""
+    """Chooses channels from groups of coupled channels and removes them in every layer. Only plain weights can shrink."""
 
     ABOUT: ClassVar[About]
 
     @abstractmethod
     def plan(self, job: Job, groups: Sequence[Group]) -> Removal:
-        """What to remove of ``groups``; of each at least one channel must stay."""
+        """The channels of ``groups`` to remove; at least one channel of each group must stay."""
 
     def apply(self, job: Job) -> Job:
-        """Plan and shrink; if the job explains, measure what the groups that lose most do to the loss, each alone.
+        """Plan the removal and shrink the model.
 
-        Channels go where every weight that makes them is selected; the layers that read them lose columns, selected or not.
+        A channel can be removed only if every weight that produces it is selected. The layers that read it lose the matching
+        columns, whether they are selected or not. With ``job.explain``, the increase of the loss is measured for each of the
+        groups that lose the largest weights, one group at a time. Raises NotApplicable when no channel can be removed.
         """
         name = self.ABOUT.name
         try:
@@ -52,7 +58,7 @@ class ChannelMethod(Method):
         groups, notes = _allowed(job, coupling)
         plan = self.plan(job, groups)
         cuts = [cut for cut in plan.cuts if len(cut[1])]
-        notes |= {group.name: "none of its channels is among those to go" for group, gone in plan.cuts if not len(gone)}
+        notes |= {group.name: "none of its channels is chosen for removal" for group, gone in plan.cuts if not len(gone)}
         notes |= plan.kept
         if not cuts:
             refuse_idle(name, notes or {"the model": "no layer makes channels"})
@@ -61,7 +67,7 @@ class ChannelMethod(Method):
         return replace(job, model=model, ledger=(*job.ledger, *rows))
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
-        """Raises NotApplicable when no selected weight is as yet free of sparsity and precision."""
+        """Raises NotApplicable when no selected weight is still plain, without sparsity or quantization."""
         if not any(Role.MATRIX in roles[site] for site in selected_sites(job)):
             raise NotApplicable(
                 f"{self.ABOUT.name}: it removes channels of plain weights, but at this point of the chain none is left. "
@@ -85,7 +91,7 @@ def _shrunk(model: nn.Module, cuts: Sequence[Cut], plan: Removal) -> nn.Module:
 
 
 def _losses(job: Job, cuts: Sequence[Cut], plan: Removal) -> dict[str, float]:
-    """What the removals that take most of the weights do to the loss, each alone, by the name of the group."""
+    """The increase of the loss by the name of the group, for the largest removals, each measured alone."""
     if not job.explain:
         return {}
     probe, by_name = Probe(job), {cut[0].name: cut for cut in cuts}
@@ -94,14 +100,14 @@ def _losses(job: Job, cuts: Sequence[Cut], plan: Removal) -> dict[str, float]:
 
 
 def _taken(model: nn.Module, group: Group, gone: Tensor) -> float:
-    """The squared norm of the weights that make these channels."""
+    """The squared norm of the weights that produce these channels."""
     makers = [(model.get_parameter(part.name).detach(), part) for part in group.slices if part.makes]
     taken = [weight.index_select(part.axis, part.index_CK[gone].flatten().to(weight.device)) for weight, part in makers]
     return sum(float(weight.double().square().sum()) for weight in taken)
 
 
 def _allowed(job: Job, coupling: Coupling) -> tuple[list[Group], dict[str, str]]:
-    """The groups that the job's restrictions allow, and why each other selected weight keeps its channels."""
+    """The groups that the job's selection allows, and for each other selected weight the reason why it keeps its channels."""
     chosen = {name: site for site in selected_sites(job) for name in (site.name, *site.aliases)}
     groups: list[Group] = []
     notes: dict[str, str] = {}
@@ -111,7 +117,7 @@ def _allowed(job: Job, coupling: Coupling) -> tuple[list[Group], dict[str, str]]
         if not others:
             groups.append(group)
         notes |= {
-            chosen[name].name: f"its channels are also those of {', '.join(others)}, not selected"
+            chosen[name].name: f"its channels are coupled to those of {', '.join(others)}, which is not selected"
             for name in makers if others and name in chosen
         }  # fmt: skip
     for name, site in chosen.items():
@@ -123,7 +129,10 @@ def _allowed(job: Job, coupling: Coupling) -> tuple[list[Group], dict[str, str]]
 
 
 def _rows(method: str, job: Job, model: nn.Module, losses: Mapping[str, float], notes: Mapping[str, str]) -> list[Row]:
-    """One row for each site that shrank, with the loss, if measured, where it makes channels, and for each that could not."""
+    """One row for each site that shrank and for each selected site that did not, the latter with the reason.
+
+    The measured increase of the loss stands in the row of the site that produces the channels.
+    """
     chosen, rows = set(selected_sites(job)), list[Row]()
     for site, after in zip(sites_of(job.model), sites_of(model), strict=True):
         names = (site.name, *site.aliases)

@@ -1,4 +1,4 @@
-"""Composing methods gives a method: chains, restrictions, and plans for each weight."""
+"""Combining methods gives a method: chains, restrictions to some sites, and plans with one method for each site."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kogata.network.sites import form_at, selected_sites
 @final
 @dataclass(frozen=True)
 class Chain(Method):
-    """One method after another. Made by :func:`chain`."""
+    """Several methods applied in sequence. Made by :func:`chain`."""
 
     methods: tuple[Method, ...]
 
@@ -32,17 +32,17 @@ class Chain(Method):
         return {"steps": [method.settings() for method in self.methods]}
 
     def apply(self, job: Job) -> Job:
-        """Each in turn."""
+        """Apply each method in turn to the job that the one before returned."""
         for method in self.methods:
             job = method.apply(job)
         return job
 
     def steps(self) -> tuple[Method, ...]:
-        """The steps of each, in turn."""
+        """The steps of all methods, in order."""
         return tuple(step for method in self.methods for step in method.steps())
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
-        """Each in turn."""
+        """Follow the roles through each method in turn; raises NotApplicable on an illegal order."""
         for method in self.methods:
             roles = method.check(roles, job)
         return roles
@@ -61,7 +61,7 @@ class Only(Method):
         return self.method.title()
 
     def settings(self) -> dict[str, Any]:
-        """The method's settings and where it works; a restriction says only what it restricts."""
+        """The method's settings, and under ``where`` those fields of the restriction that are not the default."""
         default, where = dataclasses.asdict(Where()), dataclasses.asdict(self.where)
         changed = {
             key: [str(part) for part in value] if isinstance(value, tuple) else value
@@ -86,7 +86,7 @@ class Only(Method):
 @final
 @dataclass(frozen=True)
 class PerSite(Method):
-    """A method for each glob, all in one pass. Made by :func:`per_site`."""
+    """One method for each glob, all applied in a single pass over the calibration data. Made by :func:`per_site`."""
 
     plan: tuple[tuple[str, WeightMethod], ...]
 
@@ -108,9 +108,9 @@ class PerSite(Method):
         return replace(after, ledger=(*after.ledger, *rows))
 
     def assigned(self, job: Job) -> list[tuple[WeightMethod, Sequence[Site]]]:
-        """Each method with the selected sites of which its glob is the first to match.
+        """Each method with its sites: those selected sites for which its glob is the first to match.
 
-        Raises UsageError when a glob decides about no weight.
+        Raises UsageError when a glob gets no site.
         """
         plain = {glob: n for n, (glob, _) in enumerate(self.plan) if not set(glob) & set("*?[")}  # a name: looked up, not tried
         globs = [(n, Where(layers=(glob,))) for n, (glob, _) in enumerate(self.plan) if glob not in plain]
@@ -125,7 +125,7 @@ class PerSite(Method):
         for (glob, _), sites in zip(self.plan, found, strict=True):
             if not sites:
                 raise UsageError(
-                    f"per_site: {glob!r} decides about no weight: it matches none, or globs before it match all of its own. "
+                    f"per_site: {glob!r} applies to no weight: it matches none, or earlier globs match all of its weights. "
                     f"The selected weights are {', '.join(site.name for site in chosen)}."
                 )
         return [(method, sites) for (_, method), sites in zip(self.plan, found, strict=True)]
@@ -138,13 +138,26 @@ class PerSite(Method):
 
 
 def chain(*methods: Method) -> Method:
-    """One method after another: structure, then sparsity, then precision, each followed by a recovery if wanted."""
+    """Apply methods in sequence: first structure, then sparsity, then precision, each followed by ``Recover`` if wanted.
+
+    The order is checked when the chain runs, before any step: an illegal one raises NotApplicable.
+
+    >>> from kogata import chain
+    >>> from kogata.methods import KMeans, MagnitudePruning
+    >>> from kogata.testing.models import job_of
+    >>> job = chain(MagnitudePruning(sparsity=0.9), KMeans(clusters=16)).apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'masked(codebook)'
+    """
     return Chain(methods)
 
 
 def only(method: Method, where: Where | str) -> Method:
-    """The method on some sites only: a :class:`Where`, or one glob on the names of weights or layers.
+    """Restrict a method to some sites, given by a :class:`Where` or by one glob on the names of weights or layers.
 
+    A glob that matches no weight raises UsageError when the method runs.
+
+    >>> from kogata import only
     >>> from kogata.methods import RoundToNearest
     >>> only(RoundToNearest(bits=8), "classifier.*").where.layers
     ('classifier.*',)
@@ -153,13 +166,14 @@ def only(method: Method, where: Where | str) -> Method:
 
 
 def per_site(plan: Mapping[str, Method]) -> Method:
-    """A method for each glob, such as the outcome of a search, as one step: of a weight's globs the first decides.
+    """Apply a different method to each group of weights in one step. For each weight, the first matching glob decides.
 
-    Calibration runs once for the whole plan, and each weight is encoded on the inputs that those before it leave. Selected
-    weights that no glob matches stay as they are, and the report names them. Raises UsageError unless every method encodes one
-    weight at a time in a single step: training, channel pruning or rounds of pruning come before or after a plan, by
-    :func:`chain`.
+    Calibration runs once for the whole plan, and each weight is encoded on the inputs produced by the already compressed layers
+    before it. Selected weights that no glob matches stay as they are, and the report names them. Every method must encode one
+    weight at a time in a single step; otherwise UsageError is raised. Put training, channel pruning, or pruning in several
+    rounds before or after the plan with :func:`chain`.
 
+    >>> from kogata import per_site
     >>> from kogata.methods import GPTQ, RoundToNearest
     >>> per_site({"encoder.*": GPTQ(bits=3), "*": RoundToNearest(bits=8)}).title()
     'gptq + round-to-nearest'

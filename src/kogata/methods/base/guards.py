@@ -1,6 +1,7 @@
-"""Ranges of settings that several methods share, and checks that several methods make of the weights they are given.
+"""Checks on settings and weights that several methods share.
 
-``Method`` checks the settings against their ranges; see ``kogata.settings``.
+The first part names the ranges of settings that mean the same in several methods. ``Method`` checks them when it is
+constructed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Fraction = Annotated[float, Range(gt=0, lt=1, example=0.5)]
 Rank = Annotated[int, Range(ge=1)] | Annotated[float, Range(gt=0, lt=1)]  # a count, or a fraction of the full rank
 ResidualCount = Annotated[int, Range(ge=0)]  # rank of an added product; 0 adds none
 ResidualRank = ResidualCount | Annotated[float, Range(ge=0, lt=1)]
-Tolerance = Annotated[float, Range(gt=0, example=0.3)] | None  # relative error of the outputs
+Tolerance = Annotated[float, Range(gt=0, example=0.3)] | None  # largest relative error of the layer's outputs
 Bits = Annotated[int, Range(ge=1, le=8)]
 Group = Annotated[int, Range(ge=1)] | None  # columns that share a scale; None is the whole row
 Clusters = Annotated[int, Range(ge=1, le=2**15)]
@@ -29,7 +30,7 @@ Damping = Annotated[float, Range(gt=0, example=0.01)]  # added to a Hessian's di
 
 
 def refuse_unless_fewer(held: int, weight: Tensor, what: str) -> None:
-    """Raises NotApplicable when the ``held`` numbers of all factors are no fewer than those of the weight."""
+    """Raises NotApplicable when all factors together hold ``held`` numbers and that is no fewer than the weight holds."""
     if held >= weight.numel():
         raise NotApplicable(f"{what} holds {held} numbers, no fewer than the {weight.numel()} of {tuple(weight.shape)}")
 
@@ -37,19 +38,19 @@ def refuse_unless_fewer(held: int, weight: Tensor, what: str) -> None:
 def refuse_unless_finite(weight: Tensor, site: Site) -> None:
     """Raises DataError when a weight is NaN or infinite."""
     if not torch.isfinite(weight).all():
-        raise DataError(f"{site.name} of shape {site.shape} holds NaN or infinite weights; mend the model first.")
+        raise DataError(f"{site.name} of shape {site.shape} holds NaN or infinite weights; repair the model first.")
 
 
 def kernel_of(weight: Tensor, method: str) -> tuple[int, ...]:
-    """The kernel of a convolution of one or two axes whose filters have an extent and several inputs.
+    """The kernel size of a 1-d or 2-d convolution.
 
-    Raises NotApplicable for all others.
+    Raises NotApplicable for other weights, for kernels with a single position, and for filters with one input channel.
     """
     kernel = tuple(weight.shape[2:])
     if len(kernel) not in (1, 2):
-        raise NotApplicable(f"{method} is for convolutions of one or two axes, this weight is {tuple(weight.shape)}")
+        raise NotApplicable(f"{method} is for 1-d and 2-d convolutions, this weight has the shape {tuple(weight.shape)}")
     if math.prod(kernel) == 1:
-        raise NotApplicable(f"a kernel of one place is a matrix: svd says as much as {method} with fewer factors")
+        raise NotApplicable(f"a kernel of one position is a matrix: svd represents as much as {method} with fewer factors")
     if weight.shape[1] == 1:
-        raise NotApplicable(f"each of its filters reads one channel, which leaves {method} no channels to mix")
+        raise NotApplicable(f"each of its filters reads a single channel, so {method} has no channels to mix")
     return kernel

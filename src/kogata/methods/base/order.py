@@ -1,4 +1,4 @@
-"""Check the order of a chain before anything is trained."""
+"""Checks on the order of the steps of a chain, made before any step runs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kogata.network.sites import selected_sites, sites_of
 
 
 def check_order(method: Method, job: Job) -> None:
-    """Raise NotApplicable or UsageError where the chain is illegal or a glob matches nothing, before anything is trained."""
+    """Raise NotApplicable when the order of steps is illegal, or UsageError when a glob matches nothing."""
     method.check(roles_of(job), job)
 
 
 def roles_of(job: Job) -> dict[Site, frozenset[Role]]:
-    """What the leaves of each site are before the first step."""
+    """The roles of the leaves of each site before the first step."""
     return {site: roles_at(job.model, site) for site in sites_of(job.model)}
 
 
 def planned_steps(method: Method, job: Job) -> list[tuple[str, list[str] | None]]:
-    """Each step's title and the names of the weights it will try; None where it works on the model as a whole."""
+    """The title of each step and the names of the weights that it will try to encode; None for a step on the whole model."""
     held: Mapping[Site, frozenset[Role]] = roles_of(job)
     lines: list[tuple[str, list[str] | None]] = []
     for step in method.steps():

@@ -1,4 +1,4 @@
-"""Methods that decide for all layers together: one threshold, one price of a bit, one budget of ranks."""
+"""Methods that decide for all layers together, such as one pruning threshold or one budget of ranks for the whole model."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Plan = TypeVar("Plan")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlannedLeaf:
-    """A leaf that a plan decides on, with what is known of it in the model before any layer is changed.
+    """A leaf that a plan decides on, with its statistics in the model before any layer is changed.
 
-    ``site`` is the weight that it belongs to, ``part`` the same with the shape of the tensor that the leaf stands for, and
-    ``weight`` its values in float32 on the CPU.
+    ``site`` is the weight that the leaf belongs to. ``part`` is the same site with the shape of the tensor that the leaf stands
+    for. ``weight`` holds the values of the leaf, float32 on the CPU.
     """
 
     site: Site
@@ -37,26 +37,26 @@ class PlannedLeaf:
 
 
 class PlannedMethod(WeightMethod, Generic[Plan]):
-    """Decides for all selected leaves together, then encodes each of them by that plan.
+    """Makes a plan for all selected leaves together, then encodes each of them by that plan.
 
-    ``encode`` is what the method does to a leaf without a plan: when it decides layer by layer, or has only one.
+    ``encode`` encodes a single leaf without a plan. It is used when the settings ask for a decision layer by layer.
     """
 
     @abstractmethod
     def decide(self, job: Job, leaves: Iterator[PlannedLeaf]) -> Plan:
-        """The plan for ``leaves``, those that the method accepts of ``job.model``.
+        """The plan for ``leaves``, which are the leaves of ``job.model`` that the method accepts.
 
-        They come one at a time, and the inputs of a layer are dropped when the next one comes, so a method keeps of each only
-        what it decides by. Raises NotApplicable when no plan meets the settings.
+        Leaves come one at a time, and the inputs of a layer are dropped when the next one comes. A method should keep only what
+        its decision needs. Raises NotApplicable when no plan meets the settings.
         """
 
     @abstractmethod
     def encode_planned(self, plan: Plan, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """As ``encode``, by the plan; inputs are now those that the layers before leave after their change."""
+        """Like ``encode``, but by the plan. The statistics are now those behind the already compressed layers."""
 
     @final
     def encoder(self, job: Job, sites: Sequence[Site], gradients: Mapping[str, Gradients]) -> Encode:
-        """Look at all leaves of ``sites``, decide, and encode by what was decided."""
+        """Visit all leaves of ``sites``, make the plan, and return the function that encodes a leaf by it."""
         with closing(self._leaves(job, sites, gradients)) as leaves:
             return partial(self.encode_planned, self.decide(job, leaves))
 
@@ -64,7 +64,7 @@ class PlannedMethod(WeightMethod, Generic[Plan]):
         self, job: Job, sites: Sequence[Site], gradients: Mapping[str, Gradients]
     ) -> Generator[PlannedLeaf, None, None]:
         """Each leaf that the method accepts."""
-        needs = self.needs - {Stat.CROSS}  # nothing has changed yet, so that there is nothing to compare with
+        needs = self.needs - {Stat.CROSS}  # no layer has changed yet, so both models have the same inputs
         with closing(gather(job, dict.fromkeys(sites, needs), job.model, gradients)) as gathered:
             for site, found in gathered:
                 root = form_at(job.model, site)

@@ -1,4 +1,4 @@
-"""Which of the selected weights a method works on, why it leaves the others alone, and the ledger's rows that say so."""
+"""Which of the selected weights a method works on, why it leaves the others alone, and the ledger rows that record it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from kogata.network.sites import form_at, selected_sites
 
 
 def reason_against(method: Method, site: Site, roles: Collection[Role]) -> str:
-    """Why ``method`` leaves a site that holds leaves of these roles alone; empty when it works on it."""
+    """The reason why ``method`` leaves alone a site whose leaves have these roles; empty when it works on the site."""
     if reason := wrong_kind(method.ABOUT, site):
         return reason
     if not method.accepts & frozenset(roles):
-        return f"it takes {role_words(method.accepts)}, but the steps before left {role_words(roles)}"
+        return f"it takes {role_words(method.accepts)}, but earlier steps left {role_words(roles)}"
     return ""
 
 
 def wrong_kind(about: About, site: Site) -> str:
-    """Why a method is not for the layer of a site; empty when it is."""
+    """The reason why a method is not meant for the layer of a site; empty when it is."""
     return "" if site.kind in about.layers else f"it is for {', '.join(about.layers)} layers, this is {site.kind}"
 
 
 def notes_of(method: Method, job: Job, unfit: Mapping[Site, str] | None = None) -> dict[Site, str]:
-    """Each selected site with the reason why ``method`` leaves it alone, empty where it works on it.
+    """Each selected site with the reason why ``method`` leaves it alone; empty where it works on the site.
 
-    ``unfit`` are sites that it leaves alone for reasons of its own, which come first.
+    ``unfit`` gives the reasons for sites that the method refuses beyond their kind and roles; these reasons come first.
     """
     own = unfit or {}
     return {site: own.get(site) or reason_against(method, site, roles_at(job.model, site)) for site in selected_sites(job)}
@@ -42,7 +42,7 @@ def roles_at(model: nn.Module, site: Site) -> frozenset[Role]:
 
 
 def refuse_idle(name: str, notes: Mapping[str, str] | Iterable[Row]) -> None:
-    """Raises NotApplicable with all reasons when each site has one: the method ``name`` would change nothing."""
+    """Raises NotApplicable, listing all reasons, when every site has one and the method ``name`` would change nothing."""
     reasons = notes if isinstance(notes, Mapping) else {row.site: row.note for row in notes}
     if all(reasons.values()):
         listed = "; ".join(f"{site}: {note}" for site, note in reasons.items()) or "no weight is selected"
@@ -50,7 +50,7 @@ def refuse_idle(name: str, notes: Mapping[str, str] | Iterable[Row]) -> None:
 
 
 def row_of(name: str, site: Site, before: Form, after: Form, note: str = "", predicted: float | None = None) -> Row:
-    """The ledger's row of a site that the method ``name`` gave the form ``after``, or left alone for the reason ``note``."""
+    """The row of the ledger for a site that the method ``name`` gave the form ``after``, or left alone because of ``note``."""
     return Row(
         method=name, site=site.name, bits_before=before.stored_bits(), bits_after=after.stored_bits(), predicted=predicted,
         note=note,
@@ -58,7 +58,7 @@ def row_of(name: str, site: Site, before: Form, after: Form, note: str = "", pre
 
 
 def rows_of(name: str, before: nn.Module, after: nn.Module, notes: Mapping[Site, str]) -> tuple[Row, ...]:
-    """The rows of several sites, whose weights keep their shapes, in a model before and after the method ``name``."""
+    """The rows of several sites, from the models before and after the method ``name``. Their weights keep their shapes."""
     return tuple(row_of(name, site, form_at(before, site), form_at(after, site), note) for site, note in notes.items())
 
 
@@ -67,7 +67,7 @@ def follow(
 ) -> Mapping[Site, frozenset[Role]]:  # fmt: skip
     """The roles after ``method`` has worked on ``sites``, without running it.
 
-    Those that are ``unfit`` for reasons of its own stay as they are. Raises NotApplicable when it can work on none.
+    Sites in ``unfit`` stay as they are. Raises NotApplicable when the method can work on none of the sites.
     """
     after, reasons, worked = dict(roles), dict[str, None](), False
     for site in sites:
@@ -79,7 +79,7 @@ def follow(
             reasons[f"{site.name} holds {role_words(roles[site])}"] = None
         else:
             worked = True
-            if method.leaves != method.accepts:  # what is left as it was accepted keeps its role
+            if method.leaves != method.accepts:  # otherwise each leaf keeps its role
                 after[site] = (roles[site] - method.accepts) | method.leaves
     if not worked:
         raise NotApplicable(

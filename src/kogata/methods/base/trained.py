@@ -1,4 +1,7 @@
-"""Methods that need training: each wraps a model in a TrainingWrapper and, as a step of a chain, trains and finishes it."""
+"""Methods that need training.
+
+Each wraps the model in a TrainingWrapper; as a step of a chain it also trains and finishes it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedLeaf:
-    """One leaf to be trained: where it is, and the leaf. ``site.shape`` is that of the tensor that it stands for."""
+    """One leaf to be trained, with its site and its path in the form. ``site.shape`` is that of the tensor it stands for."""
 
     site: Site
     path: str
@@ -34,24 +37,31 @@ class TrainedLeaf:
 
 
 class TrainingMethod(Method):
-    """Trains leaves of weights into smaller forms. Concrete ones have the training's settings in a field ``recover``."""
+    """Trains leaves of weights into smaller forms.
 
-    if TYPE_CHECKING:  # a field of each method: that module cannot be imported here, for its package imports this one
+    Concrete methods have a field ``recover`` with the settings of the training.
+    """
+
+    if TYPE_CHECKING:  # a field of each concrete method; importing it here at run time would be circular
         recover: Recover
 
     @abstractmethod
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Prepare ``model``, which is the caller's to change, for the training of ``targets``.
+        """Wrap ``model`` for the training of ``targets``. The model is a private copy and may be changed.
 
-        Raises NotApplicable with the reason when it can do nothing for them.
+        Raises NotApplicable with the reason when the targets cannot be trained.
         """
 
     def unfit(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[Site, str]:
-        """The sites that must be left alone, and why, beyond their kind and what the steps before left."""
+        """Sites that the method refuses although their kind and roles are accepted, each with the reason."""
         return {}
 
     def begin(self, model: nn.Module, where: Where | None = None) -> TrainingWrapper:
-        """A copy of ``model`` under this method, for a loop of one's own. Raises NotApplicable as ``apply`` does."""
+        """A copy of ``model`` wrapped for training by this method in a training loop of your own.
+
+        Train the wrapper in place of the model: add ``penalty()`` to the loss, call ``step(progress)`` after each step of the
+        optimizer with the fraction of the training done, and ``finish()`` at the end. Raises NotApplicable as ``apply`` does.
+        """
         job = Job(model=model, reference=model, task=Task(calibration=()), where=() if where is None else (where,))
         return self._begin(job, notes_of(self, job, self._unfit(job)))
 
@@ -86,9 +96,10 @@ class TrainingMethod(Method):
 
 
 class LatentWrapper(TrainingWrapper):
-    """Numbers that are quantized in every forward: each target's leaf becomes a :class:`Latent`, and then what it froze to.
+    """Trains numbers that every forward pass quantizes.
 
-    So does the input of each layer that comes with a quantizer.
+    During the training each target's leaf is a :class:`Latent`; ``finish`` replaces it by its frozen form. The inputs of the
+    layers in ``flows`` are quantized by the quantizer given for each, which is frozen in the same way.
     """
 
     def __init__(
@@ -105,12 +116,12 @@ class LatentWrapper(TrainingWrapper):
         self._latents, self._flows = list(latents), list(flows)
 
     def step(self, progress: float) -> None:
-        """Let each latent weight look at its gradient, and each quantizer mind its own parameters."""
+        """Call ``step`` of each latent weight and quantizer, while the gradients are still there."""
         for _, part in (*self._latents, *self._flows):
             part.step()
 
     def finish(self) -> nn.Module:
-        """The model, its latent weights and its quantizers frozen."""
+        """The model with its latent weights and its quantizers frozen."""
         for target, latent in self._latents:
             surgery.replace(self.model, target.site, target.path, latent.freeze())
         for layer, quantizer in self._flows:
@@ -119,9 +130,9 @@ class LatentWrapper(TrainingWrapper):
 
 
 class PreciseWrapper(LatentWrapper):
-    """One whose numbers are finer than the bfloat16 of autocast."""
+    """A LatentWrapper that computes without autocast, because its quantization steps are finer than bfloat16."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model makes of its inputs, without autocast."""
+        """The output of the model, computed without autocast."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             return super().forward(*args, **kwargs)

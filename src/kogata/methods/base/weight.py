@@ -1,4 +1,4 @@
-"""Methods that replace leaves of weights by smaller forms, one weight at a time."""
+"""Methods that encode one weight at a time: each leaf is replaced by a smaller form."""
 
 from __future__ import annotations
 
@@ -30,14 +30,20 @@ class WeightMethod(Method):
 
     @abstractmethod
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """A form close to ``weight`` (float32, of a leaf of ``site``). Raises NotApplicable with the reason it has none."""
+        """A form that approximates ``weight``, the float32 values of a leaf of ``site``, using its statistics ``stats``.
+
+        Raises NotApplicable, with the reason, when the method has no form for this weight.
+        """
 
     def encoder(self, job: Job, sites: Sequence[Site], gradients: Mapping[str, Gradients]) -> Encode:
-        """What encodes the leaves of ``sites``, of which ``gradients`` are known by name: ``encode``, or what was planned."""
+        """The function that encodes the leaves of ``sites``: ``encode``, unless a subclass makes a plan for all sites first.
+
+        ``gradients`` holds the gradient statistics of the sites, by name.
+        """
         return self.encode
 
     def apply(self, job: Job) -> Job:
-        """Encode every selected leaf that the method accepts and that becomes smaller by it."""
+        """Encode every selected leaf that the method accepts and makes smaller."""
         return encode_sites(job, [(self, selected_sites(job))])
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
@@ -46,10 +52,11 @@ class WeightMethod(Method):
 
 
 def encode_sites(job: Job, plan: Sequence[tuple[WeightMethod, Sequence[Site]]]) -> Job:
-    """The job after each method of ``plan`` has encoded its sites, on the inputs that the layers before them leave.
+    """The job after each method of ``plan`` has encoded its sites.
 
-    One pass over the calibration data for all sites, each with the statistics that its own method needs. No site may belong to
-    two methods. Raises NotApplicable with all reasons when no site changes.
+    One pass over the calibration data gathers, for each site, the statistics that its method needs. The inputs of a layer are
+    those produced by the already compressed layers before it. No site may belong to two methods. Raises NotApplicable, listing
+    all reasons, when no site changes.
     """
     model = surgery.clone(job.model)
     needs = {site: method.needs for method, sites in plan for site in sites}
@@ -70,11 +77,11 @@ def encode_sites(job: Job, plan: Sequence[tuple[WeightMethod, Sequence[Site]]]) 
 def _encode_site(
     job: Job, model: nn.Module, site: Site, method: WeightMethod, encode: Encode, found: Gathered
 ) -> tuple[Row, float]:
-    """Encode the leaves of one site in ``model``: its row of the ledger, and the squared error of its weight."""
+    """Encode the leaves of one site in ``model``; return its row of the ledger and the squared error of its weight."""
     before, form = form_at(job.model, site), form_at(model, site)
     note, done, errors, norm = "", False, 0.0, 0.0
     for path, leaf, part in list(leaves_of(form, site)):
-        weight = leaf.values.detach().float().cpu()  # encoding is done once; the form goes to the leaf's device
+        weight = leaf.values.detach().float().cpu()  # methods encode on the CPU; the form then moves to the leaf's device
         norm += float(torch.linalg.vector_norm(weight)) ** 2
         smaller, reason = _encode_leaf(method, encode, weight, leaf, part, found.of(before, path))
         if smaller is None:
@@ -93,7 +100,7 @@ def _encode_site(
 def _encode_leaf(
     method: WeightMethod, encode: Encode, weight: Tensor, leaf: Dense, site: Site, stats: Stats
 ) -> tuple[Form | None, str]:
-    """The smaller form for one leaf, or None and the reason."""
+    """The smaller form for one leaf, or None and the reason why the leaf stays."""
     if reason := reason_against(method, site, {leaf.role}):
         return None, reason
     try:
@@ -109,7 +116,7 @@ def _encode_leaf(
 
 
 def _losses(job: Job, model: nn.Module, changes: Mapping[Site, float]) -> dict[str, float]:
-    """What the largest changes of ``model`` do to the loss, each alone, by the name of the site."""
+    """The increase of the loss by the name of the site, for the largest changes of ``model``, each measured alone."""
     if not job.explain:
         return {}
     probe = Probe(job)

@@ -1,1 +1,1 @@
-"""Distillation: a model learns from another one."""
+"""Distillation: a smaller model learns from another one."""

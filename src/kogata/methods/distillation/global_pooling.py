@@ -1,10 +1,10 @@
 """Global average pooling in place of a dense head, as a form of the head's weight.
 
-Lin, Chen, Yan, "Network In Network", ICLR 2014 (1312.4400), section 3.2, averages each feature map before the classes are told
-apart. A linear layer on C flattened maps of P places does so when its weight is W'[o, c] r[p] with r = 1/P, and the nearest W',
-on inputs with G = XᵀX and with the averaging R[c, (c, p)] = r[p], is
+Lin, Chen, Yan, "Network In Network", ICLR 2014 (1312.4400), section 3.2, average each feature map before the classifier. A
+linear layer on C flattened maps of P positions does the same if its weight is W'[o, c] r[p] with r = 1/P. On inputs with G =
+XᵀX, and with the averaging matrix R[c, (c, p)] = r[p], the least-squares W' is
     min ‖X Wᵀ − X (W' R)ᵀ‖²:   W' = W G Rᵀ (R G Rᵀ)⁻¹.
-So the file loads into the original class, and a later training may weigh the places differently, alike for all maps.
+The file therefore loads into the original class. Training afterwards may also change r, which all maps share.
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.settings import Range
 
-POOLED = "oc,p->ocp"  # what a class takes of each map, the weight of each place
+POOLED = "oc,p->ocp"  # the weight of each output for each map, and the weight of each position
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class GlobalPooling(WeightMethod):
-    """One number for each output and feature map, in place of one for each place of the map.
+    """Give each output one weight for each feature map, in place of one for each position of the map.
 
-    ``places`` is the number of places of a map, height times width, where the maps are flattened: channels are the slowest.
-    Restrict it to the head that reads them, as in ``only(GlobalPooling(places=16), "fc1")``.
+    ``places`` is the number of positions of a map, height times width (2 or more). The inputs must be flattened maps with the
+    channel as the slowest axis. Restrict the method to the head that reads them, as in ``only(GlobalPooling(places=16),
+    "fc1")``. Layers with a number of inputs that ``places`` does not divide stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import GlobalPooling
+    >>> from kogata.testing.models import job_of
+    >>> job = only(GlobalPooling(places=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     places: Annotated[int, Range(ge=2, example=49)]
@@ -49,13 +57,13 @@ class GlobalPooling(WeightMethod):
     )
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The nearest on the calibration data, where the layer's inputs can be seen; else the sum over the places."""
+        """The least-squares fit on the calibration data; where the inputs cannot be observed, the sum over the positions."""
         if weight.ndim != 2:
-            raise NotApplicable(f"a factor of shape {tuple(weight.shape)} is no head that reads maps")
+            raise NotApplicable(f"a factor of shape {tuple(weight.shape)} is not a head that reads feature maps")
         outputs, inputs = weight.shape
         maps = inputs // self.places
         if inputs % self.places:
-            raise NotApplicable(f"its {inputs} inputs are no maps of {self.places} places")
+            raise NotApplicable(f"its {inputs} inputs do not divide into maps of {self.places} positions")
         average_CI = torch.eye(maps, dtype=torch.float64).repeat_interleave(self.places, 1) / self.places
         gram_II = torch.eye(inputs, dtype=torch.float64) if stats.gram_GII is None else stats.gram_GII[0].double()
         seen_CI = average_CI @ gram_II

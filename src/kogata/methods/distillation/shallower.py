@@ -1,10 +1,10 @@
-"""A shallower student: some layers of a stack go, the others keep their weights, and distillation does the rest.
+"""A shallower student: some layers of a stack are removed and the others keep their weights, ready for distillation.
 
 Sanh, Debut, Chaumond, Wolf, "DistilBERT", 2019 (1910.01108), section 3, starts a student from every other layer of its
 teacher; of a run of n like layers, k stay here, spread evenly with the first and the last among them:
     i_j = round(j (n − 1) / (k − 1)),   j = 0 … k − 1.
-A layer can go where its input may take the place of its output: between blocks of like layers, as in transformers and
-residual networks. The file says which entries of which list remain, and loads into the original class.
+A layer can be removed where its input can replace its output: between blocks of equal layers, as in transformers and residual
+networks. The file records which entries of which list remain, and loads into the original class.
 """
 
 from __future__ import annotations
@@ -32,11 +32,18 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class Shallower(Method):
-    """Drop layers of lists (``nn.ModuleList``, ``nn.Sequential``) of like layers; a shallower plain model is left.
+    """Remove layers from lists (``nn.ModuleList``, ``nn.Sequential``) of equal layers. The result is an ordinary model.
 
-    ``keep`` is how many stay of each run of like layers, or the places of all entries that stay in the list, from 0. ``lists``
-    is a glob on the path of the list, such as ``encoder.layer``; a model that is a list itself has the path ``""``. An entry of
-    which a weight is not selected stays.
+    ``keep`` is the number of layers to keep of each run of equal layers (int ≥ 1), or the indices of all entries of the list to
+    keep, from 0 in ascending order. ``lists`` is a glob on the path of the list, such as ``encoder.layer``; a model that is
+    itself a list has the path ``""``. An entry with a weight that is not selected stays. Raises NotApplicable when no layer can
+    be removed or the model fails without the layers.
+
+    >>> from kogata.methods import Shallower
+    >>> from kogata.testing.models import job_of
+    >>> job = Shallower(keep=2).apply(job_of("stack"))
+    >>> len(job.model.blocks)
+    2
     """
 
     keep: Annotated[int, Range(ge=1)] | tuple[Annotated[int, Range(ge=0)], ...]
@@ -45,7 +52,7 @@ class Shallower(Method):
     ABOUT = About(
         name="shallower",
         family="distillation",
-        summary="drop layers of a stack, keep the others as they are",
+        summary="remove layers of a stack, keep the others as they are",
         paper="Sanh et al. 2019, arXiv 1910.01108",
         data=True,
     )
@@ -53,10 +60,10 @@ class Shallower(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.keep, tuple) and (not self.keep or sorted(set(self.keep)) != list(self.keep)):
-            raise UsageError(f"shallower: keep is {list(self.keep)}; expected places from 0 in ascending order.")
+            raise UsageError(f"shallower: keep is {list(self.keep)}; expected indices from 0 in ascending order.")
 
     def apply(self, job: Job) -> Job:
-        """Drop them; if the job explains, measure what the largest of them do to the loss, each alone."""
+        """Remove the layers. With ``job.explain``, measure the increase of the loss for the largest of them, each alone."""
         gone = [
             entry for path, layers in depth.lists(job.model) if fnmatchcase(path, self.lists)
             for stays in [self._stays(path, layers)] for entry in _entries(path, layers) if entry.place not in stays
@@ -84,7 +91,7 @@ class Shallower(Method):
         return replace(job, model=model, ledger=(*job.ledger, *rows))
 
     def _stays(self, path: str, layers: depth.Layers) -> set[int]:
-        """The places of a list that stay."""
+        """The indices of the entries of a list to keep."""
         now = depth.places(layers)
         if not isinstance(self.keep, int):
             if missing := [place for place in self.keep if place not in now]:
@@ -102,7 +109,7 @@ class Shallower(Method):
 
 @dataclass(frozen=True)
 class _Entry:
-    """An entry of the list at ``path``: its place in the original list, and its own path."""
+    """An entry of the list at ``path``, with its index in the original list and its own path."""
 
     path: str
     place: int
@@ -110,7 +117,7 @@ class _Entry:
 
 
 def _kind(layer: nn.Module) -> tuple[type[nn.Module], str, tuple[tuple[str, tuple[int, ...]], ...]]:
-    """What like layers have in common: class, settings as they are printed, and shapes."""
+    """What equal layers have in common: class, printed settings, and the shapes of their parameters."""
     return type(layer), repr(layer), tuple((name, tuple(tensor.shape)) for name, tensor in layer.named_parameters())
 
 
@@ -120,7 +127,7 @@ def _entries(path: str, layers: depth.Layers) -> Iterator[_Entry]:
 
 
 def _unselected(job: Job) -> set[str]:
-    """The paths of all modules that hold, at any depth, a matrix that is not selected."""
+    """The paths of all modules that contain, at any depth, a matrix that is not selected."""
     chosen = set(selected_sites(job))
     found = set[str]()
     for site in sites_of(job.model):
@@ -132,7 +139,7 @@ def _unselected(job: Job) -> set[str]:
 
 
 def _bits_within(model: nn.Module) -> dict[str, float]:
-    """The estimated bits of the weights that lie wholly within each module, by its path; tied weights may lie in several."""
+    """The estimated bits of the weights within each module, by path. A tied weight counts only where all its users are."""
     found: dict[str, float] = {}
     for site in sites_of(model):
         bits = form_at(model, site).stored_bits()
@@ -143,13 +150,13 @@ def _bits_within(model: nn.Module) -> dict[str, float]:
 
 
 def _loss(job: Job, entry: _Entry, probe: Probe) -> float | None:
-    """What dropping this entry alone does to the loss; None where the model cannot do without it alone."""
+    """The increase of the loss when this entry alone is removed; None where the model fails without it."""
     single = _without(job, [entry])
     return None if _failure(single, probe) else probe.loss(single) - probe.base
 
 
 def _without(job: Job, dropped: Sequence[_Entry]) -> nn.Module:
-    """A copy of the model without these entries; inner lists first, for the entries of outer ones are numbered anew."""
+    """A copy of the model without these entries. Inner lists come first, because removal renumbers the outer ones."""
     twin = surgery.clone(job.model)
     for path, layers in reversed(list(depth.lists(job.model))):
         gone = [entry.place for entry in dropped if entry.path == path]
@@ -159,11 +166,11 @@ def _without(job: Job, dropped: Sequence[_Entry]) -> nn.Module:
 
 
 def _failure(model: nn.Module, probe: Probe) -> str:
-    """Why the model cannot do without what it lost; empty when it gives outputs of the same shapes."""
+    """Why the model fails without the removed layers; empty if its outputs have the same shapes as before."""
     try:
         with evaluating(model):
             found = [tensor.shape for tensor in tensors(call(model, probe.inputs))]
-    except Exception as failure:  # whatever the user's forward raises
+    except Exception as failure:  # the user's forward may raise anything
         return f"fails: {type(failure).__name__}: {failure}"
     wanted = [tensor.shape for tensor in tensors(probe.wanted)]
     return "" if found == wanted else f"gives shapes {[tuple(s) for s in found]} instead of {[tuple(s) for s in wanted]}"

@@ -1,10 +1,10 @@
-"""Stochastic depth: residual branches are left out at random while training, so that the net can do with fewer of them.
+"""Stochastic depth: residual branches are skipped at random during training, so that the model depends less on each of them.
 
 Huang, Sun, Liu, Sedra, Weinberger, "Deep Networks with Stochastic Depth", ECCV 2016 (1603.09382), equations 2, 4 and 5. With
 the branch f_l of block l of L and b_l ~ Bernoulli(p_l), drawn for each batch,
     x_l = relu(b_l f_l(x_{l−1}) + x_{l−1}) in training,   relu(p_l f_l(x_{l−1}) + x_{l−1}) in use,   p_l = 1 − l/L (1 − p_L).
-In the end each p_l is multiplied into the last layer of its branch: a plain model of the same class is left, of which
-``Shallower`` may drop blocks.
+At the end each p_l is multiplied into the last layer of its branch. The result is an ordinary model of the same class, from
+which ``Shallower`` may remove blocks.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ _SCALABLE = (
 
 
 class Branch(nn.Module):
-    """A branch that is there with probability ``survival`` in training; in use its output is scaled by it."""
+    """A branch that is kept with probability ``survival`` in training; in evaluation its output is scaled by it."""
 
     def __init__(self, branch: nn.Module, survival: float) -> None:
         super().__init__()
         self.branch, self.survival = branch, survival
-        self._dtype: torch.dtype | None = None  # of the output, once it is known to have the shape of the input
+        self._dtype: torch.dtype | None = None  # dtype of the output; None until its shape is known to be that of the input
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The branch's output, or zeros of its shape."""
+        """The output of the branch, or zeros of the same shape."""
         if not self.training:
             return self.survival * self.branch(x, *args, **kwargs)
         if bool(torch.rand(()) < self.survival):
             return self.branch(x, *args, **kwargs)
         if self._dtype is not None:
             return torch.zeros_like(x, dtype=self._dtype)
-        with evaluating(self.branch):  # only to learn the shape: no statistics move
+        with evaluating(self.branch):  # in evaluation mode, so that finding the shape updates no running statistics
             zeros = torch.zeros_like(self.branch(x, *args, **kwargs))
         self._dtype = zeros.dtype if zeros.shape == x.shape else None
         return zeros
 
 
 class StochasticDepthRegime(TrainingWrapper):
-    """A model whose branches are left out at random."""
+    """A model with branches that are skipped at random during training."""
 
     def __init__(self, model: nn.Module, paths: Sequence[str], survival: float) -> None:
         super().__init__(model)
@@ -68,7 +68,7 @@ class StochasticDepthRegime(TrainingWrapper):
             _put(model, path, Branch(branch, 1 - number / len(paths) * (1 - survival)))
 
     def finish(self) -> nn.Module:
-        """The model with each branch in its place, scaled by how often it was there."""
+        """The model with its original branches, where the last layer of each is scaled by the survival probability."""
         for path in self._paths:
             held = self.model.get_submodule(path)
             assert isinstance(held, Branch)
@@ -82,10 +82,15 @@ class StochasticDepthRegime(TrainingWrapper):
 @final
 @dataclass(frozen=True, kw_only=True)
 class StochasticDepth(Method):
-    """Train with residual branches left out at random; the model keeps its size, and does with fewer blocks afterwards.
+    """Train with residual branches that are skipped at random. The model keeps its size, and blocks can be removed afterwards.
 
     ``branches`` is a glob on the paths of the branches, modules whose output is added to their input; they are numbered in the
     model's order. ``survival`` is p_L, that of the last one, in (0, 1].
+
+    >>> from kogata.methods import Recover, StochasticDepth
+    >>> method = StochasticDepth(branches="blocks.*.branch", recover=Recover(epochs=10))
+    >>> method.survival
+    0.5
     """
 
     branches: str
@@ -95,13 +100,13 @@ class StochasticDepth(Method):
     ABOUT = About(
         name="stochastic-depth",
         family="distillation",
-        summary="leave out residual branches at random while training",
+        summary="skip residual branches at random during training",
         paper="Huang et al. 2016, arXiv 1603.09382",
         training=True,
     )
 
     def begin(self, model: nn.Module) -> StochasticDepthRegime:
-        """A copy of ``model`` under this method, for a loop of one's own.
+        """A copy of ``model`` wrapped for training by this method in a training loop of your own.
 
         Raises NotApplicable when no module matches, or when a branch does not end in a plain layer that can be scaled.
         """
@@ -129,7 +134,7 @@ class StochasticDepth(Method):
 
 
 def _last(path: str, branch: nn.Module) -> tuple[str, nn.Module]:
-    """The layer whose output is the branch's, with its path: the last of a Sequential, and of those inside it."""
+    """The last layer of a branch, with its path. Of nested ``nn.Sequential`` modules it is the last layer of the innermost."""
     while isinstance(branch, nn.Sequential) and len(branch):
         name, branch = list(branch.named_children())[-1]
         path = f"{path}.{name}"

@@ -1,4 +1,4 @@
-"""What the compact blocks share: the gram of a layer's inputs, and the best filters of two kernels on given channels."""
+"""Functions that the compact blocks share: the Gram matrix of a layer's inputs, and the best 1×1 and full filters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from kogata.methods.kernels.whitening import DAMPING, multiple, seen
 
 
 def gram_of(weight: Tensor, site: Site, stats: Stats) -> Tensor:
-    """The gram of the columns ``[inputs · places]`` of a flattened convolution, in float64; the identity where none is known.
+    """The damped Gram matrix of the inputs ``[inputs · positions]`` of a flattened convolution, float64.
 
-    Raises NotApplicable for grouped convolutions, DataError for weights that are not finite.
+    It is the identity where the inputs could not be observed. Raises NotApplicable for grouped convolutions, and DataError for
+    weights that are not finite.
     """
     if stats.gram_GII is None:
         refuse_unless_finite(weight, site)
@@ -28,23 +29,23 @@ def gram_of(weight: Tensor, site: Site, stats: Stats) -> Tensor:
 
 
 def centre_of(weight: Tensor, method: str) -> int:
-    """The place in the centre of the flattened kernel. Raises NotApplicable as ``kernel_of`` does, and for even sides."""
+    """The index of the centre in the flattened kernel. Raises NotApplicable as ``kernel_of`` does, and for even sides."""
     kernel = kernel_of(weight, method)
     if any(side % 2 == 0 for side in kernel):
-        raise NotApplicable(f"a kernel of {'×'.join(map(str, kernel))} places has none in its centre for the smaller filters")
+        raise NotApplicable(f"a kernel of {'×'.join(map(str, kernel))} has no central position for the smaller filters")
     return math.prod(kernel) // 2
 
 
 def large_filters(share: float, outputs: int) -> int:
-    """How many of the filters keep their kernel: at least one, and not all."""
+    """The number of filters that keep their kernel: at least one, and not all. Raises NotApplicable for a single filter."""
     if outputs < 2:
-        raise NotApplicable("a layer of one filter has none to choose from")
+        raise NotApplicable("a layer with a single filter leaves no choice")
     return min(max(1, round(share * outputs)), outputs - 1)
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which filters have one place (``member_O`` is 0) or all (1), those of one ``[·, S]``, and those of all ``[·, S, K]``."""
+    """Filters of two kernel sizes: 1×1 filters ``[·, S]`` where ``member_O`` is 0, full filters ``[·, S, K]`` where it is 1."""
 
     member_O: Tensor
     small_OS: Tensor
@@ -60,10 +61,10 @@ class Filters:
 
 
 def best_filters(inner: Tensor, cross: Tensor, centre: int, count: int) -> Filters:
-    """The filters of least ‖W X − V X‖² of which ``count`` have all places of the kernel.
+    """The filters V with the least ‖W X − V X‖², of which ``count`` have the full kernel and the others are 1×1.
 
-    ``inner`` ``[S, K, S, K]`` is the gram of the channels that they read, ``cross`` ``[O, S, K]`` the products of these with
-    the wanted outputs. Each filter is a least squares problem of its own, so that the choice is exact as well.
+    ``inner`` ``[S, K, S, K]`` is the Gram matrix of the channels that they read, ``cross`` ``[O, S, K]`` the products of these
+    channels with the desired outputs. Each filter is a separate least-squares problem, so the choice of filters is optimal too.
     """
     channels, places = inner.shape[:2]
     inner_SKSK = inner.reshape(channels * places, -1)

@@ -1,11 +1,11 @@
-"""Cyclic filters: four filters are one filter, turned by quarters.
+"""Cyclic filters: four filters are rotations of one filter by 90°.
 
 Dieleman, De Fauw, Kavukcuoglu, "Exploiting Cyclic Symmetry in Convolutional Neural Networks", ICML 2016 (1602.02660), 3:
-running one filter over an image in its four orientations (slice), and bringing the maps back together (roll, pool), equals
-running the filter in four orientations over the image:
+applying one filter to the four rotations of an image (slice), and combining the rotated maps (roll, pool), is the same as
+applying the four rotations of the filter to the image:
     (R^t b) ∗ x = R^t (b ∗ R^−t x),   t = 0 … 3.
-Of four trained filters the nearest is b = ¼ Σ_t R^−t W_t. Every input plane stays the plane it is; ``group-filters`` also turns
-from plane to plane. The layers for training from scratch are in ``kogata.nn.filters``.
+For four trained filters the least-squares b is ¼ Σ_t R^−t W_t. Input channels are not permuted; ``group-filters`` can also
+permute them. The layers for training from scratch are in ``kogata.nn.filters``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,18 @@ from kogata.methods.kernels import sizes
 @final
 @dataclass(frozen=True, kw_only=True)
 class CyclicFilters(WeightMethod):
-    """Let four filters of a convolution, the nearest to turns of each other, be one filter in four orientations.
+    """Replace groups of four similar filters by the four rotations of one filter.
 
-    ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares everywhere.
-    ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+    ``tolerance``, above 0, is the largest relative error of the layer's outputs on the calibration data; None allows any error.
+    ``residual`` is the rank of an added low-rank correction: a count, 0 for none, or a fraction of the full rank in (0, 1).
+    Layers with a non-square kernel or with a number of filters that is not a multiple of 4 stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import CyclicFilters
+    >>> from kogata.testing.models import job_of
+    >>> job = only(CyclicFilters(), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'permuted(tied)'
     """
 
     tolerance: Tolerance = None
@@ -41,7 +49,7 @@ class CyclicFilters(WeightMethod):
     ABOUT = About(
         name="cyclic-filters",
         family="filters",
-        summary="four filters are one, turned by quarters",
+        summary="four filters are rotations of one by 90°",
         paper="Dieleman et al. 2016, arXiv 1602.02660",
         layers=(Kind.CONV,),
         needs=frozenset({Stat.GRAM}),
@@ -51,11 +59,11 @@ class CyclicFilters(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """It holds a quarter of the numbers."""
+        """The form holds a quarter of the numbers."""
         return cls() if sizes.tied(shape, fraction, 1 / 4) else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The groups that lose least; refused for kernels that are not square, and above the tolerance."""
+        """The most similar groups; refused for kernels that are not square, and above the tolerance."""
         transfer.refuse_unless_shareable(weight, site, stats, 4)
         transfer.refuse_unless_square(weight, "turning a filter")
         map = Orbit(mirrored=False, stacked=False)

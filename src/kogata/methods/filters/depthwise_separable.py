@@ -1,11 +1,11 @@
-"""Depthwise separable: a few filters on each input channel, then a 1×1 layer that mixes what they give.
+"""Depthwise separable: a few filters on each input channel, followed by a 1×1 convolution.
 
-Howard et al., "MobileNets", 2017 (1704.04861), section 3.1; Sifre 2014. Nothing stands between the two layers here, so that the
-block is linear and holds a trained convolution W:
-    V[o, i, k] = Σ_m P[o, i, m] D[i, m, k],   m = 1 … M: of each input channel i a matrix [o, k] of rank M.
-With G = XᵀX / rows and all channels but i given, the best X_i = P_i D_i is the truncation of
+Howard et al., "MobileNets", 2017 (1704.04861), section 3.1; Sifre 2014. Here there is no nonlinearity between the two layers,
+so the block is linear and can approximate a trained convolution W:
+    V[o, i, k] = Σ_m P[o, i, m] D[i, m, k],   m = 1 … M: for each input channel i a matrix [o, k] of rank M.
+With G = XᵀX / rows and all channels but i fixed, the best X_i = P_i D_i is the truncation of
     T_i = W_i + ((W − V)_{others} G)_i G_ii⁻¹   to rank M in the norm  ‖(T_i − X_i) L‖,  G_ii = L Lᵀ   (Eckart and Young),
-so the channels take turns, and the error never rises. Last, P as a whole is least squares on the channels that D gives.
+so the channels are optimized in turn, and the error never increases. Finally, P is fitted by least squares to the outputs of D.
 """
 
 from __future__ import annotations
@@ -28,20 +28,30 @@ from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
 from kogata.methods.kernels import svd
 
-SWEEPS = 3  # over the channels
+SWEEPS = 3  # passes over the channels
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class DepthwiseSeparable(WeightMethod):
-    """``multiplier`` filters on each input channel, then a 1×1 layer."""
+    """Replace a convolution by ``multiplier`` filters (1 or more) on each input channel and a 1×1 convolution.
+
+    Kernels with a single position, grouped convolutions, and weights that would not get smaller stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import DepthwiseSeparable
+    >>> from kogata.testing.models import job_of
+    >>> job = only(DepthwiseSeparable(), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'product'
+    """
 
     multiplier: Count = 1
 
     ABOUT = About(
         name="depthwise-separable",
         family="filters",
-        summary="a few filters on each input channel, then a 1×1 layer",
+        summary="a few filters on each input channel, then a 1×1 convolution",
         paper="Howard et al. 2017, arXiv 1704.04861",
         layers=(Kind.CONV,),
         needs=frozenset({Stat.GRAM}),
@@ -51,12 +61,12 @@ class DepthwiseSeparable(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The most filters on each channel; None for matrices."""
+        """The largest number of filters on each channel that fits; None for matrices."""
         multiplier = int(fraction * math.prod(shape) / held(shape, 1))
         return cls(multiplier=multiplier) if multiplier and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Both layers; refused for kernels of one place, grouped convolutions, and where nothing is gained."""
+        """Both layers; refused for kernels with a single position, grouped convolutions, and where they are no smaller."""
         kernel_of(weight, "depthwise-separable")
         weight_OIK = weight.flatten(2)
         outputs, inputs, places = weight_OIK.shape
@@ -68,12 +78,12 @@ class DepthwiseSeparable(WeightMethod):
 
 
 def held(shape: Sequence[int], multiplier: int) -> int:
-    """The numbers of both layers for a weight of ``shape``."""
+    """The number of entries of both layers for a weight of ``shape``."""
     return shape[1] * multiplier * (shape[0] + math.prod(shape[2:]))
 
 
 def fitted(weight_OIK: Tensor, gram: Tensor, count: int) -> Tensor:
-    """The filters ``[I, M, K]`` of each channel, of length 1, for a float64 weight and gram ``[I, K, I, K]``."""
+    """The filters ``[I, M, K]`` of each channel, with norm 1, for a float64 weight and Gram matrix ``[I, K, I, K]``."""
     inputs, places = gram.shape[:2]
     own_IKK = torch.einsum("ikil->ikl", gram)
     lower_IKK = torch.linalg.cholesky(own_IKK)
@@ -91,7 +101,7 @@ def fitted(weight_OIK: Tensor, gram: Tensor, count: int) -> Tensor:
 
 
 def truncated(target_OK: Tensor, lower_KK: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The nearest matrix ``[O, K]`` of rank M in the norm ‖· L‖, and its row space ``[M, K]``."""
+    """The best approximation ``[O, K]`` of rank M in the norm ‖· L‖, and a basis of its row space ``[M, K]``."""
     white_OK = target_OK @ lower_KK
     basis_KM = svd.leading(white_OK.T, count)
     rows_MK = torch.linalg.solve_triangular(lower_KK, basis_KM.T, upper=False, left=False)
@@ -99,7 +109,7 @@ def truncated(target_OK: Tensor, lower_KK: Tensor, count: int) -> tuple[Tensor, 
 
 
 def mixed(weight_OIK: Tensor, gram: Tensor, filters_IMK: Tensor) -> Tensor:
-    """The 1×1 layer ``[O, I, M]`` of least error behind given filters."""
+    """The 1×1 convolution ``[O, I, M]`` with the least error for given depthwise filters."""
     inputs, count = filters_IMK.shape[:2]
     inner = torch.einsum("imk,ikjl,jnl->imjn", filters_IMK, gram, filters_IMK).reshape(inputs * count, -1)
     reached = torch.einsum("ikjl,jnl->ikjn", gram, filters_IMK).reshape(inputs * gram.shape[1], -1)

@@ -1,10 +1,11 @@
-"""Fire: a 1×1 layer squeezes the channels, then 1×1 and 3×3 filters side by side expand them.
+"""Fire: a 1×1 convolution squeezes the channels, then parallel 1×1 and 3×3 filters expand them.
 
-Iandola et al., "SqueezeNet", 2016 (1602.07360), section 3.2. Nothing stands between the two layers here, so that the block is
-linear and holds a trained convolution W:
-    V[o, i, k] = Σ_s E[o, s, k] S[s, i],   with E[o, s, k] = 0 save in the centre for the filters o of one place.
-With inputs X, ‖X (W − V)ᵀ‖² is least squares in E and in S. S begins as the leading directions of W's inputs, whitened by their
-mean gram; then E, with the exact choice of its small filters, and S take turns, and the error never rises.
+Iandola et al., "SqueezeNet", 2016 (1602.07360), section 3.2. Here there is no nonlinearity between the two layers, so the block
+is linear and can approximate a trained convolution W:
+    V[o, i, k] = Σ_s E[o, s, k] S[s, i],   where E[o, s, k] = 0 except in the centre for the 1×1 filters o.
+With inputs X, ‖X (W − V)ᵀ‖² is a least-squares problem in E and in S. S is initialized with the leading input directions of W,
+whitened by their mean Gram matrix. Then E, with the optimal choice of its 1×1 filters, and S are optimized in turn, and the
+error never increases.
 """
 
 from __future__ import annotations
@@ -30,18 +31,26 @@ from kogata.methods.base.weight import WeightMethod
 from kogata.methods.filters import compact
 from kogata.methods.kernels import conjugate_gradients, svd
 
-SWEEPS = 6  # of E and S in turn
-SHARE = 0.5  # of the filters that keep their kernel, by default
-STEPS = 12  # of conjugate gradients for S, whose system is too large to factor
+SWEEPS = 6  # alternations of E and S
+SHARE = 0.5  # default fraction of the filters that keep their kernel
+STEPS = 12  # conjugate gradient steps for S; its linear system is too large to factor
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Fire(WeightMethod):
-    """A squeeze to fewer channels, and filters of two kernels on these.
+    """Replace a convolution by a 1×1 convolution to fewer channels, followed by filters with the full or a 1×1 kernel.
 
-    ``squeeze`` counts the channels between (int ≥ 1), or is a fraction of the inputs (float in (0, 1)); ``share`` of the
-    filters, in (0, 1), keep their kernel.
+    ``squeeze`` is the number of channels between them (int ≥ 1), or a fraction of the inputs (float in (0, 1)). ``share``, in
+    (0, 1), is the fraction of filters that keep their kernel. Kernels with a single position or an even side, grouped
+    convolutions, and weights that would not get smaller stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Fire
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Fire(squeeze=4), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'product(stacked)'
     """
 
     squeeze: Rank
@@ -50,7 +59,7 @@ class Fire(WeightMethod):
     ABOUT = About(
         name="fire",
         family="filters",
-        summary="a 1×1 layer to fewer channels, then 1×1 and 3×3 filters side by side",
+        summary="a 1×1 convolution to fewer channels, then parallel 1×1 and 3×3 filters",
         paper="Iandola et al. 2016, arXiv 1602.07360",
         layers=(Kind.CONV,),
         needs=frozenset({Stat.GRAM}),
@@ -60,17 +69,17 @@ class Fire(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The most channels between, with half of the filters at full extent; None for matrices."""
+        """The largest squeeze that fits, with half of the filters keeping their kernel; None for matrices."""
         squeeze = int(fraction * math.prod(shape) / held(shape, 1, round(SHARE * shape[0])))
         return cls(squeeze=min(squeeze, shape[1]), share=SHARE) if squeeze and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Squeeze and filters; refused for even kernels, kernels of one place, grouped layers, and where nothing is gained."""
+        """Squeeze and filters; refused for 1×1 and even kernels, grouped convolutions, and where they are no smaller."""
         centre = compact.centre_of(weight, "fire")
         outputs, inputs, *kernel = weight.shape
         width, count = svd.rank_of(self.squeeze, inputs), compact.large_filters(self.share, outputs)
         if width > inputs:
-            raise NotApplicable(f"a squeeze of {inputs} channels to {width} is none")
+            raise NotApplicable(f"it has {inputs} input channels, fewer than the squeeze of {width}")
         places = weight[0, 0].numel()
         refuse_unless_fewer(held(weight.shape, width, count), weight, f"fire with {width} channels between")
         gram = compact.gram_of(weight, site, stats).reshape(inputs, places, inputs, places)
@@ -82,12 +91,12 @@ class Fire(WeightMethod):
 
 
 def held(shape: Sequence[int], width: int, count: int) -> int:
-    """The numbers of the squeeze to ``width`` channels and of all filters, ``count`` of which keep their kernel."""
+    """The number of entries of the squeeze to ``width`` channels and of all filters, of which ``count`` keep their kernel."""
     return width * (shape[1] + shape[0] - count + count * math.prod(shape[2:]))
 
 
 def fitted(weight_OIK: Tensor, gram: Tensor, centre: int, width: int, count: int) -> tuple[compact.Filters, Tensor]:
-    """The filters and the squeeze ``[S, I]`` for a float64 weight and gram ``[I, K, I, K]``."""
+    """The filters and the squeeze ``[S, I]`` for a float64 weight and Gram matrix ``[I, K, I, K]``."""
     wanted_OIK = torch.einsum("oik,ikjl->ojl", weight_OIK, gram)
     squeeze_SI = leading(weight_OIK, gram, width)
     for _ in range(SWEEPS):
@@ -97,7 +106,7 @@ def fitted(weight_OIK: Tensor, gram: Tensor, centre: int, width: int, count: int
 
 
 def leading(weight_OIK: Tensor, gram: Tensor, width: int) -> Tensor:
-    """The directions ``[S, I]`` of the inputs that matter most, where every place has the mean gram of all places."""
+    """The leading input directions ``[S, I]``, using the mean Gram matrix of all kernel positions for each position."""
     mean_II = torch.einsum("ikjk->ij", gram) / gram.shape[1]
     lower_II = torch.linalg.cholesky(mean_II)
     white_QI = weight_OIK.permute(0, 2, 1).flatten(0, 1) @ lower_II
@@ -107,13 +116,13 @@ def leading(weight_OIK: Tensor, gram: Tensor, width: int) -> Tensor:
 
 
 def expanded(wanted_OIK: Tensor, gram: Tensor, squeeze_SI: Tensor, centre: int, count: int) -> compact.Filters:
-    """The best filters behind a given squeeze."""
+    """The best filters for a given squeeze."""
     inner = torch.einsum("si,ikjl,tj->sktl", squeeze_SI, gram, squeeze_SI)
     return compact.best_filters(inner, torch.einsum("oik,si->osk", wanted_OIK, squeeze_SI), centre, count)
 
 
 def squeezed(wanted_OIK: Tensor, gram: Tensor, filters_OSK: Tensor, squeeze_SI: Tensor) -> Tensor:
-    """A better squeeze before given filters."""
+    """A squeeze with a smaller error for given filters."""
     pairs = torch.einsum("osk,otl->sktl", filters_OSK, filters_OSK)
 
     def apply(flat_1N: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""Group convolution: filters are shared over quarter turns (p4), or also mirror images (p4m).
+"""Group convolution: filters are shared over rotations by 90° (p4), or over rotations and reflections (p4m).
 
 Cohen, Welling, "Group Equivariant Convolutional Networks", ICML 2016 (1602.07576), section 6:
-    [f ∗ ψ](g) = Σ_{y, k} f_k(y) ψ_k(g⁻¹ y)                        of images (the lifting layer),
-    [f ∗ ψ](g) = Σ_{h, k} f_k(h) ψ_k(g⁻¹ h)                        of maps that are indexed by the group themselves,
-so turning the image turns the maps and permutes them: the layer is equivariant. Both are a convolution whose filter (o, g) is
-filter o moved by g, planes permuted along with it in the second. Of a trained layer the nearest such filters are the means of
-what is moved back. The layers for training from scratch are in ``kogata.nn.filters``.
+    [f ∗ ψ](g) = Σ_{y, k} f_k(y) ψ_k(g⁻¹ y)                        for images (the lifting layer),
+    [f ∗ ψ](g) = Σ_{h, k} f_k(h) ψ_k(g⁻¹ h)                        for maps that are themselves indexed by the group,
+so rotating the image rotates and permutes the maps: the layer is equivariant. Both are convolutions in which filter (o, g) is
+filter o transformed by g; in the second case g also permutes its input channels. The least-squares filter for a trained layer
+is the mean of its filters after the inverse transforms. The layers for training from scratch are in ``kogata.nn.filters``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,19 @@ from kogata.methods.kernels import sizes
 @final
 @dataclass(frozen=True, kw_only=True)
 class GroupFilters(WeightMethod):
-    """Let filters of a convolution that are nearest to moves of each other be one filter, in 4 or, ``mirrored``, 8 positions.
+    """Replace groups of 4 or, with ``mirrored``, 8 similar filters by the rotations and reflections of one filter.
 
-    Whether the inputs are images or maps indexed by the group, all positions of one after another, is decided by what loses
-    less. ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares
-    everywhere. ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+    Input channels are treated as plain images or as maps indexed by the group, whichever has the smaller error. ``tolerance``,
+    above 0, is the largest relative error of the layer's outputs on the calibration data; None allows any error. ``residual``
+    is the rank of an added low-rank correction: a count, 0 for none, or a fraction of the full rank in (0, 1). Layers with a
+    non-square kernel or with a number of filters that the group does not divide stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import GroupFilters
+    >>> from kogata.testing.models import job_of
+    >>> job = only(GroupFilters(mirrored=True), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'permuted(tied)'
     """
 
     mirrored: bool = False
@@ -44,7 +52,7 @@ class GroupFilters(WeightMethod):
     ABOUT = About(
         name="group-filters",
         family="filters",
-        summary="filters are shared over turns and mirror images",
+        summary="filters are shared over rotations and reflections",
         paper="Cohen and Welling 2016, arXiv 1602.07576",
         layers=(Kind.CONV,),
         needs=frozenset({Stat.GRAM}),
@@ -54,12 +62,12 @@ class GroupFilters(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """It holds a quarter of the numbers, or with mirror images an eighth."""
+        """The form holds a quarter of the numbers, or with reflections an eighth."""
         copies = next((n for n in (4, 8) if sizes.tied(shape, fraction, 1 / n)), None)
         return None if copies is None else cls(mirrored=copies == 8)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The groups that lose least; refused for kernels that are not square, and above the tolerance."""
+        """The most similar groups; refused for kernels that are not square, and above the tolerance."""
         images, maps = (Orbit(self.mirrored, stacked) for stacked in (False, True))
         transfer.refuse_unless_shareable(weight, site, stats, images.order)
         transfer.refuse_unless_square(weight, "turning a filter")

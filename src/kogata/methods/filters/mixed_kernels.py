@@ -1,10 +1,10 @@
-"""1×1 and 3×3: a part of a layer's filters keep their kernel, the others look at one place.
+"""Mixed kernels: some filters of a layer keep their kernel, the others become 1×1.
 
 Cheng, Wang, Zhou, Zhang 2017 (1710.09282), section IV; Szegedy et al. 2016 (1602.07261) and Iandola et al. 2016 (1602.07360),
 strategy 1, on nets that mix the two kernels from the start. From a trained layer with inputs X, of which X_c are those in the
 centre of the kernel, each filter w becomes the better of
     w itself,   and   v = argmin ‖X w − X_c v‖² = (X_cᵀ X_c)⁻¹ X_cᵀ X w,
-and those that lose least by it are the ones to shrink: for a given number of each, no other choice has a smaller error.
+and the filters with the smallest increase of the error become 1×1. For a given number of each, this choice is optimal.
 """
 
 from __future__ import annotations
@@ -28,14 +28,24 @@ from kogata.methods.filters import compact
 @final
 @dataclass(frozen=True, kw_only=True)
 class MixedKernels(WeightMethod):
-    """Filters of one place in place of those that lose least by it. ``share`` of the filters, in (0, 1), keep their kernel."""
+    """Replace some filters of a convolution by 1×1 filters. ``share``, in (0, 1), is the fraction that keep their kernel.
+
+    Kernels with a single position or an even side, and grouped convolutions, stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import MixedKernels
+    >>> from kogata.testing.models import job_of
+    >>> job = only(MixedKernels(share=0.25), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'stacked'
+    """
 
     share: Fraction
 
     ABOUT = About(
         name="mixed-kernels",
         family="filters",
-        summary="a part of the filters keep their kernel, the others become 1×1",
+        summary="some filters keep their kernel, the others become 1×1",
         paper="Cheng et al. 2017, arXiv 1710.09282, section IV",
         layers=(Kind.CONV,),
         needs=frozenset({Stat.GRAM}),
@@ -45,13 +55,13 @@ class MixedKernels(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The most filters that keep their kernel; None for kernels of one place."""
+        """The largest fraction of full filters that fits; None for kernels with a single position."""
         places = math.prod(shape[2:])
         large = int((fraction * places - 1) * shape[0] / (places - 1)) if places > 1 else 0
         return cls(share=large / shape[0]) if large > 0 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The two kinds of filters; refused for even kernels, kernels of one place, and grouped convolutions."""
+        """The filters of both sizes; refused for 1×1 and even kernels, and for grouped convolutions."""
         centre = compact.centre_of(weight, "mixed-kernels")
         count = compact.large_filters(self.share, len(weight))
         gram_II = compact.gram_of(weight, site, stats)

@@ -1,9 +1,9 @@
-"""Multi-bias activation: one filter, several biases.
+"""Multi-bias activation: several filters share their weights and differ only in their biases.
 
 Li, Ouyang, Wang, "Multi-Bias Non-linear Activation in Deep Neural Networks", ICML 2016 (1604.00676), section 3:
     y_k = ReLU(b ∗ x + β_k),  k = 1 … K,
-so the maps of one filter are cut at several levels. Of K trained filters the nearest is their mean; each keeps its own bias, or
-that of the normalization after it. As plain layers the convolution has 1/K of the filters.
+so the map of one filter is thresholded at several levels. The least-squares filter for K trained filters is their mean; each
+keeps its own bias, or that of the normalization after it. Lowered to ordinary layers, the convolution has 1/K of the filters.
 """
 
 from __future__ import annotations
@@ -28,10 +28,18 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class MultiBiasFilters(WeightMethod):
-    """Let groups of ``biases`` (from 2) filters of a convolution, the nearest to each other, be one filter.
+    """Replace groups of ``biases`` (2 or more) similar filters by one filter with several biases.
 
-    ``tolerance``: the most that the outputs may change by, relative to them, on the calibration data; None shares everywhere.
-    ``residual``: the rank, a count or a fraction, of a product that mends what the groups miss.
+    ``tolerance``, above 0, is the largest relative error of the layer's outputs on the calibration data; None allows any error.
+    ``residual`` is the rank of an added low-rank correction: a count, 0 for none, or a fraction of the full rank in (0, 1).
+    Layers with a number of filters that ``biases`` does not divide stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import MultiBiasFilters
+    >>> from kogata.testing.models import job_of
+    >>> job = only(MultiBiasFilters(biases=4), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'permuted(tied)'
     """
 
     biases: Annotated[int, Range(ge=2)] = 2
@@ -41,7 +49,7 @@ class MultiBiasFilters(WeightMethod):
     ABOUT = About(
         name="multi-bias-filters",
         family="filters",
-        summary="several filters become one with several biases",
+        summary="several filters become one filter with several biases",
         paper="Li et al. 2016, arXiv 1604.00676",
         layers=(Kind.CONV,),
         needs=frozenset({Stat.GRAM}),
@@ -51,13 +59,13 @@ class MultiBiasFilters(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The fewest filters to a group that divide their number."""
+        """The smallest size of a group that divides the number of filters and fits."""
         counts = (n for n in range(2, shape[0] + 1) if shape[0] % n == 0)
         biases = next((n for n in counts if sizes.tied(shape, fraction, 1 / n)), None)
         return None if biases is None else cls(biases=biases)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The groups that lose least; refused where the filters come in no whole groups, and above the tolerance."""
+        """The most similar groups; refused where they do not divide the number of filters, and above the tolerance."""
         transfer.refuse_unless_shareable(weight, site, stats, self.biases)
         map = Repeat(self.biases)
         order = transfer.grouped(transfer.distances(transfer.transforms(map, weight, self.biases), weight))

@@ -1,1 +1,1 @@
-"""Compiled inner loops (numba) that tensors cannot express well."""
+"""Linear algebra and compiled loops (numba) that several methods share."""

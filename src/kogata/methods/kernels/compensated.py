@@ -1,4 +1,4 @@
-"""Rounding with compensation: the codes of one layer, chosen so that its outputs stay."""
+"""Rounding with error compensation: codes of one layer that keep its outputs close to the original ones."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kogata.forms import Affine, Dense, Role
 from kogata.job import Kind, Site
 from kogata.methods.kernels import conjugate_gradients, obq
 
-SWEEPS = 8  # over the codes in each round; most rows come to rest sooner
-STEPS = 4  # of conjugate gradients towards the best scales
+SWEEPS = 8  # most sweeps of coordinate descent in each round; most rows converge sooner
+STEPS = 4  # conjugate gradient steps for the scales in each round
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundedLayer:
-    """A weight as its layer uses it, ``[groups, outputs, columns]``, and as its leaf stores it: as rows ``[R, C]``.
+    """A weight in the layout of its layer, ``[groups, outputs, columns]``, and the mapping to the rows ``[R, C]`` of its leaf.
 
-    The leaf holds all of the weight, or at ``position`` in it the values that a mask kept, as one row. Where not
-    ``kept_GOI`` the weight is zero and stays so. ``gram_GII`` is damped.
+    The leaf holds the whole weight; or, as a single row, the values kept by a mask, whose flat indices are ``position``. Where
+    ``kept_GOI`` is false the weight is zero and stays zero. ``gram_GII`` is the damped Gram matrix of the inputs.
     """
 
     weight_GOI: Tensor
@@ -32,26 +32,26 @@ class RoundedLayer:
     position: Tensor | None
 
     def rows(self, matrix_GOI: Tensor) -> Tensor:
-        """The entries that the leaf holds."""
+        """The entries of a matrix that the leaf holds, ``[R, C]``."""
         return matrix_GOI.flatten(0, 1) if self.position is None else matrix_GOI.flatten()[None, self.position]
 
     def matrix(self, rows_RC: Tensor) -> Tensor:
-        """The entries in their places, ones elsewhere."""
+        """The inverse of ``rows``; entries that the leaf does not hold are 1."""
         if self.position is None:
             return rows_RC.reshape(self.weight_GOI.shape)
         return rows_RC.new_ones(self.weight_GOI.numel()).scatter(0, self.position, rows_RC[0]).reshape(self.weight_GOI.shape)
 
 
 def layer_of(weight: Tensor, site: Site, stats: Stats, damping: float) -> RoundedLayer:
-    """The layer of a leaf. The output of an embedding is a row of it as it is, so its gram is the identity.
+    """The layer of a leaf. For an embedding, whose outputs are its rows, the Gram matrix is the identity.
 
-    Raises NotApplicable where the inputs could not be seen, DataError where a weight is not finite.
+    Raises NotApplicable when the inputs could not be observed, DataError when a weight is not finite.
     """
     seen_GII = torch.eye(site.shape[-1])[None] if site.kind is Kind.EMBEDDING else stats.gram_GII
     if seen_GII is None:
-        raise NotApplicable("its inputs could not be seen")
+        raise NotApplicable("its inputs could not be observed")
     if not torch.isfinite(weight).all():
-        raise DataError(f"{site.name} of shape {site.shape} holds NaN or infinite weights; mend the model first.")
+        raise DataError(f"{site.name} of shape {site.shape} holds NaN or infinite weights; repair the model first.")
     groups, columns, _ = seen_GII.shape
     flat, kept = weight.flatten(), torch.ones(weight.numel(), dtype=torch.bool)
     if stats.position is not None:
@@ -64,7 +64,7 @@ def layer_of(weight: Tensor, site: Site, stats: Stats, damping: float) -> Rounde
 
 
 def rounded(layer: RoundedLayer, shape: torch.Size, *, bits: int, group: int | None, symmetric: bool, rounds: int) -> Affine:
-    """Codes of ``shape`` for what the leaf of ``layer`` holds; entries that are not kept get the code of zero."""
+    """The leaf of ``layer`` rounded to ``bits``, as codes of ``shape``. Entries that are not kept get the code of zero."""
     rows_RC = layer.rows(layer.weight_GOI)
     group = min(group or rows_RC.shape[1], rows_RC.shape[1])
     orders = [gram_II.diagonal().argsort(descending=True, stable=True) for gram_II in layer.gram_GII]
@@ -98,13 +98,13 @@ class _Problem:
     top: int
 
     def grids(self) -> list[obq.Grid]:
-        """The grid of each group of the layer's outputs."""
+        """The quantization grid of each group of the layer's outputs."""
         scale, zero = (self.layer.matrix(self._spread(part)).contiguous() for part in (self.scale_RG, self.zero_RG))
         kept = self.layer.kept_GOI
         return [obq.Grid(scale=s, zero=z, kept=k, top=self.top) for s, z, k in zip(scale, zero, kept, strict=True)]
 
     def fitted(self, code_GOI: Tensor) -> Tensor:
-        """Better scales ``[R, groups]`` under these codes: steps towards least squares; a scale stays positive."""
+        """Scales ``[R, groups]`` closer to the least-squares fit for these codes; scales stay positive."""
         layer = self.layer
         step_RC = layer.rows((code_GOI - self.layer.matrix(self._spread(self.zero_RG))) * layer.kept_GOI)
 
@@ -121,7 +121,7 @@ class _Problem:
         return half(found.where(found > 0, self.scale_RG))
 
     def _spread(self, part_RG: Tensor) -> Tensor:
-        """A number for each group as one for each entry ``[R, C]``."""
+        """Repeat a value for each group over its entries, ``[R, C]``."""
         columns = self.layer.rows(self.layer.weight_GOI).shape[1]
         return part_RG.repeat_interleave(self.group, 1)[:, :columns]
 
@@ -132,7 +132,10 @@ class _Problem:
 
 
 def half(scale: Tensor) -> Tensor:
-    """Scales in half precision, as float32; one outside its normal range stays as it is, and that of zeros becomes any."""
+    """Scales rounded to half precision, as float32. A scale outside the normal range of half precision stays as it is.
+
+    The scale of a group of zeros is arbitrary and becomes the smallest normal number.
+    """
     limits = torch.finfo(torch.float16)
     scale = scale.where(scale > 0, limits.smallest_normal)
     return scale.half().float().where((scale >= limits.smallest_normal) & (scale <= limits.max), scale)

@@ -13,14 +13,15 @@ NOTHING = 1e-30  # keeps the quotients of a solved system finite
 
 
 def solve(apply: Callable[[Tensor], Tensor], right_RN: Tensor, diagonal_RN: Tensor, start_RN: Tensor, steps: int) -> Tensor:
-    """What ``steps`` steps make of ``start_RN`` towards ``apply(x) = right_RN``, one positive semidefinite system a row.
+    """The iterate after ``steps`` steps from ``start_RN`` for ``apply(x) = right_RN``; each row is a system of its own.
 
-    Unknowns whose ``diagonal_RN`` is zero stay as they are. The quadratic of each system never rises.
+    The systems must be positive semidefinite, with diagonals ``diagonal_RN``. Unknowns whose diagonal is zero keep their
+    values. The quadratic objective of each system never increases.
     """
     inverse = diagonal_RN.clamp_min(NOTHING).reciprocal().where(diagonal_RN > NOTHING, 0)
     residual = right_RN - apply(start_RN)
     x = start_RN.clone()
-    del diagonal_RN, right_RN, start_RN  # each may be as large as a layer, and only here
+    del diagonal_RN, right_RN, start_RN  # each may be as large as a layer, and the caller may hold no other reference
     direction = inverse * residual
     slope = (residual * direction).sum(1, keepdim=True)
     for _ in range(steps):

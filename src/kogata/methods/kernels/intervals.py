@@ -1,8 +1,8 @@
-"""The best split of sorted, weighted points into k intervals: one-dimensional k-means, exactly.
+"""Optimal one-dimensional k-means: the best split of sorted, weighted points into k intervals.
 
 Wang and Song, "Ckmeans.1d.dp: Optimal k-means Clustering in One Dimension by Dynamic Programming", R Journal 3/2, 2011:
     D[c, j] = min_i D[c − 1, i − 1] + cost(i, j),  cost(i, j) = Σ w x² − (Σ w x)² / Σ w  over i … j.
-The best i does not fall as j grows, so each row of D is filled by divide and conquer: O(k n log n).
+The best i is nondecreasing in j, so divide and conquer fills each row of D: O(k n log n) in all.
 """
 
 # numba's decorators are untyped
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 @njit(cache=True, nogil=True)
 def split(points_N: NDArray[np.float64], weights_N: NDArray[np.float64], clusters: int) -> NDArray[np.int64]:
-    """Starts of the k intervals ``[clusters]`` of ascending ``points_N``, which are at least as many as the clusters."""
+    """The index of the first point of each interval, ``[clusters]``. ``points_N`` is ascending and N at least ``clusters``."""
     n = len(points_N)
     w = np.zeros(n + 1)
     wx = np.zeros(n + 1)

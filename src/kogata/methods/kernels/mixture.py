@@ -1,7 +1,7 @@
-"""−Σ log p(w) of many numbers under a mixture of Gaussians, and its gradients, in one pass.
+"""The negative log-likelihood of many numbers under a mixture of Gaussians, and its gradients, in one pass.
 
     p(w) = Σ_k π_k √(γ_k / 2π) exp(−γ_k (w − μ_k)² / 2).
-The steps of the mixture are taken for a block of numbers at a time, so that every inner loop becomes vector instructions.
+Numbers are processed in blocks, so that the compiler can vectorize every inner loop.
 """
 
 # numba's decorators are untyped
@@ -13,13 +13,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 BLOCK = 512
-FLOOR = -60.0  # below it a component's share of a number is nothing
+FLOOR = -60.0  # log of the smallest responsibility that is distinguished from zero
 HALVINGS = 8
 
 
 @njit(inline="always")
 def _exp(x: float) -> float:
-    """exp of x in [FLOOR, 0] to 1e-10 of the largest term: a polynomial at x / 256, squared 8 times; no call, no branch."""
+    """exp(x) for x in [FLOOR, 0], with an error of 1e-10: a polynomial in x / 256, squared 8 times. It vectorizes well."""
     y = x / 2**HALVINGS
     e = 1 + y * (1 + y / 2 * (1 + y / 3 * (1 + y / 4 * (1 + y / 5 * (1 + y / 6 * (1 + y / 7))))))
     for _ in range(HALVINGS):
@@ -32,7 +32,9 @@ def negative_log(
     numbers_N: NDArray[np.float32], means_K: NDArray[np.float64], log_precisions_K: NDArray[np.float64],
     log_shares_K: NDArray[np.float64], gradient_N: NDArray[np.float32], gradients_3K: NDArray[np.float64],
 ) -> float:  # fmt: skip
-    """Return −Σ log p; write its gradient in each number, and add those in means, log γ and log π to ``gradients_3K``."""
+    """Return −Σ log p. Write its gradient with respect to the numbers, and add those of means, log γ and log π to
+    ``gradients_3K``.
+    """
     count = len(means_K)
     precision_K = np.exp(log_precisions_K)
     height_K = log_shares_K + log_precisions_K / 2 - math.log(2 * math.pi) / 2

@@ -1,11 +1,11 @@
-"""Rounding under a quadratic loss: Optimal Brain Quantization in one pass, and what improves on it afterwards.
+"""Rounding under a quadratic loss: Optimal Brain Quantization in one pass, then refinement of codes and scales.
 
-A row w of a layer has the output error (w − q) H (w − q)ᵀ, H = XᵀX / rows. Frantar and Alistarh (2208.11580) round one weight
-at a time and let the others make up for it; in a fixed order of the columns (Frantar et al., 2210.17323) this is successive
-rounding under a Cholesky factor H = R Rᵀ, R upper triangular, which needs no inverse:
+A row w of a layer has the output error (w − q) H (w − q)ᵀ with H = XᵀX / rows. Frantar and Alistarh (2208.11580) round one
+weight at a time and adjust the others to compensate. With a fixed order of the columns (Frantar et al., 2210.17323) this is
+successive rounding with the Cholesky factor H = R Rᵀ, R upper triangular, which needs no inverse:
     ‖e R‖² = Σ_j R_jj² (w_j + Σ_{i<j} e_i R_ij / R_jj − q_j)²,  e = w − q,
-each term of which is made smallest in turn. Coordinate descent (Behdin et al., 2309.01885) then changes single codes while
-that lowers the error, and the scales have a least-squares fit under fixed codes.
+where each term is minimized in turn. Coordinate descent (Behdin et al., 2309.01885) then changes single codes as long as this
+lowers the error, and the scales are fitted by least squares for fixed codes.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from kogata.system import memory
 
-BLOCK = 128  # columns rounded one by one before a matrix product carries their errors to all later ones
-STEPS = 24  # scales tried for each group
-NARROWEST = 0.4  # of the range of the weights: the smallest of them
+BLOCK = 128  # columns rounded one by one before a matrix product propagates their errors to all later columns
+STEPS = 24  # number of scales tried for each group
+NARROWEST = 0.4  # the smallest scale tried, relative to the scale that covers the whole range of the weights
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:
-    """Each gram ``[..., I, I]`` plus ``damping`` times its mean diagonal, so that it has an inverse.
+    """Gram matrices ``[..., I, I]`` with ``damping`` times the mean of their diagonal added to it, so that they are invertible.
 
-    It is the identity where no input is ever seen.
+    A Gram matrix of zeros becomes the identity.
     """
     sums = gram.clone()
     diagonal = sums.diagonal(dim1=-2, dim2=-1)
@@ -35,14 +35,14 @@ def damped(gram: Tensor, damping: float) -> Tensor:
 
 
 def pivots(gram_II: Tensor, order_I: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``gram_II`` in an order, R Rᵀ: ``T[j, i]`` = R_ij / R_jj ``[I, I]`` and ``R_jj²`` ``[I]``, both float32.
+    """Factor ``gram_II``, with its columns in ``order_I``, as R Rᵀ; return T ``[I, I]``, T_ji = R_ij / R_jj, and R_jj² ``[I]``.
 
-    R_jj² = 1 / [H⁻¹]_jj of the columns from j on: what an error at j costs when all later columns make up for it. There is one
-    copy in float64, factored in its own place, for this can be the largest matrix there is.
+    Both are float32. R_jj² = 1 / [H⁻¹]_jj for the columns from j on is the cost of an error in column j after all later columns
+    have compensated for it. The only float64 copy is factored in place, because this can be the largest matrix of the model.
     """
     last_first_I = order_I.flip(0)
     root_II = torch.empty_like(gram_II, dtype=torch.float64).copy_(gram_II[last_first_I[:, None], last_first_I])
-    torch.linalg.cholesky(root_II.mT, out=root_II.mT)  # in LAPACK's order of memory, so that nothing is copied
+    torch.linalg.cholesky(root_II.mT, out=root_II.mT)  # column-major, as LAPACK expects, to avoid a copy
     diagonal_I = root_II.diagonal().flip(0).float()
     root_II = root_II.float()
     transfer_II = root_II.flip(0, 1).div_(diagonal_I[:, None])
@@ -53,9 +53,9 @@ def pivots(gram_II: Tensor, order_I: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What each weight may become: ``scale · (code − zero)``, code in ``[0, top]``; where not ``kept``, zero.
+    """The values that each weight may take: ``scale · (code − zero)`` with code in ``[0, top]``, or 0 where ``kept`` is false.
 
-    Float32 and bool, all ``[O, I]``.
+    ``scale`` and ``zero`` are float32 and ``kept`` is bool, all ``[O, I]``.
     """
 
     scale: Tensor
@@ -64,15 +64,15 @@ class Grid:
     top: int
 
     def columns(self, order_I: Tensor) -> Grid:
-        """The grid of the columns in another order."""
+        """The grid with its columns in another order."""
         scale, zero, kept = (part[:, order_I].contiguous() for part in (self.scale, self.zero, self.kept))
         return Grid(scale=scale, zero=zero, kept=kept, top=self.top)
 
 
 def successive(weight_OI: Tensor, transfer_II: Tensor, grid: Grid) -> Tensor:
-    """Codes ``[O, I]`` (float32), column after column, each making up for the errors before it.
+    """Codes ``[O, I]`` (float32), rounded column by column; each column compensates for the errors of those before it.
 
-    ``transfer_II`` is the first of :func:`pivots`.
+    ``transfer_II`` is the matrix T of :func:`pivots`.
     """
     from kogata.methods.kernels import obq_loops  # numba takes long to import
 
@@ -88,7 +88,10 @@ def successive(weight_OI: Tensor, transfer_II: Tensor, grid: Grid) -> Tensor:
 
 
 def descend(weight_OI: Tensor, gram_II: Tensor, grid: Grid, code_OI: Tensor, sweeps: int) -> Tensor:
-    """Better codes ``[O, I]``: each in turn becomes the best given all others, in so many sweeps or until none changes."""
+    """Improve codes ``[O, I]`` by coordinate descent: each in turn becomes the best one given all others.
+
+    It stops after ``sweeps`` passes over the columns, or when no code changes.
+    """
     from kogata.methods.kernels import obq_loops  # numba takes long to import
 
     code_OI = code_OI.clone()
@@ -101,10 +104,10 @@ def descend(weight_OI: Tensor, gram_II: Tensor, grid: Grid, code_OI: Tensor, swe
 
 
 def search(rows_RC: Tensor, importance_RC: Tensor, *, bits: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero point ``[R, groups]`` of each group that round it to nearest with the least error, by importance.
+    """Scales and zero points ``[R, groups]`` with the least importance-weighted squared error of rounding to nearest.
 
-    Scales are tried from ``NARROWEST`` to all of the range of the weights, each with the zero points around the range's own;
-    a symmetric grid has its zero point in the middle.
+    Scales are tried from ``NARROWEST`` up to the one that covers the whole range of the weights. Each is tried with the zero
+    points next to that of the range; a symmetric grid has its zero point in the middle.
     """
     from kogata.methods.kernels import obq_loops  # numba takes long to import
 

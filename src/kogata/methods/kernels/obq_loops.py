@@ -1,4 +1,4 @@
-"""The inner loops of ``obq``, compiled: one row of a layer is one unit of work."""
+"""The compiled inner loops of ``obq``, parallel over the rows of a layer."""
 
 # numba's decorators are untyped
 # pyright: reportUntypedFunctionDecorator=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-TINY = 1e-30  # a step whose inverse float32 still holds; a group of smaller weights becomes zero
+TINY = 1e-30  # smallest scale, whose reciprocal is finite in float32; a group with a smaller scale becomes zero
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -19,7 +19,7 @@ def successive(
     weight: Floats, carried: Floats, transfer: Floats, scale: Floats, zero: Floats, kept: Bools, top: int, error: Floats,
     code: Floats, start: int,
 ) -> None:  # fmt: skip
-    """Columns from ``start`` on: codes, and the errors that they leave; ``carried`` is what earlier columns left to them."""
+    """Write codes and errors of the columns from ``start`` on. ``carried`` is the error propagated from earlier columns."""
     for r in prange(weight.shape[0]):
         for j in range(start, start + carried.shape[1]):
             target = weight[r, j] + carried[r, j - start]
@@ -37,7 +37,7 @@ def successive(
 def descend(
     gradient: Floats, gram: Floats, scale: Floats, zero: Floats, kept: Bools, top: int, code: Floats, sweeps: int
 ) -> None:
-    """Coordinate descent on ``code``, and ``gradient`` (of half the error, in the weight) with it, in place."""
+    """Coordinate descent on ``code`` in place. ``gradient``, of half the error in the weight, is kept up to date with it."""
     rows, columns = code.shape
     for r in prange(rows):
         for _ in range(sweeps):
@@ -63,7 +63,7 @@ def search(
     rows: Floats, importance: Floats, top: int, group: int, centre: int, steps: int, narrowest: float, scales: Floats,
     zeros: Floats,
 ) -> None:  # fmt: skip
-    """The best of ``steps`` scales and, unless ``centre`` is given, three zero points for each group, in place."""
+    """Write the best of ``steps`` scales and, unless ``centre`` is 0 or more, of three zero points for each group."""
     groups = scales.shape[1]
     for n in prange(scales.size):
         r, g = n // groups, n % groups

@@ -1,11 +1,11 @@
-"""Pruning under a quadratic loss: which weights to keep, and what the others must become.
+"""Pruning under a quadratic loss: choose the weights to keep, and adjust them to compensate for the pruned ones.
 
-Without the weights it loses, a row has the least error (w − v) H (w − v)ᵀ where v is the least-squares solution on the kept
-ones; the compensating updates of Optimal Brain Surgeon, one removal after another, end there (Hassibi and Stork, 1992). The
-kept set is sought by alternating directions (Boža, "Fast and Effective Weight Update for Pruned Large Language Models",
-2401.02938): with columns scaled so that diag H⁻¹ = 1, where a square is what losing the weight costs,
+For a given set of kept weights, the error (w − v) H (w − v)ᵀ of a row is least at the least-squares solution v on that set. The
+compensating updates of Optimal Brain Surgeon, one removal after another, lead to the same v (Hassibi and Stork, 1992). The set
+is chosen by the alternating direction method of multipliers (Boža, "Fast and Effective Weight Update for Pruned Large Language
+Models", 2401.02938). With columns scaled so that diag H⁻¹ = 1, the square of a weight is the cost of removing it, and
     z = (v + u) where it is among the largest, else 0;   u += v − z;   v = (w H + ρ (z − u)) (H + ρ)⁻¹,
-while the share of kept weights falls to the one that is wanted.
+while the fraction of kept weights falls to the requested one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor
 from kogata.methods.kernels import conjugate_gradients
 from kogata.system import memory
 
-ROUNDS = 16  # of alternating directions
-RAMP = 12  # of them, over which the sparsity rises
-PENALTY = 0.5  # ρ, over the mean diagonal of H
+ROUNDS = 16  # iterations of the alternating direction method
+RAMP = 12  # iterations in which the sparsity rises
+PENALTY = 0.5  # ρ, relative to the mean of the diagonal of H
 
 Choose = Callable[[Tensor, float], Tensor]
-"""Of scores ``[G, O, I]`` and how much of the sparsity to reach, in (0, 1]: which entries to keep (bool)."""
+"""A function of scores ``[G, O, I]`` and the fraction of the sparsity to reach, in (0, 1], that returns the entries to keep."""
 
 
 def select(weight_GOI: Tensor, gram_GII: Tensor, choose: Choose) -> tuple[Tensor, Tensor]:
-    """Which weights to keep (bool, ``[G, O, I]``), and about what they become. The gram must be positive definite."""
+    """The weights to keep (bool, ``[G, O, I]``) and their approximate new values. ``gram_GII`` must be positive definite."""
     scale_GI = _inverted(gram_GII.clone()).diagonal(dim1=1, dim2=2).rsqrt()
     inverse_GII = (gram_GII / scale_GI[:, :, None]).div_(scale_GI[:, None])
     diagonal_GI = inverse_GII.diagonal(dim1=1, dim2=2)
@@ -53,8 +53,8 @@ def select(weight_GOI: Tensor, gram_GII: Tensor, choose: Choose) -> tuple[Tensor
 
 
 def _inverted(matrices_GII: Tensor) -> Tensor:
-    """The matrices, each inverted in its place."""
-    for matrix_II in matrices_GII.mT:  # in LAPACK's order of memory, so that nothing is copied
+    """Invert each matrix in place."""
+    for matrix_II in matrices_GII.mT:  # column-major, as LAPACK expects, to avoid a copy
         torch.linalg.cholesky(matrix_II, out=matrix_II)
         torch.cholesky_inverse(matrix_II, out=matrix_II)
     return matrices_GII
@@ -63,10 +63,10 @@ def _inverted(matrices_GII: Tensor) -> Tensor:
 def refit(
     weight_GOI: Tensor, gram_GII: Tensor, kept_GOI: Tensor, start_GOI: Tensor, steps: int, outer_OO: Tensor | None = None
 ) -> Tensor:
-    """The kept weights after ``steps`` steps of conjugate gradients towards least squares from ``start_GOI``; zero elsewhere.
+    """Fit the kept weights by least squares, in ``steps`` conjugate gradient steps from ``start_GOI``; zero elsewhere.
 
-    The loss is tr(E H Eᵀ), of which each row is a system of its own, or with the curvature ``outer_OO`` of the loss in the
-    outputs tr(G E H Eᵀ), one system for the layer.
+    With E the error of the weight, the loss is tr(E H Eᵀ), a separate system for each row. If ``outer_OO``, the curvature G of
+    the loss with respect to the outputs, is given, the loss is tr(G E H Eᵀ), one system for the whole layer.
     """
     shape = (-1, weight_GOI.shape[2]) if outer_OO is None else (1, -1)
 
@@ -87,12 +87,12 @@ def refit(
 
 
 def largest(score: Tensor, keep: int) -> Tensor:
-    """The ``keep`` highest scores (bool, of its shape); of equal ones the first in memory."""
+    """A mask (bool, the shape of ``score``) of the ``keep`` highest scores. Of equal scores the first in memory is kept."""
     flat = score.flatten()
     if keep >= len(flat):
         return torch.ones_like(score, dtype=torch.bool)
     last = len(flat) - keep
-    if flat.is_cpu:  # half the time, and without the positions, which take twice the memory of the scores
+    if flat.is_cpu:  # takes half the time of kthvalue, and no memory for indices
         numbers = flat.detach() if flat.dtype == torch.float32 else flat.detach().double()  # NumPy has no bfloat16
         threshold = torch.from_numpy(np.partition(numbers.numpy(), last)[last : last + 1]).to(flat.dtype)
     else:

@@ -1,6 +1,6 @@
-"""Formulas that the methods' ``sized`` share: the setting at which a form reaches a given size.
+"""Which setting of a method reaches a given size: functions shared by the ``sized`` of several methods.
 
-``shape`` is that of a weight, ``[outputs, inputs, *kernel]``; ``fraction`` is the part of its float32 bytes that may be stored.
+``fraction`` is the size of the form in bits, relative to that of a float32 weight of the given shape.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-BITS = 32  # of a number that a form stores as it is
-SLACK = 1.05  # a form may hold this many times the size: indices of filters cost a few bits, whatever the settings
-STEP = 1 / 64  # between the fractional ranks that are tried
-LARGEST_TABLE = 8  # bits of an index into shared values: tables of more than 256 are rarely worth their size
-LENGTHS = (2, 4, 8)  # of the vectors that are shared
+BITS = 32  # bits of a stored float32 number
+SLACK = 1.05  # a form may exceed the requested size by this factor: indices of filters cost a few bits with any settings
+STEP = 1 / 64  # distance between the fractional ranks that are tried
+LARGEST_TABLE = 8  # most bits of an index: tables of more than 256 shared values are rarely worth their size
+LENGTHS = (2, 4, 8)  # lengths of shared vectors that are tried
 
 
 def pair_rank(shape: Sequence[int], fraction: float) -> int:
-    """The largest rank of two factors of the flattened weight, 0 where even 1 holds too many numbers.
+    """The largest rank at which two factors of the flattened weight fit; 0 where even rank 1 is too large.
 
     >>> pair_rank((64, 48), 0.25)
     6
@@ -25,13 +25,13 @@ def pair_rank(shape: Sequence[int], fraction: float) -> int:
 
 
 def largest_fraction(held: Callable[[float], int], budget: float) -> float | None:
-    """The largest rank, as a fraction in steps of 1/64, at which a form holds at most ``budget`` numbers."""
+    """The largest fractional rank, in steps of 1/64, at which ``held(rank)``, the size of the form, is at most ``budget``."""
     ranks = [n * STEP for n in range(1, round(1 / STEP))]
     return max((rank for rank in ranks if held(rank) <= budget), default=None)
 
 
 def block(shape: Sequence[int], fraction: float) -> int | None:
-    """The fewest blocks down a diagonal, or the smallest circulant blocks; the last ones may run past the end.
+    """The smallest number of diagonal blocks, or size of circulant blocks, that fits; the last blocks may be cropped.
 
     >>> block((64, 48), 0.25)
     4
@@ -42,7 +42,7 @@ def block(shape: Sequence[int], fraction: float) -> int | None:
 
 
 def kept(shape: Sequence[int], fraction: float) -> int:
-    """How many numbers can be kept, when the mask that says which costs its entropy in bits."""
+    """How many numbers can be kept so that they and the entropy-coded mask fit together."""
     count, low, high = math.prod(shape), 0, math.prod(shape)
     while low < high:
         middle = (low + high + 1) // 2
@@ -52,7 +52,7 @@ def kept(shape: Sequence[int], fraction: float) -> int:
 
 
 def tied(shape: Sequence[int], fraction: float, share: float) -> bool:
-    """Whether this ``share`` of the numbers fits, and beside it the order of the filters within ``SLACK``.
+    """Whether a base with ``share`` of the numbers fits, and within ``SLACK`` also the order of the filters beside it.
 
     >>> tied((16, 6, 3, 3), 0.25, 1 / 4), tied((16, 1, 3, 3), 0.25, 1 / 4)
     (True, False)
@@ -62,9 +62,9 @@ def tied(shape: Sequence[int], fraction: float, share: float) -> bool:
 
 
 def sparsity(shape: Sequence[int], fraction: float) -> float | None:
-    """The lowest fraction of zeros at which the kept numbers and their mask fit; None when not even one number fits.
+    """The smallest sparsity at which the kept numbers and their mask fit; None where none does.
 
-    >>> sparsity((100, 100), 0.25)  # 2,259 float32 numbers and a mask of 7,706 bits
+    >>> sparsity((100, 100), 0.25)
     0.7741
     """
     count = kept(shape, fraction)
@@ -72,9 +72,9 @@ def sparsity(shape: Sequence[int], fraction: float) -> float | None:
 
 
 def clusters(shape: Sequence[int], fraction: float) -> int | None:
-    """The most values, a power of two up to 256, that a weight can share: an index for each number, and the table.
+    """The largest number of shared values, a power of two up to 256, at which the indices and the table fit.
 
-    >>> clusters((100, 100), 0.25)  # indices of 7 bits; those of 8 would leave no room for the table
+    >>> clusters((100, 100), 0.25)
     128
     """
     count = math.prod(shape)
@@ -83,9 +83,9 @@ def clusters(shape: Sequence[int], fraction: float) -> int | None:
 
 
 def vectors(shape: Sequence[int], fraction: float, stages: int = 1) -> tuple[int, int] | None:
-    """The number of shared vectors, a power of two up to 256, and their length, that spend most of the bits allowed.
+    """The number of shared vectors, a power of two up to 256, and their length that use most of the allowed bits.
 
-    Every stretch of columns has a table of its own, in each of ``stages``, and each row an index into it.
+    Each group of ``length`` columns has its own table in each of ``stages``, and each row an index into it.
 
     >>> vectors((512, 64), 0.1)
     (16, 2)
@@ -100,7 +100,7 @@ def vectors(shape: Sequence[int], fraction: float, stages: int = 1) -> tuple[int
 
 
 def bits(shape: Sequence[int], fraction: float) -> int | None:
-    """The most bits, up to 8, of a code for each number, beside a float32 scale and a zero point for each row.
+    """The largest bit width, up to 8, at which codes fit together with a float32 scale and a zero point for each row.
 
     >>> bits((64, 48), 0.15)
     4
@@ -112,9 +112,9 @@ def bits(shape: Sequence[int], fraction: float) -> int | None:
 
 
 def _entropy(share: float) -> float:
-    """Bits of a choice between two, of which one has the given share.
+    """The entropy in bits of a binary choice with probability ``share``.
 
-    >>> _entropy(0.5), round(_entropy(0.25), 4)
-    (1.0, 0.8113)
+    >>> _entropy(0.5)
+    1.0
     """
     return -sum(p * math.log2(p) for p in (share, 1 - share) if p > 0)

@@ -1,4 +1,4 @@
-"""What the low-rank methods share: how a rank is given, leading singular vectors, and factors of equal size."""
+"""Functions that low-rank methods share: interpreting a rank, leading singular vectors, and balanced factors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from kogata.forms import Product
 from kogata.forms.product import PAIR
 
-EXTRA = 1.25  # columns that a random projection carries along for each one that is asked for
-POWERS = 4  # of A Aᵀ: what lies below the rank is damped by its singular values to twice this power
-LARGE = 512  # rows and columns from which a random projection is worth it
-SMALL_PART = 6  # and so many times the rank
+EXTRA = 1.25  # oversampling: columns of the random projection per requested singular vector
+POWERS = 4  # power iterations with A Aᵀ, which suppress the singular values below the rank
+LARGE = 512  # smallest side for which a random projection is faster than a full SVD,
+SMALL_PART = 6  # if it is also this many times the rank
 
 
 def rank_of(rank: float, full: int) -> int:
-    """The rank as a count; one above the full rank stays so, for the caller to refuse or to cut.
+    """The rank as a count. A count above the full rank is returned unchanged; the caller refuses or limits it.
 
     >>> rank_of(5, 100), rank_of(0.25, 100), rank_of(0.001, 100)
     (5, 25, 1)
@@ -27,9 +27,10 @@ def rank_of(rank: float, full: int) -> int:
 
 
 def truncated(matrix_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest singular values and vectors: ``[O, R]``, ``[R]`` and ``[R, I]``, in float32 and the same on every run.
+    """The largest ``rank`` singular values and their vectors: ``[O, R]``, ``[R]`` and ``[R, I]``. Deterministic.
 
-    A random projection with power steps (Halko, Martinsson, Tropp 2011, 0909.4061, algorithm 4.4) finds few of many.
+    For a small rank of a large matrix, it uses a random projection with power iterations (Halko, Martinsson, Tropp 2011,
+    0909.4061, algorithm 4.4).
     """
     small = min(matrix_OI.shape)
     if small < max(LARGE, SMALL_PART * rank):
@@ -46,28 +47,28 @@ def truncated(matrix_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pair(matrix_OI: Tensor, rank: int, shape: Sequence[int]) -> Product:
-    """The nearest product of two factors of one size, as a weight of ``shape``."""
+    """The best approximation of rank ``rank`` as a weight of ``shape``, with balanced factors."""
     u_OR, s_R, v_RI = truncated(matrix_OI, rank)
     root_R = s_R.sqrt()
     return Product.of(PAIR, [u_OR * root_R, root_R[:, None] * v_RI], shape)
 
 
 def leading(matrix_OI: Tensor, rank: int) -> Tensor:
-    """Orthonormal left singular vectors ``[O, R]`` of the largest singular values, from the Gram matrix.
+    """Orthonormal left singular vectors ``[O, R]`` of the largest singular values, computed from the Gram matrix.
 
-    Directions are right to the square root of the dtype's precision: pass float64 where no step follows that mends them.
+    They are only accurate to the square root of the dtype's precision. Pass float64 where no later step refines them.
     """
     return torch.linalg.eigh(matrix_OI @ matrix_OI.T)[1][:, -rank:].flip(1)
 
 
 def balanced(left_OR: Tensor, right_RI: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product from factors of which column r of the one is as long as row r of the other."""
+    """Rescale two factors without changing their product, so that column r of one has the norm of row r of the other."""
     ratio_R = (right_RI.norm(dim=1) / left_OR.norm(dim=0).clamp_min(1e-30)).clamp_min(1e-30).sqrt()
     return left_OR * ratio_R, right_RI / ratio_R[:, None]
 
 
 def parted(size: int, count: int) -> list[int]:
-    """``count`` whole numbers with the product ``size``, in rising order, each the divisor nearest to an equal share.
+    """Factor ``size`` into ``count`` integers of about equal size, in ascending order.
 
     >>> parted(384, 3), parted(30522, 3)
     ([6, 8, 8], [1, 6, 5087])

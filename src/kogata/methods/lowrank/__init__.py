@@ -1,1 +1,1 @@
-"""Low rank: a weight is a product of thinner ones."""
+"""Low rank: a weight is factored into smaller matrices or tensors."""

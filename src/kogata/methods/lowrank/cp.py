@@ -1,13 +1,14 @@
-"""CP: a convolution becomes 1×1, one filter along each axis of the image channel by channel, and 1×1.
+"""CP decomposition: a convolution becomes 1×1, a depthwise filter along each axis of the image, and 1×1.
 
 Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky, ICLR 2015 (1412.6553), section 3:
     W[o, i, y, x] ≈ Σ_{r≤R} A[o, r] D[r, x] C[r, y] B[r, i].
-The factors come from alternating least squares. Some weights have no best approximation: ever larger terms that cancel each
-other come ever closer (de Silva and Lim 2008, math/0607647), and could not be rounded. So each factor has a small price,
+The factors are found by alternating least squares. Some weights have no best approximation: growing terms that cancel each
+other approach them ever closer (de Silva and Lim 2008, math/0607647), and such factors cannot be rounded. So each factor is
+regularized,
     A ← argmin ‖W − A K‖² + μ ‖A‖²,   K the products of the other factors,
-and the sum of error and prices, which has a minimum, only falls. It works on W between bases of its leading channels (Bro
-and Andersson 1998), and begins with the eigenvectors that two mixtures of the kernel's places share (Leurgans, Ross, Abel
-1993; exact where W has rank R and R channels), or at random, whichever is ahead after a few sweeps.
+and the regularized error, which has a minimum, never increases. The iteration works on W projected on its leading channels (Bro
+and Andersson 1998). It starts from the common eigenvectors of two linear combinations over the kernel's positions (Leurgans,
+Ross, Abel 1993; exact where W has rank R and R channels) or from random factors, whichever is better after a few sweeps.
 """
 
 from __future__ import annotations
@@ -31,20 +32,28 @@ from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels.svd import rank_of
 from kogata.methods.lowrank.tucker2 import bases
 
-TRIAL = 10  # sweeps of each start
-SWEEPS = 150  # of the better one, at most
-POLISH = 4  # sweeps on the whole weight, which may leave the bases
-ENOUGH = 1e-5  # stop when a sweep takes off less than this part of the error
-PRICE = 1e-7  # μ for a weight of norm 1: far below what any truncation loses
-RIDGE = 1e-3  # to the unit eigenvectors of a start, which may nearly coincide
+TRIAL = 10  # sweeps from each start
+SWEEPS = 150  # most further sweeps from the better start
+POLISH = 4  # final sweeps on the whole weight, without the projection
+ENOUGH = 1e-5  # stop when a sweep reduces the error by less than this fraction
+PRICE = 1e-7  # μ for a weight of norm 1; far below the error of any truncation
+RIDGE = 1e-3  # regularizes the fit to the unit eigenvectors of a start, which may nearly coincide
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class CP(WeightMethod):
-    """A sum of ``rank`` products of a vector for each mode of a convolution.
+    """Replace a convolution by a sum of ``rank`` outer products of one vector for each axis.
 
-    ``rank`` is a count, or a fraction of the rank that any weight of the shape has at most: its size over its longest side.
+    ``rank`` is a count (int ≥ 1), or a fraction in (0, 1) of an upper bound of the rank: the number of entries over the longest
+    side. 1×1 and depthwise convolutions, and weights that would not get smaller, stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import CP
+    >>> from kogata.testing.models import job_of
+    >>> job = only(CP(rank=4), "conv").apply(job_of("conv"))
+    >>> job.model.conv.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank
@@ -52,7 +61,7 @@ class CP(WeightMethod):
     ABOUT = About(
         name="cp",
         family="low rank",
-        summary="a convolution becomes 1×1, one filter along each axis, and 1×1",
+        summary="a convolution becomes 1×1, a depthwise filter along each axis, and 1×1",
         paper="Lebedev et al. 2015, arXiv 1412.6553",
         layers=(Kind.CONV,),
         accepts=frozenset({Role.MATRIX}),
@@ -61,12 +70,12 @@ class CP(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The largest rank; None for matrices."""
+        """The largest rank that fits; None for matrices."""
         rank = int(fraction * math.prod(shape) / sum(shape))
         return cls(rank=rank) if rank and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The factors; refused for kernels of one place, for depthwise layers, and where nothing is gained."""
+        """The factors; refused for 1×1 and depthwise convolutions, and where they are no smaller."""
         kernel = kernel_of(weight, "cp")
         rank = rank_of(self.rank, weight.numel() // max(weight.shape))
         refuse_unless_fewer(rank * sum(weight.shape), weight, f"cp of rank {rank}")
@@ -81,7 +90,7 @@ class CP(WeightMethod):
 
 
 def fitted(weight: Tensor, rank: int) -> list[Tensor]:
-    """Factors ``[size, R]`` of the modes of a float64 weight of norm 1; the same on every run."""
+    """The factors ``[size, R]`` for each axis of a float64 weight of norm 1. Deterministic."""
     weight_OIK = weight.flatten(2)
     left, right = bases(weight_OIK, *(min(size, rank) for size in weight.shape[:2]))
     core = torch.einsum("oik,op,iq->pqk", weight_OIK, left, right).unflatten(2, weight.shape[2:])
@@ -96,7 +105,7 @@ def fitted(weight: Tensor, rank: int) -> list[Tensor]:
 
 
 def descended(weight: Tensor, start: Sequence[Tensor], sweeps: int) -> tuple[list[Tensor], float]:
-    """The factors after so many sweeps, or fewer where they gain next to nothing, and the squared error."""
+    """The factors after at most ``sweeps`` sweeps, fewer where the error hardly falls, and the squared error."""
     modes, error = even(start), math.inf
     for _ in range(sweeps):
         modes, found = _swept(weight, modes)
@@ -107,7 +116,7 @@ def descended(weight: Tensor, start: Sequence[Tensor], sweeps: int) -> tuple[lis
 
 
 def _swept(weight: Tensor, modes: Sequence[Tensor]) -> tuple[list[Tensor], float]:
-    """Each factor once, and the squared error after it."""
+    """Update each factor once; return the factors and the squared error."""
     first, second, *lines = modes
     weight_OIK = weight.flatten(2)
     grams = [mode.T @ mode for mode in modes]
@@ -133,7 +142,7 @@ def _swept(weight: Tensor, modes: Sequence[Tensor]) -> tuple[list[Tensor], float
 
 
 def columns(*modes: Tensor) -> Tensor:
-    """The Kronecker product of the r-th columns of all factors, for each r: ``[product of sizes, R]``."""
+    """The Khatri-Rao product ``[product of sizes, R]``: column r is the Kronecker product of the factors' r-th columns."""
     result = modes[0]
     for mode in modes[1:]:
         result = (result[:, None] * mode[None]).flatten(0, 1)
@@ -141,16 +150,17 @@ def columns(*modes: Tensor) -> Tensor:
 
 
 def even(modes: Sequence[Tensor]) -> list[Tensor]:
-    """The same sum of products, the r-th columns of all factors equally long."""
+    """Rescale the factors without changing their sum of products, so that their r-th columns have equal norms."""
     norms = [mode.norm(dim=0).clamp_min(torch.finfo(mode.dtype).tiny) for mode in modes]
     length_R = torch.stack(norms).log().mean(0).exp()
     return [mode * (length_R / norm_R) for mode, norm_R in zip(modes, norms, strict=True)]
 
 
 def shared(core: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Factors of ``[R, R, *kernel]``: M_k = A diag(e_k) Bᵀ at all places k, so A has the eigenvectors of M_1 M_2⁻¹.
+    """Initial factors of ``[R, R, *kernel]``: M_k = A diag(e_k) Bᵀ at every position k, so A has the eigenvectors of M_1 M_2⁻¹.
 
-    Where W has more than rank R, complex eigenvectors come in pairs, and their real and imaginary parts stand for them.
+    Where the rank of W is above R, eigenvectors may be complex. Each conjugate pair is replaced by its real and imaginary
+    parts.
     """
     core_PQK = core.flatten(2)
     mixed = [core_PQK @ torch.randn(core_PQK.shape[2], generator=generator, dtype=core.dtype) for _ in range(2)]

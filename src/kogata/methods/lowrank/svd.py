@@ -1,8 +1,8 @@
-"""Truncated singular value decomposition: W ≈ U V with r columns and rows.
+"""Truncated singular value decomposition: W ≈ U V, where U has r columns and V has r rows.
 
 Sainath et al., ICASSP 2013; Denton et al., NeurIPS 2014 (1404.0736), section 3.2:
     W = P Σ Qᵀ  →  U = P_r Σ_r^½,  V = Σ_r^½ Q_rᵀ,  ‖W − UV‖² = Σ_{i>r} σ_i²,
-the least over all matrices of rank r (Eckart and Young, 1936). A convolution is the matrix [outputs, inputs · kernel].
+the minimum over all matrices of rank r (Eckart and Young, 1936). A convolution is the matrix [outputs, inputs · kernel].
 """
 
 from __future__ import annotations
@@ -25,14 +25,24 @@ from kogata.methods.kernels import sizes, svd
 @final
 @dataclass(frozen=True, kw_only=True)
 class SVD(WeightMethod):
-    """Two factors in place of a matrix. ``rank`` is a count (int ≥ 1) or a fraction of the full rank (float in (0, 1))."""
+    """Replace a matrix by two factors of rank ``rank``, a count (int ≥ 1) or a fraction of the full rank (float in (0, 1)).
+
+    A weight that would not get smaller stays as it is. Raises DataError when a weight is NaN or infinite.
+
+    >>> from kogata import only
+    >>> from kogata.methods import SVD
+    >>> from kogata.testing.models import job_of
+    >>> job = only(SVD(rank=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
+    """
 
     rank: Rank
 
     ABOUT = About(
         name="svd",
         family="low rank",
-        summary="a matrix becomes the product of two thinner ones",
+        summary="a matrix becomes the product of two smaller ones",
         paper="Sainath et al. 2013; Denton et al. 2014, arXiv 1404.0736",
         accepts=frozenset({Role.MATRIX}),
         leaves=frozenset({Role.MATRIX}),
@@ -40,12 +50,12 @@ class SVD(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The largest rank of two factors."""
+        """The largest rank that fits."""
         rank = sizes.pair_rank(shape, fraction)
         return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The best product of the given rank; refused where it would hold as many numbers as the weight."""
+        """The best approximation of the given rank; refused where the factors are no smaller than the weight."""
         rows_OI = weight.flatten(1)
         rank = pair_rank(rows_OI, self.rank)
         refuse_unless_finite(weight, site)
@@ -53,7 +63,7 @@ class SVD(WeightMethod):
 
 
 def pair_rank(rows_OI: Tensor, rank: float) -> int:
-    """The rank of two factors as a count. Raises NotApplicable where they would hold as many numbers as the matrix."""
+    """The rank of two factors as a count. Raises NotApplicable when the factors are no smaller than the matrix."""
     full = min(rows_OI.shape)
     count = svd.rank_of(rank, full)
     if count * sum(rows_OI.shape) >= rows_OI.numel():

@@ -1,10 +1,10 @@
-"""Tensor train: the rows and the columns of a matrix are numbered by several digits, and each pair of digits has a core.
+"""Tensor train: row and column indices of a matrix are split into digits, with one small core for each pair of digits.
 
 Novikov, Podoprikhin, Osokin, Vetrov, NeurIPS 2015 (1509.06569), equations 2 and 4; Oseledets, SIAM J. Sci. Comput. 2011,
 algorithm 1 and theorem 2.2:
     W[(a_1 … a_d), (b_1 … b_d)] = G_1[a_1, b_1] G_2[a_2, b_2] … G_d[a_d, b_d],   G_k[a, b] an r_{k−1} × r_k matrix,
-by d − 1 successive SVDs, so that ‖W − W̃‖² ≤ Σ_k ε_k², with ε_k² the sum of the squared singular values that the k-th one
-discards; it is no more than d − 1 times the least possible.
+computed by d − 1 successive SVDs. Then ‖W − W̃‖² ≤ Σ_k ε_k², where ε_k² is the sum of the squared singular values that the k-th
+SVD discards, and this is at most d − 1 times the minimum.
 """
 
 from __future__ import annotations
@@ -28,18 +28,25 @@ from kogata.methods.kernels import sizes, svd
 from kogata.methods.kernels.svd import parted
 from kogata.settings import Range
 
-CORES = 3  # by default
-MOST = len(ascii_letters) // 3  # cores that the letters of an equation are enough for
+CORES = 3  # default number of cores
+MOST = len(ascii_letters) // 3  # largest number of cores: an einsum equation needs three letters for each
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class TensorTrain(WeightMethod):
-    """A matrix becomes ``cores`` small tensors, multiplied along a chain.
+    """Replace a matrix by a chain of ``cores`` small tensors (2 to 17).
 
-    ``rank`` is a count for all links between cores, cut to the full rank of each, or a fraction of it. Outputs and inputs
-    are parted into as many whole factors, as equal as their divisors allow: sizes with many divisors compress best. The form
-    saves bytes; engines multiply by the dense matrix.
+    ``rank`` is the rank of all links between neighbouring cores: a count (int ≥ 1), limited to the full rank of each link, or a
+    fraction of the full rank in (0, 1). The numbers of outputs and inputs are factored into ``cores`` integers of about equal
+    size, so sizes with many divisors compress best. The form saves bytes, not time: engines multiply by the dense matrix.
+
+    >>> from kogata import only
+    >>> from kogata.methods import TensorTrain
+    >>> from kogata.testing.models import job_of
+    >>> job = only(TensorTrain(rank=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank
@@ -57,7 +64,7 @@ class TensorTrain(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The largest rank of three cores, as a fraction; None for other than matrices."""
+        """The largest fractional rank at which three cores fit; None unless the weight is a matrix."""
         if len(shape) != 2:
             return None
         pairs = [row * column for row, column in zip(*(parted(size, CORES) for size in shape), strict=True)]
@@ -65,9 +72,9 @@ class TensorTrain(WeightMethod):
         return cls(rank=rank, cores=CORES) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The cores by successive SVDs; refused for what is no matrix, and where nothing is gained."""
+        """The cores, by successive SVDs; refused unless the weight is a matrix, and where they are no smaller."""
         if weight.ndim != 2:
-            raise NotApplicable(f"it takes apart matrices, this weight is {tuple(weight.shape)}")
+            raise NotApplicable(f"it factors matrices only, this weight has the shape {tuple(weight.shape)}")
         rows, columns = (parted(size, self.cores) for size in weight.shape)
         pairs = [row * column for row, column in zip(rows, columns, strict=True)]
         ranks = links(pairs, self.rank)
@@ -94,7 +101,7 @@ def train(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:
 
 
 def links(sizes: Sequence[int], rank: float) -> list[int]:
-    """The rank of each link: no more than what the cores to its left, or to its right, have numbers for."""
+    """The rank of each link, limited to the full rank of the unfolding at that link."""
     found, before = list[int](), 1
     for k in range(1, len(sizes)):
         full = min(before * sizes[k - 1], math.prod(sizes[k:]))
@@ -104,12 +111,12 @@ def links(sizes: Sequence[int], rank: float) -> list[int]:
 
 
 def held(sizes: Sequence[int], ranks: Sequence[int]) -> int:
-    """The numbers that the cores hold."""
+    """The number of entries of all cores."""
     return sum(before * size * after for before, size, after in zip([1, *ranks], sizes, [*ranks, 1], strict=True))
 
 
 def equation(cores: int) -> str:
-    """The einsum of a chain: rows ``a…``, columns, and links between neighbours.
+    """The einsum equation of a tensor train with so many cores.
 
     >>> equation(3)
     'adg,gbeh,hcf->abcdef'

@@ -1,11 +1,11 @@
-"""Tucker-2: fewer channels, the kernel between these, more channels.
+"""Tucker-2: a 1×1 convolution to fewer channels, the kernel between these, and a 1×1 convolution to all outputs.
 
-Kim et al., ICLR 2016 (1511.06530), section 3.1; De Lathauwer, De Moor, Vandewalle, SIAM J. Matrix Anal. 2000, for the
-iterations:
+Kim et al., ICLR 2016 (1511.06530), section 3.1; the iteration is that of De Lathauwer, De Moor, Vandewalle, SIAM J. Matrix
+Anal. 2000:
     W[o, i, k] ≈ Σ_{s,r} U[o, s] C[s, r, k] V[r, i],   U and V with orthonormal columns and rows,
     C = W ×_o Uᵀ ×_i V,   ‖W − W̃‖² = ‖W‖² − ‖C‖².
-U and V begin as the leading singular vectors of the two unfoldings (HOSVD, at most √2 times the least error). Each then takes
-a step of orthogonal iteration on W projected on the other (HOOI), which never makes ‖C‖ smaller.
+U and V are initialized with the leading singular vectors of the two unfoldings (HOSVD, with at most √2 times the minimal
+error). Then each in turn takes steps of orthogonal iteration on W projected on the other (HOOI), which never decrease ‖C‖.
 """
 
 from __future__ import annotations
@@ -27,15 +27,23 @@ from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import sizes, svd
 
-STEPS = 3  # of orthogonal iteration for each side
+STEPS = 3  # steps of orthogonal iteration for each side
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Tucker2(WeightMethod):
-    """A convolution becomes 1×1, d×d between ``rank`` channels, and 1×1.
+    """Replace a convolution by 1×1, d×d between ``rank`` channels, and 1×1.
 
-    ``rank`` is a count for both sides, cut to the channels that there are, or a fraction of the channels of each side.
+    ``rank`` is a count (int ≥ 1) for both sides, limited to the number of channels, or a fraction in (0, 1) of the channels of
+    each side. 1×1 and depthwise convolutions, and weights that would not get smaller, stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Tucker2
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Tucker2(rank=8), "deep").apply(job_of("conv"))
+    >>> job.model.deep.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank
@@ -43,7 +51,7 @@ class Tucker2(WeightMethod):
     ABOUT = About(
         name="tucker-2",
         family="low rank",
-        summary="a convolution between fewer channels, with a mixing of channels before and after it",
+        summary="a convolution between fewer channels, with a 1×1 convolution before and after it",
         paper="Kim et al. 2016, arXiv 1511.06530",
         layers=(Kind.CONV,),
         accepts=frozenset({Role.MATRIX}),
@@ -52,12 +60,12 @@ class Tucker2(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The largest fraction of the channels, the same on both sides; None for matrices."""
+        """The largest fraction of the channels, the same on both sides, that fits; None for matrices."""
         rank = sizes.largest_fraction(lambda rank: held(shape, ranks(shape, rank)), fraction * math.prod(shape))
         return cls(rank=rank) if rank and len(shape) > 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Two bases and a core; refused for kernels of one place, for depthwise layers, and where nothing is gained."""
+        """Two bases and a core; refused for 1×1 and depthwise convolutions, and where they are no smaller."""
         kernel_of(weight, "tucker-2")
         weight_OIK = weight.flatten(2)
         found = ranks(weight.shape, self.rank)
@@ -69,17 +77,17 @@ class Tucker2(WeightMethod):
 
 
 def ranks(shape: Sequence[int], rank: float) -> list[int]:
-    """The ranks of both sides, of the outputs first."""
+    """The ranks of the outputs and of the inputs."""
     return [min(svd.rank_of(rank, channels), channels) for channels in shape[:2]]
 
 
 def held(shape: Sequence[int], ranks: Sequence[int]) -> int:
-    """The numbers that the bases and the core hold for a weight of ``shape``."""
+    """The number of entries of the bases and the core for a weight of ``shape``."""
     return ranks[0] * shape[0] + ranks[1] * shape[1] + math.prod(ranks) * math.prod(shape[2:])
 
 
 def bases(weight_OIK: Tensor, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal bases ``[O, S]`` and ``[I, R]`` of so many output and input channels."""
+    """Orthonormal bases ``[O, S]`` and ``[I, R]`` for S = ``outputs`` and R = ``inputs`` channels."""
     by_input = weight_OIK.transpose(0, 1)
     left_OS = svd.leading(weight_OIK.flatten(1), outputs)
     right_IR = svd.leading(by_input.flatten(1), inputs)

@@ -1,1 +1,1 @@
-"""Pruning: which weights to keep."""
+"""Pruning: remove single weights, groups of weights, or channels."""

@@ -1,4 +1,4 @@
-"""ADMM pruning: training is drawn towards the nearest sparse weights until it meets them.
+"""ADMM pruning: a penalty pulls the weights towards the nearest sparse weights during training.
 
 Zhang, Ye, Zhang, Tang, Wen, Fardad, Wang, "A Systematic DNN Weight Pruning Framework using Alternating Direction Method of
 Multipliers", ECCV 2018 (1804.03294), equations 5 to 9:
@@ -7,7 +7,7 @@ by alternating
     W ← argmin error(W) + ρ/2 ‖W − Z + U‖²   (some epochs of training),
     Z ← the k largest entries of W + U, the others zero   (the projection),
     U ← U + W − Z,
-and in the end W is projected itself.
+and at the end W itself is projected.
 """
 
 from __future__ import annotations
@@ -34,10 +34,17 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class ADMMPruning(TrainingMethod):
-    """Train towards sparse weights; what is not among the largest in the end becomes zero.
+    """Train towards sparse weights. At the end, all but the largest entries become zero.
 
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included. ``rho`` is
-    ρ, and ``updates`` is how often Z and U are renewed during the training.
+    ρ, above 0, and ``updates`` the number of updates of Z and U during the training, at least 1. Raises DataError without
+    training data, and NotApplicable when every weight already has the sparsity.
+
+    >>> import torch
+    >>> from kogata.methods import ADMMPruning, Recover
+    >>> net = ADMMPruning(sparsity=0.5, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'masked'
     """
 
     sparsity: Sparsity
@@ -48,7 +55,7 @@ class ADMMPruning(TrainingMethod):
     ABOUT = About(
         name="admm",
         family="pruning",
-        summary="training is drawn towards the nearest sparse weights until it meets them",
+        summary="train with a penalty that pulls weights towards the nearest sparse ones",
         paper="Zhang et al. 2018, arXiv 1804.03294",
         training=True,
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -56,7 +63,7 @@ class ADMMPruning(TrainingMethod):
     )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Each target beside its sparse twin."""
+        """The model with Z and U for each target."""
         twins = [_Twin(target, keep) for target, keep in zip(targets, counts(targets, self.sparsity), strict=True)]
         return _Alternating(model, twins, self)
 
@@ -79,7 +86,7 @@ class _Twin(nn.Module):
         return (self.target.leaf.values - self.sparse + self.dual).square().sum()
 
     def update(self) -> None:
-        """Renew Z, then U."""
+        """Update Z, then U."""
         weight = self.target.leaf.values.detach()
         aim = weight + self.dual
         self.sparse.copy_(aim * largest(aim.abs(), self.keep))
@@ -100,14 +107,14 @@ class _Alternating(TrainingWrapper):
         return self._method.rho / 2 * torch.stack([twin.distance() for twin in self._twins]).sum()
 
     def step(self, progress: float) -> None:
-        """Renew Z and U, if it is time."""
+        """Update Z and U when the next update is due."""
         if int(progress * self._method.updates) > int(self.done):
             self.done.fill_(int(progress * self._method.updates))
             for twin in self._twins:
                 twin.update()
 
     def finish(self) -> nn.Module:
-        """The model, projected."""
+        """The model with its weights projected."""
         for twin in self._twins:
             target, weight = twin.target, twin.target.leaf.values.detach()
             surgery.replace(self.model, target.site, target.path, kept(target.leaf, largest(weight.abs(), twin.keep)))

@@ -1,8 +1,8 @@
-"""Biased weight decay: train with a penalty that pulls small weights to zero and leaves large ones alone.
+"""Biased weight decay: train with a penalty that pulls small weights to zero and hardly affects large ones.
 
 Hanson and Pratt, "Comparing Biases for Minimal Network Construction with Back-Propagation", NeurIPS 1988 (hyperbolic bias):
     L = error + λ Σ |w| / (1 + |w|),   ∂/∂w = λ sign w / (1 + |w|)².
-It prunes nothing itself: the weights stay dense, and a later step finds more of them near zero.
+It does not prune: the weights stay dense, but a later pruning step finds more of them near zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class BiasedWeightDecay(TrainingMethod):
-    """Train with the penalty; ``strength`` is λ."""
+    """Train with the penalty; ``strength`` is λ, above 0. Raises DataError without training data.
+
+    >>> import torch
+    >>> from kogata.methods import BiasedWeightDecay, Recover
+    >>> net = BiasedWeightDecay(strength=1e-5, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> bool(net.penalty() > 0)
+    True
+    """
 
     strength: Annotated[float, Range(gt=0, example=1e-5)]
     recover: Recover
@@ -33,7 +40,7 @@ class BiasedWeightDecay(TrainingMethod):
     ABOUT = About(
         name="biased-decay",
         family="pruning",
-        summary="a penalty that pulls small weights to zero, before another step prunes",
+        summary="train with a penalty that pulls small weights to zero, before another step prunes",
         paper="Hanson and Pratt 1988",
         training=True,
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -41,7 +48,7 @@ class BiasedWeightDecay(TrainingMethod):
     )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """The model itself, with the penalty on its targets."""
+        """The model with the penalty on its targets."""
         return _Decaying(model, [target.leaf.values for target in targets], self.strength)
 
 
@@ -56,5 +63,5 @@ class _Decaying(TrainingWrapper):
         return self._strength * torch.stack([(size / (1 + size)).sum() for size in sizes]).sum()
 
     def finish(self) -> nn.Module:
-        """The model, dense as before."""
+        """The model; its weights are still dense."""
         return self.model

@@ -1,14 +1,14 @@
-"""Channel pruning: remove whole channels everywhere they appear, and repair the layers that read them.
+"""Channel pruning: remove whole channels in every layer where they appear, and refit the layers that read them.
 
-Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017 (1608.08710): by the norm of the
-weights that a channel couples, as Fang et al., "DepGraph", CVPR 2023 (2301.12900), eq. 5:
+Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017 (1608.08710), rank channels by the norm
+of their weights; here of all weights coupled to the channel, as in Fang et al., "DepGraph", CVPR 2023 (2301.12900), eq. 5:
     I_c = (Σ_{w coupled to c} w²)^½.
 Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019 (1906.10771), eq. 8, and Theis et al.,
 "Faster gaze prediction with dense networks and Fisher pruning" (1801.05787), eq. 6: let z_c scale channel c; then
     taylor: I_c = Σ_n |∂L_n/∂z_c|,   fisher: I_c = Σ_n (∂L_n/∂z_c)²,   ∂L_n/∂z_c = Σ_{w reads c} w · ∂L_n/∂w.
 He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (1707.06168), eq. 3, the repair:
     W' = argmin ‖X Wᵀ − X_K W'ᵀ‖² + λ ‖W' − W_K‖² = W_K + W_D G_DK (G_KK + λ)⁻¹,   G = XᵀX,
-of the columns K that stay and D that go, with the inputs X of the layer before anything was removed.
+where K are the columns that stay, D the columns that are removed, and X the inputs of the layer before the removal.
 """
 
 from __future__ import annotations
@@ -39,12 +39,18 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class ChannelPruning(ChannelMethod):
-    """Remove the least important channels; a smaller plain model is left.
+    """Remove the least important channels. The result is a smaller model of ordinary layers.
 
-    ``sparsity`` is the fraction of channels that go, in [0, 1): of each group of coupled channels (``scope`` "layer"), or of
-    all together ("global"), where norms are compared relative to the group's mean. ``score`` says what is important; "taylor"
-    and "fisher" need a loss and targets. With ``repair`` the layers that read the channels are fitted to what they gave
-    before; ``ridge`` is λ relative to the mean square of the inputs that stay.
+    ``sparsity`` is the fraction of channels to remove, in [0, 1): of each group of coupled channels (``scope`` "layer"), or of
+    all groups together ("global"), where norms are compared relative to the mean of their group. ``score`` is the importance of
+    a channel; "taylor" and "fisher" need a loss and targets, and raise DataError without them. With ``repair``, the layers that
+    read the channels are refitted to their former outputs; ``ridge`` is λ relative to the mean square of the remaining inputs.
+    Raises NotApplicable when no channel can be removed.
+
+    >>> from kogata.methods import ChannelPruning
+    >>> from kogata.testing.models import job_of
+    >>> ChannelPruning(sparsity=0.5).apply(job_of("conv")).model.deep
+    Conv2d(8, 12, kernel_size=(3, 3), stride=(1, 1))
     """
 
     sparsity: Sparsity
@@ -63,7 +69,7 @@ class ChannelPruning(ChannelMethod):
     )
 
     def plan(self, job: Job, groups: Sequence[Group]) -> Removal:
-        """The least important channels, and the repair of the weights that read them."""
+        """The least important channels, and the refitted weights that read them."""
         scores = [_norm(job.model, group) for group in groups] if self.score == "norm" else self._sensitivities(job, groups)
         if self.scope == "global" and self.score == "norm":
             scores = [score / score.mean().clamp_min(torch.finfo(score.dtype).tiny) for score in scores]
@@ -81,7 +87,7 @@ class ChannelPruning(ChannelMethod):
         return Removal(cuts, weights)
 
     def _sensitivities(self, job: Job, groups: Sequence[Group]) -> list[Tensor]:
-        """Σ_n |∂L_n/∂z| or Σ_n (∂L_n/∂z)² of each group's channels, over single samples n of the calibration data."""
+        """Σ_n |∂L_n/∂z| or Σ_n (∂L_n/∂z)² for the channels of each group, summed over the samples n of the calibration data."""
         model = surgery.clone(job.model, share=False).eval().requires_grad_(False)
         names = sorted({part.name for group in groups for part in group.slices if part.reads})
         if job.task.loss is None or first_batch(model, job.task)[1] is None:
@@ -109,13 +115,13 @@ def _entries(tensor: Tensor, part: Slice) -> Tensor:
 
 
 def _norm(model: nn.Module, group: Group) -> Tensor:
-    """I_c of each channel, over the matrices that make, scale or read it."""
+    """I_c of each channel, over the matrices that produce, scale or read it."""
     tensors = [(model.state_dict(keep_vars=True)[part.name].detach(), part) for part in group.slices]
     return torch.stack([_entries(t, part).square().sum(1) for t, part in tensors if t.ndim >= 2]).sum(0).sqrt()
 
 
 def _lowest(scores: Sequence[Tensor], fraction: float) -> list[Tensor]:
-    """The channels of each group that are among the lowest ``fraction`` of all; the best of each group always stays."""
+    """The channels of each group that are in the lowest ``fraction`` of all. The best channel of each group always stays."""
     guarded = [score.index_fill(0, score.argmax(), float("inf")) for score in scores]
     together = torch.cat(guarded) if guarded else torch.empty(0)
     count = min(round(fraction * len(together)), len(together) - len(guarded))
@@ -135,7 +141,7 @@ def _columns(cuts: Sequence[Cut]) -> dict[str, Tensor]:
 
 
 def _grams(job: Job, cuts: Sequence[Cut]) -> dict[str, Tensor]:
-    """XᵀX / rows of each layer that loses columns, where its inputs can be seen."""
+    """XᵀX / rows for each layer that loses columns and whose inputs can be observed."""
     wanted = _columns(cuts)
     sites = [site for site in sites_of(job.model) if site.name in wanted]
     with closing(gather(job, dict.fromkeys(sites, frozenset({Stat.GRAM})), job.model)) as gathered:
@@ -143,13 +149,13 @@ def _grams(job: Job, cuts: Sequence[Cut]) -> dict[str, Tensor]:
 
 
 def repaired(weight: Tensor, gram_II: Tensor, gone: Tensor, ridge: float) -> Tensor:
-    """``weight`` ``[outputs, channels, ...]`` with the columns that stay fitted to what all of them gave.
+    """``weight`` ``[outputs, channels, ...]``, with the remaining columns refitted to the outputs of all columns.
 
-    ``gone`` are the input channels that are removed; ``gram_II`` is XᵀX of the inputs that the flattened weight multiplies.
+    ``gone`` are the input channels that are removed; ``gram_II`` is XᵀX for the inputs of the flattened weight.
     """
     weight_OI, gram_II = weight.flatten(1).double().cpu(), gram_II.double()
     stays = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, gone, False)
-    stays = stays.repeat_interleave(weight_OI.shape[1] // weight.shape[1])  # the places of a kernel
+    stays = stays.repeat_interleave(weight_OI.shape[1] // weight.shape[1])  # one entry for each position of the kernel
     gram_KK, gram_KD = gram_II[stays][:, stays], gram_II[stays][:, ~stays]
     damping = (ridge * gram_KK.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
     solved_KO = torch.linalg.solve(gram_KK + damping * torch.eye(len(gram_KK)), gram_KD @ weight_OI[:, ~stays].T)

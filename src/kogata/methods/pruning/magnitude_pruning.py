@@ -1,4 +1,4 @@
-"""Magnitude pruning: drop the smallest weights, retrain, repeat.
+"""Magnitude pruning: prune the smallest weights, retrain, repeat.
 
 Han, Pool, Tran, Dally, "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015 (1506.02626):
     keep w_i  iff  |w_i| is among the (1 − s) n largest.
@@ -31,12 +31,19 @@ from kogata.methods.recover import Recover
 @final
 @dataclass(frozen=True, kw_only=True)
 class MagnitudePruning(PlannedMethod[float | None]):
-    """Keep the largest weights; the others become zero and stay so.
+    """Keep the largest weights; the others become zero and stay zero.
 
-    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
-    ``scope`` says whether each layer meets it, or all selected layers together: by |w| alone ("global"), or by the
-    layer-adaptive score ("lamp"), which spares the small layers.
-    With ``rounds`` > 1 the sparsity rises in as many steps, each but the last followed by ``recover``.
+    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included. With
+    ``scope`` "layer" each layer reaches it; otherwise all selected layers together do, ranked by |w| ("global") or by the
+    layer-adaptive score ("lamp"), which removes less from small layers. With ``rounds`` > 1 the sparsity rises in as many
+    steps, and ``recover`` retrains after each of them but the last. Raises NotApplicable when nothing can be pruned.
+
+    >>> from kogata.methods import MagnitudePruning, Recover
+    >>> MagnitudePruning(sparsity=0.9, scope="global").title()
+    'magnitude'
+    >>> gradual = MagnitudePruning(sparsity=0.8, rounds=2, recover=Recover(epochs=1))
+    >>> [step.title() for step in gradual.steps()]
+    ['magnitude', 'recover', 'magnitude']
     """
 
     sparsity: Sparsity
@@ -47,7 +54,7 @@ class MagnitudePruning(PlannedMethod[float | None]):
     ABOUT = About(
         name="magnitude",
         family="pruning",
-        summary="drop the smallest weights, retrain, repeat",
+        summary="prune the smallest weights, retrain, repeat",
         paper="Han et al. 2015, arXiv 1506.02626",
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
         leaves=frozenset({Role.VALUES}),
@@ -55,12 +62,12 @@ class MagnitudePruning(PlannedMethod[float | None]):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The sparsity at which the numbers left and their mask have the size."""
+        """The sparsity at which the kept numbers and their mask have the size."""
         sparsity = sizes.sparsity(shape, fraction)
         return None if sparsity is None else cls(sparsity=sparsity)
 
     def steps(self) -> tuple[Method, ...]:
-        """Prune and recover in turn, up the cubic schedule."""
+        """Alternate pruning and recovery, following the cubic schedule."""
         once = replace(self, rounds=1, recover=None)
         steps: list[Method] = []
         for t in range(1, self.rounds + 1):
@@ -77,21 +84,21 @@ class MagnitudePruning(PlannedMethod[float | None]):
         return job
 
     def decide(self, job: Job, leaves: Iterator[PlannedLeaf]) -> float | None:
-        """The one score from which on all layers keep their weights; None where each layer meets the sparsity."""
+        """The common threshold of the scores of all layers; None where each layer reaches the sparsity by itself."""
         if self.scope == "layer":
             return None
         return masks.common_threshold("magnitude", leaves, lambda leaf: self._score(leaf.weight), self.sparsity)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The kept weights under a mask; of equal magnitudes the first in memory are kept."""
+        """The kept weights under a mask. Of equal magnitudes the first in memory are kept."""
         return masks.highest(weight, weight.abs(), round((1 - self.sparsity) * torch.Size(site.shape).numel()))
 
     def encode_planned(self, plan: float | None, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The weights whose score reaches the threshold, and of each layer at least the largest."""
+        """The weights whose score reaches the threshold; each layer keeps at least its largest weight."""
         return self.encode(weight, site, stats) if plan is None else masks.above(weight, self._score(weight), plan)
 
     def _score(self, weight: Tensor) -> Tensor:
-        """|w|, or the layer-adaptive score: higher is kept."""
+        """|w| or the layer-adaptive score; weights with higher scores are kept."""
         if self.scope != "lamp":
             return weight.abs()
         square = weight.double().square().flatten()

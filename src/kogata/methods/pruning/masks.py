@@ -1,4 +1,4 @@
-"""What pruning methods share: how many entries to keep, which, and the form that keeps them."""
+"""Functions that pruning methods share: how many entries to keep, which ones, and the form that holds them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kogata.methods.kernels.obs import largest
 
 
 def counts(targets: Sequence[TrainedLeaf], sparsity: float) -> list[int]:
-    """How many entries of each target are kept, at least one; earlier pruning counts towards ``sparsity``.
+    """The number of entries to keep of each target, at least one. Earlier pruning counts towards ``sparsity``.
 
-    Raises NotApplicable when every target keeps all it has.
+    Raises NotApplicable when no target would lose an entry.
     """
     keep = [max(1, round((1 - sparsity) * torch.Size(target.site.shape).numel())) for target in targets]
     if all(count >= target.leaf.shape.numel() for count, target in zip(keep, targets, strict=True)):
@@ -26,7 +26,7 @@ def counts(targets: Sequence[TrainedLeaf], sparsity: float) -> list[int]:
 
 
 def highest(weight: Tensor, score: Tensor, keep: int) -> Masked:
-    """The entries of ``weight`` with the ``keep`` highest scores. Raises NotApplicable where that is all or none of them."""
+    """Keep the ``keep`` entries of ``weight`` with the highest scores. Raises NotApplicable if that is all or none of them."""
     if not 0 < keep < weight.numel():
         raise NotApplicable(f"keeping {keep} of {weight.numel()} weights changes nothing or leaves nothing")
     return Masked.of(weight, largest(score, keep))
@@ -35,10 +35,9 @@ def highest(weight: Tensor, score: Tensor, keep: int) -> Masked:
 def common_threshold(
     name: str, leaves: Iterable[PlannedLeaf], score: Callable[[PlannedLeaf], Tensor], sparsity: float
 ) -> float:
-    """The score from which on entries are kept, so that all leaves together have this part of zeros.
+    """The lowest score to keep so that all leaves together have this ``sparsity``; earlier pruning counts towards it.
 
-    Earlier pruning counts towards ``sparsity``. Raises NotApplicable, with the ``name`` of the method, where all entries or
-    none of them would be kept.
+    Raises NotApplicable, with the ``name`` of the method, when all entries or none of them would be kept.
     """
     scores, total = list[Tensor](), 0
     for leaf in leaves:
@@ -52,7 +51,7 @@ def common_threshold(
 
 
 def above(weight: Tensor, score: Tensor, threshold: float) -> Masked:
-    """The entries of ``weight`` whose score reaches the threshold, at least the best. Raises NotApplicable when all do."""
+    """Keep the entries of ``weight`` whose score reaches the threshold, at least the best. Raises NotApplicable if all do."""
     mask = score >= min(threshold, float(score.max()))
     if mask.all():
         raise NotApplicable("all its weights are above the common threshold")
@@ -60,7 +59,10 @@ def above(weight: Tensor, score: Tensor, threshold: float) -> Masked:
 
 
 def kept(leaf: Dense, mask: Tensor) -> Form:
-    """The entries of ``leaf`` under ``mask`` (bool, of its shape); its largest if there are none, a leaf if it is all."""
+    """The entries of ``leaf`` where ``mask`` (bool, the same shape) is true.
+
+    If the mask is false everywhere, the largest entry is kept; if it is true everywhere, the result is a dense leaf.
+    """
     weight = leaf.values.detach()
     if mask.all():
         return Dense(weight, leaf.role)

@@ -1,13 +1,13 @@
-"""Movement pruning: drop the weights that training moves towards zero.
+"""Movement pruning: prune the weights that training moves towards zero.
 
 Sanh, Wolf, Rush, "Movement Pruning: Adaptive Sparsity by Fine-Tuning", NeurIPS 2020 (2005.07683), section 3:
     W' = W ∘ M,  M = 1 where S is among the (1 − s) n highest,
     ∂L/∂W = ∂L/∂W' ∘ M,  ∂L/∂S = ∂L/∂W' ∘ W   (straight through the choice of M),
-so that under gradient descent S = S_0 − η Σ_t W ∂L/∂W': the score of a weight falls while a step would bring it closer to zero.
-The sparsity rises by the cubic schedule of Zhu and Gupta (1710.01878), then rests for the weights to settle.
+so that under gradient descent S = S_0 − η Σ_t W ∂L/∂W': the score of a weight falls as long as gradient steps move it towards
+zero. The sparsity rises by the cubic schedule of Zhu and Gupta (1710.01878) and then stays constant while the weights converge.
 
-The paper starts from S_0 = 0. Here S_0 = c |W|, so that a short training, which has little time to learn scores, begins as
-magnitude pruning and departs from it where the weights move; the larger c, the later.
+The paper starts from S_0 = 0. Here S_0 = c |W|, so that a short training, which has little time to learn scores, starts as
+magnitude pruning and departs from it where the weights move. The larger c, the later it departs.
 """
 
 from __future__ import annotations
@@ -29,17 +29,24 @@ from kogata.methods.recover import Recover
 from kogata.training.wrapper import TrainingWrapper
 
 START = 3.0  # c
-RISE = 0.3  # the fraction of the training in which the sparsity rises
-UPDATES = 100  # times that the mask is chosen anew: sorting at each step would cost more than the step
+RISE = 0.3  # the fraction of the training during which the sparsity rises
+UPDATES = 100  # number of updates of the mask: choosing it at each step would cost more than the step itself
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class MovementPruning(TrainingMethod):
-    """Train weights and their scores; those with the lowest scores become zero.
+    """Train weights together with their scores; the weights with the lowest scores become zero.
 
-    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
-    ``scope`` says whether each layer meets it, or all selected layers together.
+    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included. Each layer
+    reaches it (``scope`` "layer"), or all selected layers together ("global"). Raises DataError without training data, and
+    NotApplicable when every weight already has the sparsity.
+
+    >>> import torch
+    >>> from kogata.methods import MovementPruning, Recover
+    >>> net = MovementPruning(sparsity=0.5, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'masked'
     """
 
     sparsity: Sparsity
@@ -49,7 +56,7 @@ class MovementPruning(TrainingMethod):
     ABOUT = About(
         name="movement",
         family="pruning",
-        summary="drop the weights that training moves towards zero",
+        summary="prune the weights that training moves towards zero",
         paper="Sanh et al. 2020, arXiv 2005.07683",
         training=True,
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -57,12 +64,12 @@ class MovementPruning(TrainingMethod):
     )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Each target's leaf under a mask that its scores choose."""
+        """The model with a mask on each target, chosen by trainable scores."""
         return _Moving(model, targets, counts(targets, self.sparsity), self.scope)
 
 
 class Scored(Latent):
-    """``values`` where ``mask`` (bool, of their shape) is true; a gradient reaches every ``score``."""
+    """``values`` where ``mask`` (bool, the same shape) is true, zero elsewhere. Gradients reach every entry of ``score``."""
 
     mask: Tensor
 
@@ -72,7 +79,7 @@ class Scored(Latent):
         self.register_buffer("mask", torch.ones_like(values.values, dtype=torch.bool))
 
     def dense(self) -> Tensor:
-        """Zeros where the mask is false."""
+        """The values under the mask."""
         values = self.values.values
         return values * self.mask + (self.score - self.score.detach()) * values.detach()
 
@@ -91,7 +98,7 @@ class _Moving(LatentWrapper):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def step(self, progress: float) -> None:
-        """Choose the masks anew, if it is time."""
+        """Update the masks when the next update is due."""
         if int(progress * UPDATES) > int(self.updates):
             self.updates.fill_(int(progress * UPDATES))
             self._choose(progress)
@@ -102,8 +109,8 @@ class _Moving(LatentWrapper):
         return super().finish()
 
     def _choose(self, progress: float) -> None:
-        """The masks at the sparsity that is due."""
-        left = (1 - min(progress / RISE, 1.0)) ** 3  # from 1, when nothing is pruned, to 0
+        """Choose the masks at the sparsity scheduled for ``progress``."""
+        left = (1 - min(progress / RISE, 1.0)) ** 3  # falls from 1, where nothing is pruned, to 0
         sizes = [scored.shape.numel() for scored in self._scored]
         due = [round(k + (n - k) * left) if k < n else n for k, n in zip(self._keep, sizes, strict=True)]
         scores = [scored.score.detach() for scored in self._scored]

@@ -1,10 +1,10 @@
-"""Data-free neuron merging: delete the neuron most like another, and let the other do its work.
+"""Data-free neuron merging: remove the neuron most similar to another, and add its outgoing weights to the other's.
 
 Srinivas and Babu, "Data-free Parameter Pruning for Deep Neural Networks", BMVC 2015 (1507.06149), sections 3 and 3.1: in
     z = Σ_i a_i relu(W_i · x)
-a neuron j is replaced by a neuron i at the saliency
+replacing neuron j by neuron i has the saliency
     s_ij = ‖W_i − W_j‖² · mean(a_j²),   after which a_i becomes a_i + a_j,
-biases being part of W and the mean taken over the outputs z. The pair of lowest saliency is merged first, and again.
+where W includes the biases and the mean is over the outputs z. The pair with the lowest saliency is merged first; then again.
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.network.channels.groups import Cut, Group, Slice
 
-# What may lie between the two layers beside the rectifier: values stay as they are.
+# Operations that may lie between the two layers besides the ReLU, because they do not change values.
 _SAME_VALUES = frozenset({"clone", "contiguous", "dropout", "flatten", "permute", "reshape", "transpose", "view"})
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class NeuronMerging(ChannelMethod):
-    """Merge neurons of fully connected layers with a rectifier behind them; a smaller plain model is left. Needs no data.
+    """Merge neurons between two linear layers with a ReLU between them. The result is a smaller model of ordinary layers.
 
-    ``sparsity`` is the fraction of each layer's neurons that go, in [0, 1).
+    ``sparsity`` is the fraction of each layer's neurons to remove, in [0, 1). It needs no data. Raises NotApplicable when no
+    selected layer has this structure.
+
+    >>> from kogata.methods import NeuronMerging
+    >>> from kogata.testing.models import job_of
+    >>> NeuronMerging(sparsity=0.25).apply(job_of("conv")).model.hidden
+    Linear(in_features=96, out_features=24, bias=True)
     """
 
     sparsity: Sparsity
@@ -39,19 +45,19 @@ class NeuronMerging(ChannelMethod):
     ABOUT = About(
         name="neuron-merging",
         family="pruning",
-        summary="delete the neuron most like another, add its outgoing weights",
+        summary="remove the neuron most similar to another, add its outgoing weights to the other's",
         paper="Srinivas, Babu 2015, arXiv 1507.06149",
         layers=(Kind.LINEAR,),
     )
 
     def plan(self, job: Job, groups: Sequence[Group]) -> Removal:
-        """The neurons that go, and the columns of the others with theirs added."""
+        """The neurons to remove, and the outgoing weights of the others with those of the removed ones added."""
         cuts: list[Cut] = []
-        outgoing: dict[str, tuple[Slice, Tensor]] = {}  # by the group's name: of what reads it
+        outgoing: dict[str, tuple[Slice, Tensor]] = {}  # by the name of the group: its reader and the new outgoing weights
         kept: dict[str, str] = {}
         for group in groups:
             if (reader := _reader(job.model, group)) is None:
-                kept[group.name] = "its channels are no rectified neurons between two linear layers"
+                kept[group.name] = "its channels are not ReLU neurons between two linear layers"
                 continue
             incoming = torch.cat([_rows(job.model, part) for part in group.slices if part is not reader], 1)
             gone, columns_NO = merged(incoming, _rows(job.model, reader), round(self.sparsity * group.channels))
@@ -70,7 +76,7 @@ class NeuronMerging(ChannelMethod):
 
 
 def _reader(model: nn.Module, group: Group) -> Slice | None:
-    """What reads the neurons of a group: None where they are not those of one linear layer, rectified, and read by another."""
+    """The weight that reads the neurons of a group; None unless they are ReLU neurons between exactly two linear layers."""
     owners = {part.name.rpartition(".")[0] for part in group.slices if not part.reads}
     readers = [part for part in group.slices if part.reads]
     linear = all(isinstance(model.get_submodule(part.name.rpartition(".")[0]), nn.Linear) for part in group.slices)
@@ -79,15 +85,15 @@ def _reader(model: nn.Module, group: Group) -> Slice | None:
 
 
 def _rows(model: nn.Module, part: Slice) -> Tensor:
-    """What a tensor holds for each neuron, ``[neurons, entries]``, float64."""
+    """The entries of a tensor that belong to each neuron, ``[neurons, entries]``, float64."""
     tensor = model.get_parameter(part.name).detach().double().cpu()
     return tensor.movedim(part.axis, 0)[part.index_CK[:, 0]].reshape(len(part.index_CK), -1)
 
 
 def merged(incoming_NI: Tensor, outgoing_NO: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Merge ``count`` of N neurons: those that went, in ascending order, and the outgoing weights of all, theirs added.
+    """Merge ``count`` of N neurons; return the removed ones, in ascending order, and the new outgoing weights of all.
 
-    The nearest neighbour of each neuron is kept up to date, so that a merge costs O(N) and not O(N²).
+    The nearest neighbour of each neuron is kept up to date, so that a merge costs O(N) instead of O(N²).
     """
     outgoing_NO = outgoing_NO.clone()
     distance_NN = torch.cdist(incoming_NI, incoming_NI, compute_mode="donot_use_mm_for_euclid_dist").square()

@@ -1,8 +1,10 @@
 """Optimal Brain Damage: prune by the second derivative of the loss.
 
-LeCun, Denker, Solla, "Optimal Brain Damage", NeurIPS 1989, equation 5: at a minimum, with a diagonal Hessian, losing w_k costs
+LeCun, Denker, Solla, "Optimal Brain Damage", NeurIPS 1989, equation 5. At a minimum of the loss, with a diagonal Hessian,
+removing w_k increases the loss by
     s_k = ½ h_kk w_k².
-h_kk is the mean squared gradient of single samples, which for a log-likelihood is its expectation.
+h_kk is estimated by the mean of the squared gradients of single samples (the Fisher diagonal), which for a negative
+log-likelihood has the same expectation.
 """
 
 from __future__ import annotations
@@ -27,10 +29,17 @@ from kogata.methods.pruning import masks
 @final
 @dataclass(frozen=True, kw_only=True)
 class OBD(PlannedMethod[float | None]):
-    """Keep the weights that the loss would miss most.
+    """Prune the weights whose removal increases the loss least.
 
-    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included.
-    ``scope`` says whether each layer meets it, or all selected layers together.
+    ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included. Each layer
+    reaches it (``scope`` "layer"), or all selected layers together ("global"). Raises DataError without a loss and targets.
+
+    >>> from kogata import only
+    >>> from kogata.methods import OBD
+    >>> from kogata.testing.models import job_of
+    >>> job = only(OBD(sparsity=0.75), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'masked'
     """
 
     sparsity: Sparsity
@@ -39,7 +48,7 @@ class OBD(PlannedMethod[float | None]):
     ABOUT = About(
         name="obd",
         family="pruning",
-        summary="drop the weights of least saliency ½ h w², h the Fisher diagonal of the loss",
+        summary="prune the weights of least saliency ½ h w², where h is the Fisher diagonal of the loss",
         paper="LeCun, Denker and Solla 1989",
         needs=frozenset({Stat.FISHER}),
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -47,23 +56,23 @@ class OBD(PlannedMethod[float | None]):
     )
 
     def decide(self, job: Job, leaves: Iterator[PlannedLeaf]) -> float | None:
-        """The one saliency from which on all layers keep their weights; None where each layer meets the sparsity."""
+        """The common threshold of the saliencies of all layers; None where each layer reaches the sparsity by itself."""
         if self.scope == "layer":
             return None
         return masks.common_threshold("obd", leaves, lambda leaf: saliency(leaf.weight, leaf.stats), self.sparsity)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The kept weights under a mask, as they were."""
+        """The kept weights under a mask, unchanged."""
         keep = round((1 - self.sparsity) * torch.Size(site.shape).numel())
         return masks.highest(weight, saliency(weight, stats), keep)
 
     def encode_planned(self, plan: float | None, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The weights whose saliency reaches the threshold, as they were, and of each layer at least the most salient."""
+        """The weights whose saliency reaches the threshold, unchanged; each layer keeps at least its most salient weight."""
         return self.encode(weight, site, stats) if plan is None else masks.above(weight, saliency(weight, stats), plan)
 
 
 def saliency(weight: Tensor, stats: Stats) -> Tensor:
-    """½ h w² (float64), what losing each weight alone costs. Raises NotApplicable where the loss does not depend on them."""
+    """½ h w² (float64) for each weight. Raises NotApplicable when the loss does not depend on them."""
     if stats.fisher is None:
         raise NotApplicable("the loss has no gradient with respect to it")
     return stats.fisher.double() * weight.double().square() / 2

@@ -1,14 +1,15 @@
-"""Optimal Brain Surgeon: prune by what a weight costs once the others have made up for its loss.
+"""Optimal Brain Surgeon: prune the weights whose removal costs least after the others have compensated for it.
 
 Hassibi and Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", NeurIPS 1992, equation 5:
     s_q = w_q² / (2 [H⁻¹]_qq),   δw = −w_q / [H⁻¹]_qq · H⁻¹ e_q.
-H of a layer is that of its squared output error, A = XᵀX / rows for each row (Dong, Chen, Pan, 1705.07565), or the Kronecker
-product A ⊗ G with G the second moment of the gradients of its outputs (Martens and Grosse, 1503.05671), where
+H is the Hessian of the layer's squared output error, A = XᵀX / rows for each row (Dong, Chen, Pan, 1705.07565), or the
+Kronecker product A ⊗ G, where G is the second moment of the gradients at its outputs (Martens and Grosse, 1503.05671). In that
+case
     s_oi = w_oi² / (2 [A⁻¹]_ii [G⁻¹]_oo).
-Hassibi and Stork remove one weight, update the others, and begin anew. Here a round removes many, each round the same share of
-what is left; the updates for all of them together are the least-squares fit of the kept ones (``kernels/obs.py``). The next
-round judges what the weights have become, by the inverse of the whole H: an approximation, which with strongly correlated
-outputs ends at up to twice the loss of one removal at a time, and at less than half of that of a choice at once.
+Hassibi and Stork remove one weight, update the others, and repeat. Here each of several rounds removes the same fraction of the
+remaining weights; their joint update is the least-squares fit of the kept weights (``kernels/obs.py``). The next round ranks
+the updated weights by the inverse of the full H instead of the kept part. With strongly correlated outputs this approximation
+ends at up to twice the loss of removing one weight at a time, and at less than half the loss of removing all weights at once.
 """
 
 from __future__ import annotations
@@ -30,17 +31,24 @@ from kogata.methods.kernels import obq, obs, sizes
 from kogata.methods.kernels.compensated import RoundedLayer, layer_of
 
 ROUNDS = 16
-STEPS, LAST = 6, 40  # of conjugate gradients on the kept weights, in a round and after the last
+STEPS, LAST = 6, 40  # conjugate gradient steps on the kept weights in each round, and in the last one
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class OBS(WeightMethod):
-    """Drop the weights of the lowest saliency, round by round, and let the others make up for the lost ones.
+    """Prune the weights with the lowest saliency in several rounds, and adjust the others to compensate.
 
     ``sparsity`` is the fraction of a layer's weights that become zero, in [0, 1). ``hessian`` is that of the layer's output
-    error ("layer") or of the loss ("kronecker", which needs gradients). ``damping`` times its mean diagonal is added to each
-    second moment. With a diagonal Hessian this would be Optimal Brain Damage.
+    error ("layer") or of the loss ("kronecker", which needs a loss and targets). ``damping``, above 0, is added to the diagonal
+    of A and G, relative to its mean. With a diagonal Hessian this method would be Optimal Brain Damage.
+
+    >>> from kogata import only
+    >>> from kogata.methods import OBS
+    >>> from kogata.testing.models import job_of
+    >>> job = only(OBS(sparsity=0.75), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'masked'
     """
 
     sparsity: Sparsity
@@ -50,7 +58,7 @@ class OBS(WeightMethod):
     ABOUT = About(
         name="obs",
         family="pruning",
-        summary="drop the weights that the others can best make up for",
+        summary="prune the weights that the others can compensate for best",
         paper="Hassibi and Stork 1992; Dong et al. 2017, arXiv 1705.07565",
         layers=(Kind.LINEAR, Kind.CONV, Kind.OTHER),
         needs=frozenset({Stat.GRAM}),
@@ -60,29 +68,29 @@ class OBS(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The sparsity at which the numbers left and their mask have the size."""
+        """The sparsity at which the kept numbers and their mask have the size."""
         sparsity = sizes.sparsity(shape, fraction)
         return None if sparsity is None else cls(sparsity=sparsity)
 
     @property
     def needs(self) -> frozenset[Stat]:
-        """The grams of the inputs, and for a Hessian of the loss gradients."""
+        """The Gram matrices of the inputs; with the "kronecker" Hessian also those of the output gradients."""
         return self.ABOUT.needs if self.hessian == "layer" else self.ABOUT.needs | {Stat.GRADIENT}
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The kept weights under a mask, compensated."""
+        """The kept weights under a mask, adjusted to compensate."""
         layer, outer_OO = layer_of(weight, site, stats, self.damping), None
         if self.hessian == "kronecker":
             if stats.gradient_OO is None:
-                raise NotApplicable("the gradients of its outputs could not be seen")
+                raise NotApplicable("the gradients at its outputs could not be observed")
             if len(layer.gram_GII) > 1:
-                raise NotApplicable("the Hessian of a grouped convolution is no Kronecker product")
+                raise NotApplicable("the Hessian of a grouped convolution is not a Kronecker product")
             outer_OO = obq.damped(stats.gradient_OO, self.damping)
         return pruned(layer, weight.shape, self.sparsity, outer_OO)
 
 
 def pruned(layer: RoundedLayer, shape: torch.Size, sparsity: float, outer_OO: Tensor | None = None) -> Masked:
-    """The weights of highest saliency, compensated. Raises NotApplicable where that is all or none of them."""
+    """The weights of highest saliency, adjusted. Raises NotApplicable when all or none of them would be kept."""
     count = shape.numel()
     keep = round((1 - sparsity) * count)
     if not 0 < keep < count:
@@ -99,6 +107,6 @@ def pruned(layer: RoundedLayer, shape: torch.Size, sparsity: float, outer_OO: Te
 
 
 def unit_cost(gram_GII: Tensor, outer_OO: Tensor | None) -> Tensor:
-    """1 / (2 [A⁻¹]_ii [G⁻¹]_oo), what a weight of 1 costs, ``[G, O or 1, I]``; without G, its inverse counts as 1."""
+    """1 / (2 [A⁻¹]_ii [G⁻¹]_oo), the saliency of a weight of 1, ``[G, O or 1, I]``. Without G, [G⁻¹]_oo counts as 1."""
     cost = 0.5 / torch.linalg.inv(gram_GII.double()).diagonal(dim1=1, dim2=2)[:, None]
     return (cost if outer_OO is None else cost / torch.linalg.inv(outer_OO.double()).diagonal()[:, None]).float()

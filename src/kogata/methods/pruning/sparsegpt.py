@@ -1,10 +1,10 @@
-"""SparseGPT: one-shot pruning with the least error of the layer's output.
+"""SparseGPT: one-shot pruning that minimizes the error of the layer's outputs.
 
 Frantar and Alistarh, "SparseGPT", ICML 2023 (2301.00774), equation 1, with H = XᵀX / rows:
     argmin over masks M and weights v of (w − M∘v) H (w − M∘v)ᵀ.
-The paper chooses masks block by block while it corrects the columns to the right; here alternating directions choose them
-for the whole layer at once, in the paper's metric w² / [H⁻¹]_cc, and the kept weights are fitted by least squares (Boža,
-2401.02938; ``kernels/obs.py``).
+The paper chooses the mask block by block while it updates the columns to the right. Here the alternating direction method
+chooses it for the whole layer at once, by the paper's criterion w² / [H⁻¹]_cc, and the kept weights are fitted by least squares
+(Boža, 2401.02938; ``kernels/obs.py``).
 """
 
 from __future__ import annotations
@@ -26,17 +26,25 @@ from kogata.methods.kernels import obs, sizes
 from kogata.methods.kernels.compensated import layer_of, rounded
 from kogata.settings import Range
 
-STEPS = 12  # of conjugate gradients on the kept weights
+STEPS = 12  # conjugate gradient steps on the kept weights
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class SparseGPT(WeightMethod):
-    """Keep the weights from which the layer's output is reproduced best, and change them to do so.
+    """Prune weights and adjust the kept ones so that the layer's outputs on the calibration data change least.
 
-    ``sparsity`` is the fraction of a layer's weights that become zero; ``pattern`` ``(n, m)`` instead keeps ``n`` of every
-    ``m`` consecutive weights of a row. With ``bits`` (2 to 8) the kept weights are rounded as by GPTQ, ``group`` weights of a
-    row to a scale, and pruned ones have the code of zero. ``damping`` is GPTQ's.
+    ``sparsity`` is the fraction of a layer's weights that become zero, in [0, 1); ``pattern`` ``(n, m)`` instead keeps ``n`` of
+    every ``m`` consecutive weights of a row. Give exactly one of them, otherwise UsageError is raised. With ``bits`` (2 to 8)
+    the kept weights are rounded as by GPTQ, with one scale for each ``group`` weights of a row, and pruned weights get the code
+    of zero. ``damping`` is that of GPTQ.
+
+    >>> from kogata import only
+    >>> from kogata.methods import SparseGPT
+    >>> from kogata.testing.models import job_of
+    >>> job = only(SparseGPT(pattern=(2, 4)), "hidden").apply(job_of("conv"))
+    >>> (job.model.hidden.weight.unflatten(1, (-1, 4)) != 0).sum(-1).unique()
+    tensor([2])
     """
 
     sparsity: Sparsity | None = None
@@ -48,7 +56,7 @@ class SparseGPT(WeightMethod):
     ABOUT = About(
         name="sparsegpt",
         family="pruning",
-        summary="one-shot pruning, unstructured or N of M, that makes up for its errors",
+        summary="one-shot pruning, unstructured or N:M, that adjusts the kept weights to compensate",
         paper="Frantar and Alistarh 2023, arXiv 2301.00774; Boža 2024, arXiv 2401.02938",
         needs=frozenset({Stat.GRAM}),
         accepts=frozenset({Role.MATRIX}),
@@ -57,7 +65,7 @@ class SparseGPT(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The sparsity at which the numbers left and their mask have the size."""
+        """The sparsity at which the kept numbers and their mask have the size."""
         sparsity = sizes.sparsity(shape, fraction)
         return None if sparsity is None else cls(sparsity=sparsity)
 
@@ -72,7 +80,7 @@ class SparseGPT(WeightMethod):
 
     @property
     def leaves(self) -> frozenset[Role]:
-        """Kept values, or with bits only scales."""
+        """The kept values, or with ``bits`` only scales."""
         return self.ABOUT.leaves if self.bits is None else frozenset({Role.SCALE})
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
@@ -86,7 +94,10 @@ class SparseGPT(WeightMethod):
         return rounded(layer, weight.shape, bits=self.bits, group=self.group, symmetric=False, rounds=1)
 
     def _chooser(self, weight_GOI: Tensor) -> obs.Choose:
-        """What keeps the highest scores. Raises NotApplicable when that is all or none of them, or the pattern does not fit."""
+        """The function that chooses the mask from scores.
+
+        Raises NotApplicable when all or no weights would be kept, or when the pattern does not divide the rows.
+        """
         if self.pattern is not None:
             n, m = self.pattern
             if weight_GOI.shape[2] % m:
@@ -99,7 +110,7 @@ class SparseGPT(WeightMethod):
 
 
 def _n_of_m(score_GOI: Tensor, n: int, m: int) -> Tensor:
-    """The ``n`` highest of every ``m`` in a row."""
+    """A mask of the ``n`` highest scores of every ``m`` consecutive ones in a row."""
     score = score_GOI.unflatten(2, (-1, m))
     order = score.argsort(dim=3, descending=True, stable=True)
     return torch.zeros(score.shape, dtype=torch.bool).scatter(3, order[..., :n], True).flatten(2)

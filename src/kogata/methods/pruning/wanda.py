@@ -1,4 +1,4 @@
-"""Wanda: prune by weight and activation.
+"""Wanda: prune by the product of weight and activation norm.
 
 Sun, Liu, Bair, Kolter, "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024 (2306.11695), eq. 1:
     S_ij = |W_ij| · ‖X_j‖₂,  compared within each output row i.
@@ -26,9 +26,17 @@ from kogata.methods.kernels import sizes
 @final
 @dataclass(frozen=True, kw_only=True)
 class Wanda(WeightMethod):
-    """Keep, in each row, the weights that matter most for the layer's output on the calibration data.
+    """Keep, in each row, the weights with the largest |w| times the norm of their inputs on the calibration data.
 
-    ``sparsity`` is the fraction of each row that becomes zero, in [0, 1).
+    ``sparsity`` is the fraction of each row that becomes zero, in [0, 1). Weights whose inputs cannot be observed stay as they
+    are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Wanda
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Wanda(sparsity=0.75), "hidden").apply(job_of("conv"))
+    >>> (job.model.hidden.weight != 0).sum(1).unique()
+    tensor([24])
     """
 
     sparsity: Sparsity
@@ -46,7 +54,7 @@ class Wanda(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The sparsity at which the numbers left, as many in each row, and their mask have the size."""
+        """The sparsity at which the kept numbers, equally many in each row, and their mask have the size."""
         columns = math.prod(shape[1:])
         keep = sizes.kept(shape, fraction) // shape[0]
         return cls(sparsity=1 - keep / columns) if keep else None
@@ -54,7 +62,7 @@ class Wanda(WeightMethod):
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""
         if stats.square_GI is None:
-            raise NotApplicable("its inputs could not be seen")
+            raise NotApplicable("its inputs could not be observed")
         groups, columns = stats.square_GI.shape
         keep = round((1 - self.sparsity) * columns)
         if not 0 < keep < columns:

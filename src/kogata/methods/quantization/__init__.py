@@ -1,1 +1,1 @@
-"""Quantization: fewer bits for each number."""
+"""Quantization: weights and activations with few bits."""

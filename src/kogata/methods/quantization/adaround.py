@@ -1,12 +1,12 @@
-"""AdaRound: round each weight up or down so that the layer's outputs change least.
+"""AdaRound: learn to round each weight up or down so that the layer's outputs change least.
 
 Nagel, Amjad, van Baalen, Louizos, Blankevoort, "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020
 (2004.10568), equations 20 to 24:
     min over V of ‖X (W − Ŵ)ᵀ‖² + λ Σ 1 − |2h(V) − 1|^β,   Ŵ = s clip(⌊W / s⌋ + h(V)),
     h(V) = clip(σ(V) (ζ − γ) + γ, 0, 1),  ζ = 1.1,  γ = −0.1,
-where β falls during the descent, which drives each h to 0 or 1. The first term is tr Δ G Δᵀ with G = XᵀX, so that no inputs are
-kept. It is divided by what rounding to nearest has, row by row, and λ by the weights of a row, so that one λ fits all layers.
-A row on which rounding to nearest does better keeps that.
+where β falls during the optimization, which drives each h to 0 or 1. The first term is tr Δ G Δᵀ with G = XᵀX, so the inputs
+need not be stored. For each row it is divided by the error of rounding to nearest, and λ by the number of weights in the row,
+so that one λ suits all layers. A row keeps rounding to nearest where that has the smaller error.
 """
 
 from __future__ import annotations
@@ -30,18 +30,26 @@ from kogata.methods.kernels import sizes
 from kogata.methods.quantization.round_to_nearest import RoundToNearest
 
 RATE = 3e-2
-REGULARIZER = 3.0  # λ, times the weights of a row
-WARM = 0.2  # of the steps without the regularizer
-SHARP = (20.0, 2.0)  # β from the first of the others to the last
+REGULARIZER = 3.0  # λ times the number of weights in a row
+WARM = 0.2  # fraction of the steps, at the start, without the regularizer
+SHARP = (20.0, 2.0)  # β at the first and at the last regularized step
 STRETCH, SHIFT = 1.2, -0.1  # ζ − γ and γ
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class AdaRound(WeightMethod):
-    """Learn the rounding to ``bits`` (1 to 8) in ``iterations`` of descent.
+    """Quantize weights to ``bits`` (1 to 8) with a rounding learnt in ``iterations`` steps of Adam, at least 1.
 
-    ``group`` weights of a row share a scale, or with None the whole row.
+    ``group`` consecutive weights of a row share a scale and a zero point; None means the whole row (per-channel). Weights whose
+    inputs cannot be observed stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import AdaRound
+    >>> from kogata.testing.models import job_of
+    >>> job = only(AdaRound(bits=4, iterations=1), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Bits
@@ -51,7 +59,7 @@ class AdaRound(WeightMethod):
     ABOUT = About(
         name="adaround",
         family="quantization",
-        summary="n-bit codes, rounded up or down to keep a layer's outputs",
+        summary="n-bit codes, with rounding learnt to preserve the outputs of each layer",
         paper="Nagel et al. 2020, arXiv 2004.10568",
         layers=(Kind.LINEAR, Kind.CONV),
         needs=frozenset({Stat.GRAM}),
@@ -66,7 +74,7 @@ class AdaRound(WeightMethod):
         return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Codes after the descent."""
+        """The codes after the optimization."""
         gram_GII = stats.gram_GII
         if gram_GII is None or gram_GII.shape[1] != weight[0].numel():
             raise NotApplicable("its inputs could not be matched to the columns of this weight")
@@ -81,9 +89,9 @@ class AdaRound(WeightMethod):
 
 
 class Rounding(Latent):
-    """A weight rounded down, plus h of the trained values: between the two nearest codes, and at one of them in the end."""
+    """A weight rounded down plus the trained h, so between its two nearest codes. At the end h is 0 or 1."""
 
-    down: Tensor  # codes, as floats, [rows, columns]
+    down: Tensor  # codes as floats, [rows, columns]
     scale: Tensor  # [rows, columns]
 
     def __init__(self, leaf: Dense, *, bits: int, group: int | None) -> None:
@@ -108,11 +116,11 @@ class Rounding(Latent):
         return (as_rows(self.values.dense()).sigmoid() * STRETCH + SHIFT).clamp(0, 1)
 
     def dense(self) -> Tensor:
-        """The weight in between."""
+        """The weight for the current, continuous h."""
         return (((self.down + self.up()).clamp(0, self.top) - self.get_buffer("zero")) * self.scale).reshape(self.shape)
 
     def penalty(self, progress: float) -> Tensor:
-        """λ Σ 1 − |2h − 1|^β over each row, summed over rows, when a fraction ``progress`` of the steps is done."""
+        """λ Σ 1 − |2h − 1|^β, summed over all rows. ``progress`` is the fraction of the steps done; it determines β."""
         if progress < WARM:
             return self.down.new_zeros(())
         falling = (1 + math.cos(math.pi * (progress - WARM) / (1 - WARM))) / 2
@@ -120,7 +128,7 @@ class Rounding(Latent):
         return REGULARIZER * (1 - (2 * self.up() - 1).abs() ** sharpness).mean(1).sum()
 
     def freeze(self) -> Affine:
-        """Up where h is at least a half."""
+        """The weight rounded up where h is at least ½, and down elsewhere."""
         with torch.no_grad():
             codes = (self.down + (self.up() >= 0.5)).clamp(0, self.top)
         kept = self.nearest
@@ -130,7 +138,7 @@ class Rounding(Latent):
 
 
 def _descend(rounding: Rounding, weight: Tensor, gram_GII: Tensor, iterations: int) -> None:
-    """Train the rounding of one layer."""
+    """Optimize the rounding of one layer, in place."""
     with torch.no_grad():
         base_O = _errors(rounding.nearest.dense() - weight, gram_GII)
     base_O = base_O.where(base_O > 0, 1.0)
@@ -143,6 +151,6 @@ def _descend(rounding: Rounding, weight: Tensor, gram_GII: Tensor, iterations: i
 
 
 def _errors(change: Tensor, gram_GII: Tensor) -> Tensor:
-    """δ G δᵀ of each row, ``[O]``."""
+    """δ G δᵀ for each row δ of ``change``, ``[O]``."""
     change_GOI = as_rows(change).reshape(len(gram_GII), -1, gram_GII.shape[1])
     return ((change_GOI @ gram_GII) * change_GOI).sum(2).flatten()

@@ -1,12 +1,12 @@
-"""BinaryConnect: two values for all weights of a layer, chosen by the signs of real weights that are trained.
+"""BinaryConnect: the weights of a layer take two values, given by the signs of trained real-valued weights.
 
 Courbariaux, Bengio, David, "BinaryConnect: Training Deep Neural Networks with binary weights during propagations", NeurIPS
 2015 (1511.00363), sections 2.2 to 2.4, for real weights w kept in [−1, 1] after every step:
     deterministic  w_b = +1 if w ≥ 0, else −1
     stochastic     w_b = +1 with probability σ(w) = clip((w + 1) / 2, 0, 1), else −1,  while training; else the sign.
-Gradients with respect to w_b change w. A layer's w_b are multiplied by one constant H: the paper starts from random weights,
-where its authors' code takes the deviation of Glorot's initialization; here the start is a trained layer, so H is its
-mean |w|, the best constant for its signs, and the real weights are in units of H.
+Gradients with respect to w_b update w. The signs of a layer are multiplied by one constant H. The paper starts from random
+weights, and its code sets H to the scale of Glorot's initialization. Here training starts from a trained layer, so H is the
+mean of |w|, the least-squares scale of its signs, and the real weights are in units of H.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class BinaryConnect(TrainingMethod):
-    """Train with the signs of the weights; ``stochastic`` draws them anew in every training step."""
+    """Train binary weights, ± one constant for each layer. With ``stochastic`` the signs are drawn in each training step.
+
+    Raises DataError without training data.
+
+    >>> import torch
+    >>> from kogata.methods import BinaryConnect, Recover
+    >>> net = BinaryConnect(recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'binary'
+    """
 
     recover: Recover
     stochastic: bool = False
@@ -45,12 +54,12 @@ class BinaryConnect(TrainingMethod):
     )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Each target's values become the real weights behind signs."""
+        """The model with binarized targets; their values are the real weights."""
         return LatentWrapper(model, [(target, Signs(target.leaf, stochastic=self.stochastic)) for target in targets])
 
 
 class Signs(Latent):
-    """± ``unit`` (``[1, 1]``), a constant; the trained values are in units of it, within [−1, 1]."""
+    """Plus or minus the constant ``unit`` (``[1, 1]``). The trained values are in units of it, within [−1, 1]."""
 
     unit: Tensor
 
@@ -63,7 +72,7 @@ class Signs(Latent):
         self.register_buffer("unit", unit)
 
     def dense(self) -> Tensor:
-        """The signs, drawn anew at each call while training if they are stochastic."""
+        """The signs times ``unit``. In training mode, stochastic signs are drawn at each call."""
         values = self.values.dense()
         drawn = self.stochastic and self.training
         positive = torch.rand_like(values) < (values.detach() + 1) / 2 if drawn else values.detach() >= 0
@@ -71,10 +80,10 @@ class Signs(Latent):
         return straight_through(torch.where(positive, unit, -unit), values * unit)
 
     def step(self) -> None:
-        """Back into [−1, 1], where a sign can still be turned."""
+        """Clip the values to [−1, 1], so that later gradients can still flip their signs."""
         with torch.no_grad():
             self.values.values.clamp_(-1, 1)
 
     def freeze(self) -> Form:
-        """The signs."""
+        """The signs and the constant."""
         return Binary.of(self.values.values.detach(), self.unit)

@@ -1,10 +1,10 @@
-"""BinaryNet: signs for weights and for activations.
+"""BinaryNet: binary weights and binary activations.
 
 Courbariaux, Hubara, Soudry, El-Yaniv, Bengio, "Binarized Neural Networks: Training Neural Networks with Weights and Activations
-Constrained to +1 or −1", 2016 (1602.02830), sections 1.1 to 1.3: w_b = sign(w), a_b = sign(a), and for both the gradient passes
-as if the sign were hard tanh,
-    ∂C/∂a = ∂C/∂a_b · 1[|a| ≤ 1];
-real weights w are kept in [−1, 1] after every step. The weights are those of BinaryConnect: signs times a constant of the
+Constrained to +1 or −1", 2016 (1602.02830), sections 1.1 to 1.3: w_b = sign(w), a_b = sign(a), with the straight-through
+gradient of a hard tanh for both,
+    ∂C/∂a = ∂C/∂a_b · 1[|a| ≤ 1].
+The real weights w are clipped to [−1, 1] after every step. Weights are those of BinaryConnect: signs times a constant for each
 layer.
 """
 
@@ -29,9 +29,17 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class BinaryNet(TrainingMethod):
-    """Binary weights and binary inputs, in layers that a normalization follows. Leave the first and the last layer out.
+    """Train binary weights and binary inputs, for layers that are followed by a normalization.
 
-    A layer before which there is no activation module is left alone.
+    Exclude the first and the last layer. Layers that do not read the output of an activation module, such as ``nn.ReLU``, stay
+    as they are. Raises DataError without training data.
+
+    >>> from torch import nn
+    >>> from kogata.methods import BinaryNet, Recover
+    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(16, 8), nn.BatchNorm1d(8))
+    >>> net = BinaryNet(recover=Recover(epochs=5)).begin(model)
+    >>> net.finish()[1].parametrizations.weight[0].describe()
+    'binary'
     """
 
     recover: Recover
@@ -39,7 +47,7 @@ class BinaryNet(TrainingMethod):
     ABOUT = About(
         name="binary-net",
         family="quantization",
-        summary="train the signs of weights, and signs as inputs",
+        summary="train binary weights and binary inputs",
         paper="Courbariaux et al. 2016, arXiv 1602.02830",
         layers=(Kind.LINEAR, Kind.CONV),
         training=True,
@@ -48,10 +56,10 @@ class BinaryNet(TrainingMethod):
     )
 
     def unfit(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[Site, str]:
-        """The sites before which there is no activation module."""
+        """The sites whose layers do not read the output of an activation module."""
         return unreadable(model, sites)
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Signs in the place of the activations before the targets, and of the targets' weights."""
+        """The model with sign functions in place of the activations before the targets, and with binarized targets."""
         binarize(model, targets)
         return LatentWrapper(model, [(target, Signs(target.leaf, stochastic=False)) for target in targets])

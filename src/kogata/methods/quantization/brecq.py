@@ -1,11 +1,11 @@
-"""BRECQ: learn the rounding of all weights of a block together, so that the block's output stays.
+"""BRECQ: learn the rounding of all weights of a block together so that the block's outputs change least.
 
 Li, Gong, Tan, Yang, Hu, Zhang, Yu, Wang, Gu, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction",
-ICLR 2021 (2102.05426), sections 3.2 and 3.3: for one block after the other,
+ICLR 2021 (2102.05426), sections 3.2 and 3.3. One block after another solves
     min over V of ‖f(x̂; Ŵ(V)) − f(x; W)‖² + λ Σ 1 − |2h(V) − 1|^β,
-with AdaRound's roundings Ŵ(V), the inputs x̂ that the blocks rounded before it leave, and x those of the model before this step.
-The paper weighs the outputs by their Fisher information; here all count the same. The error is divided by that of rounding to
-nearest, which a block keeps if learning does no better.
+with AdaRound's rounding Ŵ(V), the inputs x̂ produced by the already rounded blocks before it, and the inputs x in the model
+before this step. The paper weights the outputs by their Fisher information; here all outputs have equal weight. The error is
+divided by that of rounding to nearest. A block keeps rounding to nearest if the learnt rounding is no better.
 """
 
 from __future__ import annotations
@@ -46,7 +46,14 @@ RATE = 3e-2
 class BRECQ(Method):
     """Round to ``bits`` (1 to 8) every weight in the modules whose paths match one of the globs ``blocks``.
 
-    Each block is trained for at least ``iterations`` batches of calibration data, of which its inputs and outputs are held.
+    Each block is trained on at least ``iterations`` batches of calibration data; its inputs and outputs are kept in memory for
+    this. Raises UsageError when a glob matches no module or one matched module contains another.
+
+    >>> from kogata.methods import BRECQ
+    >>> from kogata.testing.models import job_of
+    >>> job = BRECQ(bits=4, blocks=("hidden",), iterations=1).apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Bits
@@ -56,7 +63,7 @@ class BRECQ(Method):
     ABOUT = About(
         name="brecq",
         family="quantization",
-        summary="n-bit codes, rounded up or down to keep the outputs of blocks",
+        summary="n-bit codes, with rounding learnt to preserve the outputs of blocks",
         paper="Li et al. 2021, arXiv 2102.05426",
         layers=(Kind.LINEAR, Kind.CONV),
         data=True,
@@ -65,7 +72,7 @@ class BRECQ(Method):
     )
 
     def apply(self, job: Job) -> Job:
-        """Round one block after the other; raises UsageError when no module matches, or one match lies within another."""
+        """Round one block after another; raises UsageError when no module matches, or one match contains another."""
         model = surgery.clone(job.model, share=False)
         names = self._blocks(model)
         notes = notes_of(self, job, _unfit(selected_sites(job), names))
@@ -75,7 +82,7 @@ class BRECQ(Method):
         with evaluating(job.model), evaluating(model):
             batches = calibration_batches(
                 model, job.task
-            )  # each also runs through the model as it was, for the outputs to keep
+            )  # each batch also runs through the unchanged model, which gives the outputs to preserve
             forwards = [partial(call, each, inputs) for inputs, _ in batches for each, _ in sides]
             with closing(in_turn(forwards, layers)) as arrived:
                 for name in arrived:
@@ -95,7 +102,7 @@ class BRECQ(Method):
         return follow(self, roles, chosen, _unfit(chosen, self._blocks(job.model)))
 
     def _blocks(self, model: nn.Module) -> list[str]:
-        """The paths that match, none within another."""
+        """The paths of the matching modules; raises UsageError when there are none or one contains another."""
         paths = [path for path, _ in model.named_modules() if "parametrizations" not in path.split(".")]
         names = [path for path in paths if path and any(fnmatchcase(path, glob) for glob in self.blocks)]
         if not names:
@@ -107,7 +114,7 @@ class BRECQ(Method):
         return names
 
     def _round(self, job: Job, block: nn.Module, name: str, pairs: _Pairs, sites: Sequence[Site]) -> None:
-        """Learn the roundings of one block, in place."""
+        """Learn the rounding of all weights of one block, in place."""
         local = [replace(site, module=site.module.removeprefix(name).removeprefix(".")) for site in sites]
         latents = [
             (TrainedLeaf(site=part, path=path, leaf=leaf), Rounding(leaf, bits=self.bits, group=None))
@@ -130,7 +137,7 @@ class BRECQ(Method):
 
 
 class _Block(PreciseWrapper):
-    """One block whose weights are being rounded; all else in it is fixed, and its normalizations are in evaluation mode."""
+    """One block in training. Everything but the rounding is fixed, and normalization layers stay in evaluation mode."""
 
     def __init__(self, block: nn.Module, latents: Sequence[tuple[TrainedLeaf, Rounding]]) -> None:
         super().__init__(block, latents)
@@ -141,27 +148,30 @@ class _Block(PreciseWrapper):
             parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode."""
+        """Stay in evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
     def penalty(self) -> Tensor:
-        """The mean over all rows."""
+        """The mean of the rounding penalty over all rows."""
         rows = sum(len(rounding.down) for rounding in self._roundings)
         return torch.stack([rounding.penalty(self._progress) for rounding in self._roundings]).sum() / rows
 
     def step(self, progress: float) -> None:
-        """Go on with the annealing."""
+        """Record the progress, which determines β."""
         self._progress = progress
 
     def finish(self) -> nn.Module:
-        """The block, its weights rounded, all else trainable as before."""
+        """The block with rounded weights; all other parameters are trainable as before."""
         for parameter in self._fixed:
             parameter.requires_grad_(True)
         return super().finish()
 
 
 class _Pairs:
-    """Inputs of a block and the outputs it should have, one pair for each call; copied anew, for a block may work in place."""
+    """Inputs of a block with the outputs to reproduce, one pair for each call.
+
+    Iteration yields copies, because a block may modify its inputs in place.
+    """
 
     def __init__(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         self.pairs = list(zip(inputs, outputs, strict=True))
@@ -173,7 +183,7 @@ class _Pairs:
         return map(copy.deepcopy, self.pairs)
 
     def error(self, block: nn.Module) -> float:
-        """The mean relative squared error of what the block gives."""
+        """The mean relative squared error of the block's outputs."""
         return sum(float(output_error(call(block, inputs), output)) for inputs, output in self) / len(self)
 
 
@@ -182,7 +192,7 @@ def _objective(base: float, output: Any, inputs: Any, targets: Any) -> Tensor:
 
 
 def _unfit(sites: Sequence[Site], blocks: Sequence[str]) -> dict[Site, str]:
-    """The sites that no block rounds, and why."""
+    """The sites that no block rounds, each with the reason."""
     outside = {site: "it is in none of the blocks" for site in sites if not any(_within(site, name) for name in blocks)}
     return {site: "it is tied to another layer" for site in sites if site.aliases} | outside
 
@@ -192,6 +202,6 @@ def _within(site: Site, name: str) -> bool:
 
 
 def _catch(seen: list[Any], block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Keep the inputs of one call."""
+    """Record a copy of the inputs of one call."""
     bound = dict(inspect.signature(block.forward).bind(*args, **kwargs).arguments) if kwargs else args
     seen.append(copy.deepcopy(bound))

@@ -1,16 +1,16 @@
-"""Fixed-point training: every number a 16-bit integer times 2^−FL, rounded up or down at random.
+"""Fixed-point training with stochastic rounding: every number is an integer of at most 16 bits times 2^−FL.
 
 Gupta, Agrawal, Gopalakrishnan, Narayanan, "Deep Learning with Limited Numerical Precision", ICML 2015 (1502.02551), section 3:
-numbers ⟨IL, FL⟩ have IL integer bits, the sign included, and FL fractional ones; ε = 2^−FL is the step.
+numbers in the format ⟨IL, FL⟩ have IL integer bits, the sign included, and FL fractional bits. With the step ε = 2^−FL,
     nearest     ⌊x⌉ε
-    stochastic  ⌊x⌋ε with probability 1 − (x − ⌊x⌋ε) / ε, else ⌊x⌋ε + ε: the mean of many is x
+    stochastic  ⌊x⌋ε with probability 1 − (x − ⌊x⌋ε) / ε, else ⌊x⌋ε + ε; its expectation is x
 and both saturate at −2^(IL−1) and 2^(IL−1) − ε. Weights and biases are rounded after each update, the inputs of layers in the
-forward pass, gradients of weights and of inputs in the backward one. Where an update is smaller than ε/2, nearest loses it each
-time; stochastic makes it now and then. Sums within a layer, and the optimizer's state, are in floating point.
+forward pass, and the gradients of weights and inputs in the backward pass. Rounding to nearest loses every update smaller than
+ε/2, while stochastic rounding applies it with some probability. Sums within a layer and the state of the optimizer are in
+floating point.
 
-Gradients are rounded ``loss_scale`` times as large. That of a mean over N samples is 1/N of what one sample gives, below ε for
-most; scaled by N, gradients are those of the sum, whose division by N the learning rate can do (Micikevicius et al. 2018,
-1710.03740, section 3.2).
+Gradients are multiplied by ``loss_scale`` for rounding. For a loss that is a mean over N samples, most gradients would be below
+ε; scaled by N they are those of the sum (loss scaling, Micikevicius et al. 2018, 1710.03740, section 3.2).
 """
 
 from __future__ import annotations
@@ -38,10 +38,17 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class FixedPoint(TrainingMethod):
-    """Train in numbers of ``integer`` bits (with the sign, at least 1) and ``fraction`` bits, 16 at most together.
+    """Train with fixed-point numbers of ``integer`` bits (including the sign, at least 1) and ``fraction`` bits.
 
-    The biases of the selected layers come along; normalization layers stay in floating point. In the trained model, inputs of
-    layers are rounded to nearest. Set ``loss_scale`` to about the batch size where the loss is a mean.
+    Both together are at most 16, otherwise UsageError is raised. The biases of the selected layers are included; normalization
+    layers stay in floating point. In the trained model, inputs of layers are rounded to nearest. Set ``loss_scale`` to about
+    the batch size if the loss is a mean. Raises DataError without training data.
+
+    >>> import torch
+    >>> from kogata.methods import FixedPoint, Recover
+    >>> net = FixedPoint(integer=2, fraction=6, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'affine'
     """
 
     integer: Annotated[int, Range(ge=1, le=MAX_BITS)]
@@ -69,7 +76,7 @@ class FixedPoint(TrainingMethod):
             )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Each target's values, and the biases beside them, on the grid; rounding on what flows into their layers."""
+        """The model with fixed-point targets and biases, and with quantizers on the inputs of their layers."""
         for target in targets:
             if target.leaf.values.dtype not in (torch.float32, torch.float64):
                 raise NotApplicable(
@@ -83,7 +90,7 @@ class FixedPoint(TrainingMethod):
 
 
 def _biases(model: nn.Module, targets: Sequence[TrainedLeaf]) -> list[TrainedLeaf]:
-    """The plain biases of the targets' layers that are not targets themselves."""
+    """The plain biases of the targets' layers, except those that are targets themselves."""
     chosen, found = {target.site for target in targets}, list[TrainedLeaf]()
     modules = {site.module for site in chosen}
     for site in sites_of(model):
@@ -95,7 +102,7 @@ def _biases(model: nn.Module, targets: Sequence[TrainedLeaf]) -> list[TrainedLea
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The numbers ⟨IL, FL⟩ and how others are rounded to them while training."""
+    """The fixed-point format ⟨IL, FL⟩ and how values are rounded to it during training."""
 
     integer: int
     fraction: int
@@ -104,28 +111,28 @@ class Grid:
 
     @property
     def zero(self) -> int:
-        """Steps from the least number to 0."""
+        """The code of 0: the number of steps from the smallest number to 0."""
         return 2 ** (self.integer + self.fraction - 1)
 
     @property
     def bits(self) -> int:
-        """Of one number."""
+        """The bit width of one number."""
         return self.integer + self.fraction
 
     def codes(self, x: Tensor, *, stochastic: bool) -> Tensor:
-        """The integers that stand for ``x`` once rounded, in its dtype."""
+        """The signed integer codes of ``x`` after rounding, in its dtype."""
         steps = x * 2.0**self.fraction
         down = steps.floor()
         up = torch.rand_like(steps) < steps - down if stochastic else steps - down >= 0.5
         return (down + up).clamp(-self.zero, self.zero - 1)
 
     def rounded(self, x: Tensor, *, stochastic: bool) -> Tensor:
-        """The numbers themselves."""
+        """``x`` rounded to the format."""
         return self.codes(x, stochastic=stochastic) * 2.0**-self.fraction
 
 
 class _RoundedGradient(torch.autograd.Function):
-    """Hands on what comes in; rounds the gradient that comes back."""
+    """The identity in the forward pass; rounds the gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, grid: Grid) -> Tensor:
@@ -143,23 +150,23 @@ def _with_rounded_gradient(x: Tensor, grid: Grid) -> Tensor:
 
 
 class _Fixed(Latent):
-    """Values on the grid after every step."""
+    """Values that are rounded to the format after every step."""
 
     def __init__(self, values: Dense, grid: Grid) -> None:
         super().__init__(Dense(grid.rounded(values.values.detach(), stochastic=False), values.role))
         self.grid = grid
 
     def dense(self) -> Tensor:
-        """The values, whose gradient is rounded."""
+        """The values; their gradient is rounded."""
         return _with_rounded_gradient(self.values.dense(), self.grid)
 
     def step(self) -> None:
-        """Back to the grid after an update."""
+        """Round the values after an update."""
         with torch.no_grad():
             self.values.values.copy_(self.grid.rounded(self.values.values, stochastic=self.grid.stochastic))
 
     def freeze(self) -> Form:
-        """The same numbers as codes under the step ε."""
+        """The same numbers as codes with the scale ε."""
         weight = self.values.values.detach()
         rows, columns = as_rows(weight).shape
         scale = weight.new_full((rows, 1), 2.0**-self.grid.fraction)
@@ -168,17 +175,17 @@ class _Fixed(Latent):
 
 
 class _Flow(LatentQuantizer):
-    """Rounds what flows into a layer, and the gradient that flows back out."""
+    """Rounds the inputs of a layer, and the gradient with respect to them."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        """On the grid; at random only while training."""
+        """``x`` rounded to the format, stochastically only in training mode."""
         rounded = self.grid.rounded(x.detach(), stochastic=self.grid.stochastic and self.training)
         return straight_through(rounded, _with_rounded_gradient(x, self.grid))
 
     def freeze(self) -> Static:
-        """The same grid, rounding to nearest."""
+        """A quantizer of the same format that rounds to nearest."""
         return Static(torch.tensor([2.0**-self.grid.fraction]), bits=self.grid.bits, zero=self.grid.zero)

@@ -1,11 +1,11 @@
-"""GPTQ: rounding that makes up for its own errors.
+"""GPTQ: rounding column by column, with later columns compensating for the errors of earlier ones.
 
 Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", ICLR 2023 (2210.17323), equation 2; Frantar and Alistarh, "Optimal Brain
 Compression" (2208.11580):
     argmin_q (w − q) H (w − q)ᵀ,  H = XᵀX / rows + λ mean(diag XᵀX / rows),
-greedily, one column after another, the one with the largest H_jj first (``kernels/obq.py``). The scale of each group is the
-best of several under the errors that the columns will cost. Then, in turn, the scales are fitted by least squares under the
-codes, and each code is chosen anew given all others: the error only falls.
+solved greedily, one column after another in order of decreasing H_jj (``kernels/obq.py``). The scale of each group is the best
+of several candidates, where each column is weighted by the cost of its errors. Then two steps alternate, neither of which
+increases the error: the scales are fitted by least squares for fixed codes, and the codes are improved by coordinate descent.
 """
 
 from __future__ import annotations
@@ -29,11 +29,19 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class GPTQ(WeightMethod):
-    """Round to 2**bits levels with the least error of the layer's output on the calibration data.
+    """Round weights to 2**bits levels, minimizing the error of the layer's outputs on the calibration data.
 
-    ``bits``, ``group`` and ``symmetric`` are those of RoundToNearest; the groups of the kept values of a mask are consecutive
-    kept values, and what was pruned stays zero. ``damping`` times its mean diagonal is added to the gram of the inputs.
-    ``rounds`` of scales and codes in turn follow; with 0 it is plain GPTQ.
+    ``bits``, ``group`` and ``symmetric`` are those of RoundToNearest. Under a mask, groups consist of consecutive kept values,
+    and pruned weights stay zero. ``damping``, above 0, is added to the diagonal of the Gram matrix of the inputs, relative to
+    its mean. ``rounds`` is how often scales and codes are refined afterwards; 0 is plain GPTQ. Weights whose inputs cannot be
+    observed stay as they are. Raises DataError when a weight is NaN or infinite.
+
+    >>> from kogata import only
+    >>> from kogata.methods import GPTQ
+    >>> from kogata.testing.models import job_of
+    >>> job = only(GPTQ(bits=4, group=32), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Bits
@@ -45,7 +53,7 @@ class GPTQ(WeightMethod):
     ABOUT = About(
         name="gptq",
         family="quantization",
-        summary="one-shot rounding that makes up for its errors through the inverse Hessian",
+        summary="one-shot rounding that compensates for its errors through the inverse Hessian",
         paper="Frantar et al. 2022, arXiv 2210.17323 and 2208.11580",
         needs=frozenset({Stat.GRAM}),
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -59,6 +67,6 @@ class GPTQ(WeightMethod):
         return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Codes under the scale of each group."""
+        """Codes, with a scale and a zero point for each group."""
         layer = layer_of(weight, site, stats, self.damping)
         return rounded(layer, weight.shape, bits=self.bits, group=self.group, symmetric=self.symmetric, rounds=self.rounds)

@@ -1,4 +1,4 @@
-"""Half precision: store numbers as 16-bit floats (IEEE 754 binary16): w ≈ round₁₆(w)."""
+"""Half precision: store numbers as 16-bit floats (IEEE 754 binary16)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ from kogata.network.sites import buffers_of
 @final
 @dataclass(frozen=True, kw_only=True)
 class Half(WeightMethod):
-    """Round the numbers themselves, scales and centroids included, to half precision. The last step of a chain.
+    """Round weights, factors, scales and centroids to half precision. It comes last in a chain.
 
-    :param buffers: also the running statistics of normalization layers, and whatever else is a float but no parameter. A buffer
-        with numbers that half precision would not hold to eleven bits, such as a variance below 6e-5, stays as it is.
+    Weights above 65,504, the largest half-precision number, stay as they are.
+
+    :param buffers: also round float buffers, such as the running statistics of normalization layers. A buffer with numbers
+        outside the normal range of half precision, such as a variance below 6e-5, stays as it is.
+
+    >>> from kogata import chain
+    >>> from kogata.methods import Half, KMeans
+    >>> from kogata.testing.models import job_of
+    >>> job = chain(KMeans(clusters=16), Half()).apply(job_of("conv"))
+    >>> job.ledger[-1].bits_after < job.ledger[-1].bits_before
+    True
     """
 
     buffers: bool = False
@@ -41,18 +50,18 @@ class Half(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """It stores half of the bits of a float32."""
+        """Half precision takes half the bits of float32, so it fits from a fraction of ½ on."""
         return cls() if fraction >= 1 / 2 else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The rounded values, in a leaf of the same role as long as they are rounded again after training."""
+        """The rounded values, as a leaf."""
         rounded = weight.half().float()
         if not torch.isfinite(rounded).all():
-            raise NotApplicable("it has weights past 65,504, the largest half precision number")
+            raise NotApplicable("it has weights above 65,504, the largest half-precision number")
         return Dense(rounded, Role.VECTOR)
 
     def apply(self, job: Job) -> Job:
-        """Round the selected weights, then the buffers, if asked. Raises NotApplicable when neither becomes smaller."""
+        """Round the selected weights and, if asked, the buffers. Raises NotApplicable when none becomes smaller."""
         if not self.buffers:
             return super().apply(job)
         model = surgery.clone(job.model)
@@ -67,7 +76,7 @@ class Half(WeightMethod):
 
 
 def _selected_buffers(job: Job) -> list[tuple[str, Tensor]]:
-    """The buffers of float32 or float64 that the globs of all restrictions pick."""
+    """The float32 and float64 buffers that the globs of all restrictions select."""
     return [
         (name, tensor) for name, tensor in buffers_of(job.model).items()
         if tensor.dtype in (torch.float32, torch.float64) and not isinstance(tensor, nn.Parameter)
@@ -76,7 +85,7 @@ def _selected_buffers(job: Job) -> list[tuple[str, Tensor]]:
 
 
 def _rounded(model: nn.Module, name: str, tensor: Tensor) -> Row:
-    """Give ``model`` a rounded buffer, in its own dtype, and say what that changed."""
+    """Round a buffer of ``model``, keeping its dtype, and return its row of the ledger."""
     before, after = 8.0 * tensor.nbytes, 16.0 * tensor.numel()
     values, limits = tensor.detach(), torch.finfo(torch.float16)
     size = values.abs()

@@ -1,14 +1,15 @@
-"""LSQ: the step of a uniform quantizer is learnt with the weights.
+"""LSQ: the step size of a uniform quantizer is learnt together with the weights.
 
 Esser, McKinstry, Bablani, Appuswamy, Modha, "Learned Step Size Quantization", ICLR 2020 (1902.08153), equations 1 to 3 and
 section 2.2:
     v̂ = s ⌊clip(v / s, −Q_N, Q_P)⌉,  s₀ = 2 mean|v| / √Q_P,
     ∂v̂/∂s = ⌊v/s⌉ − v/s inside, −Q_N or Q_P outside;  the gradient of s is scaled by g = 1 / √(N Q_P).
-Weights are signed and have a step for each row. The inputs of the layers, where they are quantized, have one step for each
-layer, and are unsigned where the first batch has nothing negative.
+Weights are signed and have one step size for each row. The inputs of layers, where they are quantized, have one step size for
+each layer, and are unsigned where the first batch has no negative values.
 
-Steps are trained relative to where they start. Adam moves every parameter by about its learning rate, whatever its gradient:
-that would turn small steps negative. Under plain gradient descent a step moves exactly as in the paper.
+The trained parameter is the step size relative to its initial value. Adam changes every parameter by about the learning rate,
+whatever the size of its gradient, and would turn small step sizes negative. Under plain gradient descent the updates are
+exactly those of the paper.
 """
 
 from __future__ import annotations
@@ -30,15 +31,22 @@ from kogata.network.quantizers import LatentQuantizer, Static, layers_of
 from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
-LEAST = 1e-2  # of where a step started: it must stay positive
+LEAST = 1e-2  # smallest step size, relative to its initial value; it must stay positive
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LSQ(TrainingMethod):
-    """Train weights of ``bits`` (2 to 8) and their steps; and inputs of ``activations`` bits, unless that is None.
+    """Train weights of ``bits`` (2 to 8), and with ``activations`` (2 to 8) also inputs of so many bits, and their step sizes.
 
-    Inputs are quantized of linear and convolutional layers. The paper keeps the first and the last layer at 8 bits.
+    Inputs are quantized in linear and convolutional layers only; None leaves them alone. The paper keeps the first and the last
+    layer at 8 bits. Raises DataError without training data.
+
+    >>> import torch
+    >>> from kogata.methods import LSQ, Recover
+    >>> net = LSQ(bits=2, recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Annotated[int, Range(ge=2, le=8)]
@@ -48,7 +56,7 @@ class LSQ(TrainingMethod):
     ABOUT = About(
         name="lsq",
         family="quantization",
-        summary="train n-bit weights, and n-bit inputs, together with their steps",
+        summary="train n-bit weights and inputs together with their step sizes",
         paper="Esser et al. 2020, arXiv 1902.08153",
         training=True,
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -56,7 +64,7 @@ class LSQ(TrainingMethod):
     )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Each target's values become the real weights behind quantized ones; quantizers go on the layers' inputs."""
+        """The model with quantized targets, whose values are the real weights, and with quantizers on the layers' inputs."""
         flows: list[tuple[nn.Module, LatentQuantizer]] = []
         if self.activations is not None:
             flows = [(layer, Learnt(bits=self.activations)) for layer in layers_of(model, (t.site for t in targets))]
@@ -64,7 +72,7 @@ class LSQ(TrainingMethod):
 
 
 class Stepped(Latent):
-    """Signed values under a learnt step for each row: ``start`` (``[rows, 1]``) times the trained ``relative``."""
+    """Signed values with a learnt step size for each row: ``start`` (``[rows, 1]``) times the trained ``relative``."""
 
     start: Tensor
     relative: Dense
@@ -83,11 +91,11 @@ class Stepped(Latent):
         return _rounded(rows_OI, self._scale(), -self.low, self.high).reshape(self.shape)
 
     def step(self) -> None:
-        """Keep the steps positive."""
+        """Keep the step sizes positive."""
         _keep_positive(self.relative.values)
 
     def freeze(self) -> Form:
-        """Codes and steps."""
+        """The codes and step sizes."""
         with torch.no_grad():
             rows_OI, scale_O1 = as_rows(self.values.dense()), self._scale()
             code = ((rows_OI / scale_O1).clamp(-self.low, self.high).round() + self.low).to(torch.uint8).reshape(self.shape)
@@ -100,7 +108,7 @@ class Stepped(Latent):
 
 
 class Learnt(LatentQuantizer):
-    """A step for what comes in: ``start`` (``[1]``, zero before the first batch) times the trained ``relative``."""
+    """A learnt step size for the inputs of a layer: ``start`` (``[1]``, zero before the first batch) times ``relative``."""
 
     relative: nn.Parameter
     start: Tensor
@@ -114,7 +122,7 @@ class Learnt(LatentQuantizer):
         self.register_buffer("zero", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The rounded input; the first one says whether there is anything negative, and how large it is."""
+        """The rounded input. The first call sets the initial step size and whether the quantizer is signed."""
         if not self.start:
             if (x < 0).any():
                 self.zero.fill_(2 ** (self.bits - 1))
@@ -123,12 +131,12 @@ class Learnt(LatentQuantizer):
         return _rounded(x.float(), scale, -int(self.zero), self._high()).to(x.dtype)
 
     def freeze(self) -> Static:
-        """The learnt step, fixed; one where nothing ever came in."""
+        """The quantizer with its step size fixed; the step size is 1 if the layer was never called."""
         scale = self.start * self.relative.detach() if self.start else torch.ones_like(self.start)
         return Static(scale, bits=self.bits, zero=int(self.zero))
 
     def step(self) -> None:
-        """Keep the step positive."""
+        """Keep the step size positive."""
         _keep_positive(self.relative)
 
     def _high(self) -> int:
@@ -136,12 +144,12 @@ class Learnt(LatentQuantizer):
 
 
 def _first(mean: Tensor, high: int) -> Tensor:
-    """The step to start from; that of zeros is any."""
+    """The initial step size; a tiny one where all values are zero."""
     return narrowed((2 * mean / high**0.5).clamp_min(torch.finfo(torch.float16).smallest_normal))
 
 
 def _scaled(relative: Tensor, start: Tensor, count: int, high: int) -> Tensor:
-    """The step, its gradient with respect to ``relative`` such that plain descent moves the step by g times its own."""
+    """The step size. Its gradient in ``relative`` is scaled so that gradient descent updates the step size as in the paper."""
     factor = 1 / (start * (count * high) ** 0.5)
     return straight_through(start * relative, relative * factor)
 

@@ -31,9 +31,16 @@ from kogata.methods.kernels.compensated import half
 class RoundToNearest(WeightMethod):
     """Round every weight to the nearest of 2**bits levels.
 
-    ``bits`` is 1 to 8. ``group`` consecutive weights of a row share one scale; None means the whole row (per-channel).
-    Scales are rounded to half precision where it can hold them, so that they cost 16 bits each. A ``symmetric`` grid of one
-    bit would have one level, so one bit is always asymmetric.
+    ``bits`` is 1 to 8. ``group`` consecutive weights of a row share one scale and zero point; None means the whole row
+    (per-channel). ``symmetric`` puts the zero point in the middle. It has no effect for one bit, where it would leave one
+    level. Scales are rounded to half precision where they are in its range, so that each takes 16 bits in the file.
+
+    >>> from kogata import only
+    >>> from kogata.methods import RoundToNearest
+    >>> from kogata.testing.models import job_of
+    >>> job = only(RoundToNearest(bits=4, group=32), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'affine'
     """
 
     bits: Bits
@@ -56,7 +63,7 @@ class RoundToNearest(WeightMethod):
         return None if bits is None else cls(bits=bits)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Codes under the scale of each group."""
+        """Codes, with a scale and a zero point for each group."""
         group = min(self.group or as_rows(weight).shape[1], as_rows(weight).shape[1])
         scale, zero = self.grid(weight, group)
         return Affine.of(weight, scale, zero, bits=self.bits, group=group)

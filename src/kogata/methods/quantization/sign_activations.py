@@ -1,4 +1,4 @@
-"""Binary inputs for layers: signs in the place of the ReLUs before them."""
+"""Binary inputs of layers: sign functions replace the activation modules before them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kogata.network.quantizers import Sign, attach_quantizer
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardtanh, nn.Tanh, nn.Hardswish)
-# What may lie between an activation and the layer that reads it: signs go through unchanged, but for means of them.
+# Modules that may lie between an activation and the layer that reads it. They keep signs, apart from the averaging of pooling.
 _PASSED = (
     nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
     nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d,
@@ -26,9 +26,9 @@ _PASSED_CALLS = frozenset({
 
 
 def binarize(model: nn.Module, targets: Sequence[TrainedLeaf]) -> None:
-    """Let signs stand in for the activations that the targets' layers read, in ``model`` itself.
+    """Replace the activations that the targets' layers read by sign functions, in place.
 
-    An activation module that is called in several places becomes a sign in all of them.
+    An activation module that is called in several places is replaced in all of them.
     """
     reads = _reads(model)
     for site in dict.fromkeys(target.site for target in targets):
@@ -38,18 +38,18 @@ def binarize(model: nn.Module, targets: Sequence[TrainedLeaf]) -> None:
 
 
 def unreadable(model: nn.Module, sites: Sequence[Site]) -> dict[Site, str]:
-    """The sites whose layers read anything but an activation module, such as images or a sum, and what that is."""
+    """The sites whose layers do not read the output of an activation module, each with the reason."""
     try:
         reads = _reads(model)
-    except Exception as error:  # whatever the user's forward raises when it meets a symbol
+    except Exception as error:  # tracing may raise anything in the user's forward
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return dict.fromkeys(sites, f"the activations of {type(model).__name__} cannot be followed: {reason}")
+        return dict.fromkeys(sites, f"the activations of {type(model).__name__} cannot be traced: {reason}")
     found = {site: _activation(model, reads, site) for site in sites}
     return {site: reason for site, reason in found.items() if isinstance(reason, str)}
 
 
 def _activation(model: nn.Module, reads: dict[nn.Module, fx.Node], site: Site) -> nn.Module | str:
-    """The activation module that a site's layer reads, or why there is none."""
+    """The activation module whose output a site's layer reads, or the reason why there is none."""
     module = model.get_submodule(site.module)
     if module not in reads:
         return "it is never called as a layer, so its inputs cannot become signs"
@@ -59,18 +59,18 @@ def _activation(model: nn.Module, reads: dict[nn.Module, fx.Node], site: Site) -
     activation = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(activation, _ACTIVATIONS):
         return activation
-    return f"it reads {_called(node)}, and a sign can only stand in for an activation module, such as nn.ReLU, before the layer"
+    return f"it reads {_called(node)}; a sign can only replace an activation module before the layer, such as nn.ReLU"
 
 
 def _reads(model: nn.Module) -> dict[nn.Module, fx.Node]:
-    """What each module of PyTorch's own reads at its first call."""
+    """For each leaf module, the node of the traced graph that it reads at its first call."""
     graph = fx.Tracer().trace(surgery.clone(model))
     calls = [node for node in reversed(graph.nodes) if node.op == "call_module" and node.all_input_nodes]
     return {model.get_submodule(str(node.target)): node.all_input_nodes[0] for node in calls}
 
 
 def _passes(model: nn.Module, node: fx.Node) -> bool:
-    """Whether what comes in is, but for its shape or a pooling, what goes out."""
+    """Whether a node passes its input on unchanged, apart from its shape or a pooling."""
     if not (node.args and isinstance(node.args[0], fx.Node)):
         return False
     if node.op == "call_module":

@@ -1,9 +1,10 @@
 """Ternary weights: −α, 0 or α in each row.
 
-Li, Zhang, Liu, "Ternary Weight Networks", 2016 (1605.04711), equations 3 to 5: min over α, t ∈ {−1, 0, 1}ⁿ of ‖w − αt‖² has
-t_i = sign(w_i) where |w_i| > Δ, else 0, and with I the weights past the threshold
+Li, Zhang, Liu, "Ternary Weight Networks", 2016 (1605.04711), equations 3 to 5: the minimum over α, t ∈ {−1, 0, 1}ⁿ of ‖w − αt‖²
+has t_i = sign(w_i) where |w_i| > Δ, else 0, and with I the set of weights above the threshold
     α = Σ_I |w_i| / |I|,  I = argmax (Σ_I |w_i|)² / |I|.
-The paper approximates Δ by 0.7 mean |w|. The best I are the k largest weights for some k, so that here one sort finds it.
+The paper approximates Δ by 0.7 mean |w|. The best I consists of the k largest weights for some k, so here one sort finds it
+exactly.
 """
 
 from __future__ import annotations
@@ -27,14 +28,21 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class Ternary(TrainingMethod):
-    """Train weights that are −α, 0 or α, with a best α for each row."""
+    """Train weights that are −α, 0 or α, with the optimal α for each row. Raises DataError without training data.
+
+    >>> import torch
+    >>> from kogata.methods import Ternary, Recover
+    >>> net = Ternary(recover=Recover(epochs=5)).begin(torch.nn.Linear(16, 8))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'affine'
+    """
 
     recover: Recover
 
     ABOUT = About(
         name="ternary",
         family="quantization",
-        summary="train weights of three values, with a scale for each row",
+        summary="train ternary weights, with a scale for each row",
         paper="Li et al. 2016, arXiv 1605.04711",
         training=True,
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -42,12 +50,12 @@ class Ternary(TrainingMethod):
     )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Each target's values become the real weights behind ternary ones."""
+        """The model with ternary targets; their values are the real weights."""
         return LatentWrapper(model, [(target, _Ternary(target.leaf)) for target in targets])
 
 
 class _Ternary(Latent):
-    """The nearest ternary row of each row."""
+    """For each row, its nearest ternary approximation."""
 
     def dense(self) -> Tensor:
         """α t."""
@@ -64,7 +72,7 @@ class _Ternary(Latent):
 
 
 def ternary(rows_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """Signs or zeros ``[O, I]`` and scales ``[O, 1]`` that come closest to each row."""
+    """The ternary signs ``[O, I]`` and scales ``[O, 1]`` with the least squared error for each row."""
     largest_OI = rows_OI.abs().sort(1, descending=True).values
     total_OI = largest_OI.cumsum(1)
     count_I = torch.arange(1, rows_OI.shape[1] + 1, device=rows_OI.device)

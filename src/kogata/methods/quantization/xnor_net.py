@@ -1,12 +1,12 @@
-"""XNOR-Net: signs of weights with a scale for each filter, and signs as the inputs of each layer.
+"""XNOR-Net: binary weights with a scale for each filter, and binary inputs.
 
 Rastegari, Ordonez, Redmon, Farhadi, "XNOR-Net: ImageNet Classification Using Binary Convolutional Neural Networks", ECCV 2016
 (1603.05279), equations 2 to 6 and section 3.1:
     W ≈ α B,  B = sign(W),  α = ‖W‖₁ / n:  the minimum of ‖W − αB‖² for each filter of n weights,
     ∂C/∂W_i = ∂C/∂W̃_i (1/n + α 1[|W_i| ≤ 1]).
-A product of signs and signs is XNOR and a count of bits. The blocks of the paper are normalization, sign, convolution,
-pooling: in a model whose blocks end in normalization and ReLU, the sign stands in for the ReLU. The scale K of the inputs is
-left out, as the authors found it to matter little.
+A dot product of signs is an XNOR and a bit count. The blocks of the paper are normalization, sign, convolution, pooling. In a
+model with blocks that end in normalization and ReLU, the sign replaces the ReLU. The scale K of the inputs is left out, because
+the authors found that it matters little.
 """
 
 from __future__ import annotations
@@ -31,9 +31,17 @@ from kogata.training.wrapper import TrainingWrapper
 @final
 @dataclass(frozen=True, kw_only=True)
 class XNORNet(TrainingMethod):
-    """Binary weights and binary inputs. Leave the first and the last layer out, as the paper does.
+    """Train binary weights, with a scale for each filter, and binary inputs.
 
-    A layer before which there is no activation module is left alone.
+    Exclude the first and the last layer, as the paper does. Layers that do not read the output of an activation module, such as
+    ``nn.ReLU``, stay as they are. Raises DataError without training data.
+
+    >>> from torch import nn
+    >>> from kogata.methods import Recover, XNORNet
+    >>> model = nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
+    >>> net = XNORNet(recover=Recover(epochs=5)).begin(model)
+    >>> net.finish()[2].parametrizations.weight[0].describe()
+    'binary'
     """
 
     recover: Recover
@@ -41,7 +49,7 @@ class XNORNet(TrainingMethod):
     ABOUT = About(
         name="xnor-net",
         family="quantization",
-        summary="signs for weights, with a scale for each filter, and for inputs",
+        summary="train binary weights, with a scale for each filter, and binary inputs",
         paper="Rastegari et al. 2016, arXiv 1603.05279",
         layers=(Kind.LINEAR, Kind.CONV),
         training=True,
@@ -50,11 +58,11 @@ class XNORNet(TrainingMethod):
     )
 
     def unfit(self, model: nn.Module, sites: Sequence[Site]) -> Mapping[Site, str]:
-        """The sites before which there is no activation module."""
+        """The sites whose layers do not read the output of an activation module."""
         return unreadable(model, sites)
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """Signs in the place of the activations before the targets, and each target scaled signs."""
+        """The model with sign functions in place of the activations before the targets, and with binarized targets."""
         binarize(model, targets)
         return LatentWrapper(model, [(target, _Scaled(target.leaf)) for target in targets])
 
@@ -63,7 +71,7 @@ class _Scaled(Latent):
     """α sign(w) for each row."""
 
     def dense(self) -> Tensor:
-        """The approximation, with the paper's gradient."""
+        """α sign(w), with the gradient of the paper."""
         rows_OI = as_rows(self.values.dense())
         latent_OI = rows_OI.detach()
         scale_O1 = self._scale()

@@ -1,1 +1,1 @@
-"""Sharing: many weights, few values."""
+"""Weight sharing: many weights take few distinct values or vectors."""

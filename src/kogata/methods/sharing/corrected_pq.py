@@ -1,12 +1,12 @@
-"""Product quantization with error correction: the sub-vectors that keep the layer's *outputs*, not its weights.
+"""Product quantization with error correction: it minimizes the error of the layer's *outputs*, not of its weights.
 
 Wu, Leng, Wang, Hu, Cheng, "Quantized Convolutional Neural Networks for Mobile Devices", CVPR 2016 (1512.06473), section 3.3:
     min ‖X Wᵀ − X Ŵᵀ‖²,  Ŵ = [C¹B¹, …, CˢBˢ],
-on the inputs X that the layers compressed before it leave, one sub-space after the other. Only G = XᵀX is needed. With all
-other sub-spaces fixed, the best sub-vector of row o without any sharing is
+where X are the inputs produced by the already compressed layers, one sub-space after another. Only G = XᵀX is needed. With all
+other sub-spaces fixed, the best sub-vector of row o without sharing is
     t_o = G_ss⁻¹ ((w_o − ŵ_o) G_·s + ŵ_os G_ss),
-and the error that a centroid c adds to it is (c − t_o)ᵀ G_ss (c − t_o). With G_ss = L Lᵀ that is plain k-means of Lᵀ t_o, so
-assignments are exact and centroids are least-squares solutions. No step makes the error larger.
+and a centroid c increases its error by (c − t_o)ᵀ G_ss (c − t_o). With G_ss = L Lᵀ this is ordinary k-means of Lᵀ t_o, so
+assignments are exact and centroids are least-squares solutions. No step increases the error.
 """
 
 from __future__ import annotations
@@ -28,15 +28,27 @@ from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels import sizes
 from kogata.methods.sharing import subvectors
 
-SWEEPS = 10  # over all sub-spaces
-ENOUGH = 1e-3  # stop when a sweep takes off less than this part of the error
-DAMPING = 1e-3  # of the mean of G's diagonal: inputs that are always 0 leave the weight to decide
+SWEEPS = 10  # most passes over all sub-spaces
+ENOUGH = 1e-3  # stop when a sweep reduces the error by less than this fraction
+DAMPING = 1e-3  # added to the diagonal of G, relative to its mean; where inputs are always 0, the weight error decides
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class CorrectedPQ(WeightMethod):
-    """Product quantization with ``clusters`` vectors of ``length`` columns, corrected for the output on calibration data."""
+    """Product quantization that minimizes the error of the outputs on the calibration data.
+
+    ``clusters`` (1 to 32,768) is the number of shared vectors for each position in a row, and ``length`` (at least 1) the
+    number of columns in a vector. Weights with no more rows than ``clusters``, or with inputs that cannot be observed, stay as
+    they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import CorrectedPQ
+    >>> from kogata.testing.models import job_of
+    >>> job = only(CorrectedPQ(clusters=4, length=8), "out").apply(job_of("conv"))
+    >>> job.model.out.parametrizations.weight[0].describe()
+    'vectors'
+    """
 
     clusters: Clusters
     length: Count
@@ -44,7 +56,7 @@ class CorrectedPQ(WeightMethod):
     ABOUT = About(
         name="corrected-pq",
         family="sharing",
-        summary="product quantization that keeps a layer's outputs on the calibration data",
+        summary="product quantization that preserves a layer's outputs on the calibration data",
         paper="Wu et al. 2016, arXiv 1512.06473",
         layers=(Kind.LINEAR, Kind.CONV),
         needs=frozenset({Stat.GRAM}),
@@ -54,7 +66,7 @@ class CorrectedPQ(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        """The number and length (2, 4 or 8) of the vectors that use most of the size."""
         found = sizes.vectors(shape, fraction)
         return None if found is None else cls(clusters=found[0], length=found[1])
 
@@ -65,7 +77,7 @@ class CorrectedPQ(WeightMethod):
         if gram_GII is None or gram_GII.shape[1] != columns:
             raise NotApplicable("its inputs could not be matched to the columns of this weight")
         if len(gram_GII) > 1:
-            raise NotApplicable("it is a grouped convolution, whose rows have no inputs in common")
+            raise NotApplicable("it is a grouped convolution; its filters do not all read the same inputs")
         damping_I = (DAMPING * gram_GII[0].diagonal().mean()).clamp_min(torch.finfo(torch.float32).tiny).expand(columns)
         index_OS, table_SKD = subvectors.clustered(points_SOD, self.clusters)
         descent = _Descent(weight.flatten(1), gram_GII[0] + damping_I.diag(), index_OS, table_SKD)
@@ -79,7 +91,7 @@ class CorrectedPQ(WeightMethod):
 
 
 class _Descent:
-    """Index and table of one layer, and what they leave over: ``rest`` = (W − Ŵ) and ``pull`` = (W − Ŵ) G, ``[O, I]``."""
+    """Index and table of one layer, with the residual ``rest`` = W − Ŵ and ``pull`` = (W − Ŵ) G, both ``[O, I]``."""
 
     def __init__(self, weight_OI: Tensor, gram_II: Tensor, index_OS: Tensor, table_SKD: Tensor) -> None:
         self.gram_II, self.index_OS, self.table_SKD = gram_II, index_OS.clone(), table_SKD.clone()
@@ -92,13 +104,13 @@ class _Descent:
         return float((self.pull_OI.double() * self.rest_OI.double()).sum())
 
     def sweep(self) -> None:
-        """Each sub-space once."""
+        """Optimize each sub-space once."""
         length, columns = self.table_SKD.shape[2], self.gram_II.shape[0]
         for s, low in enumerate(range(0, columns, length)):
             at = slice(low, min(low + length, columns))
             width = at.stop - low
             block_DD = self.gram_II[at, at]
-            root_DD = torch.linalg.cholesky(block_DD)  # of a damped matrix: positive definite
+            root_DD = torch.linalg.cholesky(block_DD)  # damping makes the matrix positive definite
             table_KD = self.table_SKD[s, :, :width]
             old_OD = table_KD[self.index_OS[:, s]]
             target_OD = torch.cholesky_solve((self.pull_OI[:, at] + old_OD @ block_DD).T, root_DD).T

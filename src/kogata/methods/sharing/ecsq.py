@@ -1,14 +1,14 @@
-"""Entropy-constrained scalar quantization: share values so that the loss and the entropy-coded size are small together.
+"""Entropy-constrained scalar quantization: shared values that trade the loss against the entropy-coded size.
 
 Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (1612.01543), section 4:
     J = Σ_i h_i (w_i − c_k(i))² − λ Σ_i log2 p_k(i),
     k(i) = argmin_k h_i (w_i − c_k)² − λ log2 p_k,   c_k = Σ h w / Σ h over cluster k,   p_k its share of the weights,
-in turn. h is the diagonal of the Fisher information, in one unit for all layers.
+by alternating minimization. h is the diagonal of the Fisher information, in the same unit for all layers.
 
-The paper has one table for all layers, whose J is minimized jointly. Here each layer has a table of its own, and its own p, for
-each layer's indices are coded by themselves; the joint problem is then Σ_layers J_layer with one λ, which falls apart into
-the layers. One λ means that a bit more would lower the loss as much in any layer as in any other: the best way to spend
-``bits`` on average. It is found by bisection.
+The paper has one table for all layers. Here each layer has its own table and its own p, because the indices of each layer are
+coded separately. The joint problem is then Σ_layers J_layer with a common λ, and it separates into layers. With a common λ, one
+more bit would lower the loss by the same amount in every layer, which is the optimal allocation for a mean of ``bits``. λ is
+found by bisection.
 """
 
 from __future__ import annotations
@@ -32,19 +32,27 @@ from kogata.methods.sharing import scalar
 from kogata.methods.sharing.hessian_kmeans import HessianKMeans
 from kogata.settings import Range
 
-SAMPLE = 16_381  # weights of a layer that λ and the first centroids are found on; prime, so that they fall in all columns
-ENOUGH = 1e-5  # of J: stop when a step gains less
+SAMPLE = 16_381  # sampled weights of a layer for finding λ and initial centroids; prime, to spread them over all columns
+ENOUGH = 1e-5  # stop when a step lowers J by less than this fraction
 PIECE = 1 << 18  # costs of (weight, centroid) pairs computed at a time
-HALVINGS = 12  # of the interval of log λ
+HALVINGS = 12  # bisection steps for log λ
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class ECSQ(PlannedMethod[float]):
-    """Share at most ``clusters`` values in each layer, so that all indices together have ``bits`` of entropy for each weight.
+    """Share at most ``clusters`` values (1 to 32,768) in each layer, with indices of at most ``bits`` of entropy per weight.
 
-    ``bits`` is the mean over the weights of all selected layers; layers that the loss feels most get more. If k-means with
-    ``clusters`` centroids needs no more anyway, then that is the result. Kept values of a mask count, pruned weights do not.
+    ``bits``, above 0, is the mean over the weights of all selected layers; layers to which the loss is most sensitive get more.
+    Pruned weights do not count. If Hessian-weighted k-means with ``clusters`` centroids already needs no more bits, it is used.
+    Raises DataError without a loss and targets.
+
+    >>> from kogata import only
+    >>> from kogata.methods import ECSQ
+    >>> from kogata.testing.models import job_of
+    >>> job = only(ECSQ(bits=1.5, clusters=4), "out").apply(job_of("conv"))
+    >>> job.model.out.parametrizations.weight[0].describe()
+    'codebook'
     """
 
     bits: Annotated[float, Range(gt=0, example=2.5)]
@@ -53,7 +61,7 @@ class ECSQ(PlannedMethod[float]):
     ABOUT = About(
         name="ecsq",
         family="sharing",
-        summary="shared values chosen for loss and entropy together, over all layers",
+        summary="shared values that minimize loss and entropy together, over all layers",
         paper="Choi et al. 2017, arXiv 1612.01543",
         needs=frozenset({Stat.FISHER}),
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -61,21 +69,21 @@ class ECSQ(PlannedMethod[float]):
     )
 
     def decide(self, job: Job, leaves: Iterator[PlannedLeaf]) -> float:
-        """The λ for all leaves together: the loss that one bit is worth."""
+        """The common λ of all leaves: the increase of the loss that saving one bit is worth."""
         parts = list[Part]()
         for leaf in leaves:
             try:
                 parts.append(self._part(leaf.weight, leaf.stats))
             except NotApplicable:
-                continue  # encoding will say so
+                continue  # encode_planned raises it again, and the report shows the reason
         return smallest(parts, self.bits) if parts else 0.0
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The layer as if it were the only one."""
+        """Encode the layer by itself, with its own λ."""
         return self.encode_planned(smallest([self._part(weight, stats)], self.bits), weight, site, stats)
 
     def encode_planned(self, plan: float, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Indices and centroids of least J for the λ of the plan; 0 is Hessian-weighted k-means."""
+        """Indices and centroids that minimize J for the λ of the plan; λ = 0 is Hessian-weighted k-means."""
         if plan == 0:
             return HessianKMeans(clusters=self.clusters).encode(weight, site, stats)
         values, importance = weight.flatten().double(), scalar.importance(weight, stats.fisher)
@@ -89,7 +97,7 @@ class ECSQ(PlannedMethod[float]):
 
 @dataclass(frozen=True)
 class Quantized:
-    """Index of each weight, and value and price (−λ log2 p) of each cluster; J and the bits of all indices together."""
+    """The index of each weight, the centroid and price (−λ log2 p) of each cluster, J, and the total bits of the indices."""
 
     index: Tensor
     centroids: Tensor
@@ -100,7 +108,10 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Part:
-    """A sample of one layer: flat float64 weights, their importance, how many they stand for, codebooks to start from."""
+    """A sample of the weights of one layer: flat float64 values, their importance, and several initial codebooks.
+
+    ``count`` is the number of weights of the layer.
+    """
 
     values: Tensor
     importance: Tensor
@@ -109,9 +120,9 @@ class Part:
 
     @classmethod
     def of(cls, weight: Tensor, importance: Tensor, clusters: int) -> Part:
-        """Evenly spaced weights, and k-means with ``clusters`` centroids, half as many, and so on.
+        """Sample evenly spaced weights; initialize by k-means with ``clusters`` centroids, half as many, and so on.
 
-        Steps stop at the nearest minimum of J, and clusters only die in them: the best of a few starts is better.
+        The descent ends in a local minimum of J and can only remove clusters, so several initial codebooks are tried.
         """
         size = min(weight.numel(), SAMPLE)
         chosen = torch.arange(size) * weight.numel() // size
@@ -120,13 +131,13 @@ class Part:
         return cls(values, importance, weight.numel(), [scalar.clustered(values, importance, k) for k in sizes])
 
     def quantized(self, penalty: float) -> Quantized:
-        """The result of least J."""
+        """The result with the least J over all initial codebooks."""
         found = [descended(self.values, self.importance, c, torch.zeros_like(c), penalty) for c in self.starts]
         return min(found, key=lambda result: result.objective)
 
 
 def descended(values: Tensor, importance: Tensor, centroids: Tensor, price: Tensor, penalty: float) -> Quantized:
-    """The steps of Choi et al. until they gain next to nothing; clusters that die out are left away."""
+    """Alternate the steps of Choi et al. until J hardly falls. Clusters that become empty are removed."""
     found, index, least = cheapest(values, importance, centroids, price)[0], torch.empty(0), math.inf
     for _ in range(scalar.STEPS):
         used, index = found.unique(return_inverse=True)
@@ -144,7 +155,7 @@ def descended(values: Tensor, importance: Tensor, centroids: Tensor, price: Tens
 
 
 def cheapest(values: Tensor, importance: Tensor, centroids: Tensor, price: Tensor) -> tuple[Tensor, float]:
-    """argmin_k h (w − c_k)² + price_k of each weight, and the sum of these least costs."""
+    """argmin_k h (w − c_k)² + price_k for each weight, and the sum of these minima."""
     rows = max(1, PIECE // len(centroids))
     pairs = zip(values.split(rows), importance.split(rows), strict=True)
     least = [torch.addcmul(price, h[:, None], (w[:, None] - centroids).square_()).min(1) for w, h in pairs]
@@ -152,7 +163,7 @@ def cheapest(values: Tensor, importance: Tensor, centroids: Tensor, price: Tenso
 
 
 def smallest(parts: Sequence[Part], bits: float) -> float:
-    """The smallest λ at which the indices of all parts together need at most ``bits`` a weight, to about a per mille."""
+    """The smallest λ, to about 0.1 %, at which the indices of all parts together need at most ``bits`` per weight."""
 
     def fits(penalty: float) -> bool:
         needed = sum(part.quantized(penalty).bits / len(part.values) * part.count for part in parts)
@@ -160,7 +171,7 @@ def smallest(parts: Sequence[Part], bits: float) -> float:
 
     if fits(0.0):
         return 0.0
-    # where a bit costs as much as the variance it could save, each layer is about one cluster
+    # if a bit costs as much as the variance that it could save, each layer has about one cluster
     high = max(float((part.importance * part.values.square()).mean()) for part in parts)
     while not fits(high):
         high *= 16

@@ -1,9 +1,10 @@
-"""HashedNets: weights that a hash function sends to the same bucket are one weight, up to a sign.
+"""HashedNets: weights in the same bucket of a hash function share one value, up to a sign.
 
 Chen, Wilson, Tyree, Weinberger, Chen, "Compressing Neural Networks with the Hashing Trick", ICML 2015 (1504.04788), section 4:
     V_ij = ξ(i, j) w_h(i, j),   ∂L/∂w_k = Σ_{h(i, j) = k} ξ(i, j) ∂L/∂V_ij.
-The hash is computed, so only the buckets are stored. The paper trains them from scratch; of a trained weight they are the
-least-squares projection w_k = mean of ξ(i, j) V_ij over its bucket, which keeps little of it: train afterwards.
+The hash is computed, so only the values of the buckets are stored. The paper trains them from scratch. Here they are the
+least-squares fit to a trained weight, w_k = mean of ξ(i, j) V_ij over the bucket. That is a poor approximation, so train
+afterwards.
 """
 
 from __future__ import annotations
@@ -28,9 +29,16 @@ from kogata.methods.base.weight import WeightMethod
 @final
 @dataclass(frozen=True, kw_only=True)
 class Hashed(WeightMethod):
-    """Keep as many numbers as ``fraction`` of the weights, in (0, 1); each weight is plus or minus one of them.
+    """Store ``fraction`` of a weight's number of entries, in (0, 1); each entry is plus or minus one of the stored numbers.
 
-    Every weight has a hash of its own, seeded by its name.
+    The hash function of each weight is seeded by its name.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Hashed
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Hashed(fraction=0.1), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'tied'
     """
 
     fraction: Fraction
@@ -38,7 +46,7 @@ class Hashed(WeightMethod):
     ABOUT = About(
         name="hashed",
         family="sharing",
-        summary="a hash function decides which weights are the same number",
+        summary="a hash function decides which weights share a value",
         paper="Chen et al. 2015, arXiv 1504.04788",
         accepts=frozenset({Role.MATRIX}),
         leaves=frozenset({Role.VALUES}),
@@ -46,7 +54,7 @@ class Hashed(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """As many buckets as there is room for numbers."""
+        """The number of buckets that has the size."""
         buckets = int(fraction * math.prod(shape))
         return cls(fraction=buckets / math.prod(shape)) if buckets else None
 

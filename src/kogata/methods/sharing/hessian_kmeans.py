@@ -1,9 +1,10 @@
-"""Weight sharing by Hessian-weighted k-means: weights that the loss feels most lie closest to their centroid.
+"""Weight sharing by Hessian-weighted k-means: weights to which the loss is sensitive lie closest to their centroid.
 
 Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (1612.01543), section 3:
     min Σ_k Σ_{w_i in c_k} h_ii |w_i − c_k|²,  so that  c_k = Σ h_ii w_i / Σ h_ii,
-for at a minimum of the loss L the change of L is about ½ Σ h_ii (w_i − c_k)². The diagonal h of the Hessian is that of the
-Fisher information, the mean squared gradient: one pass, never negative, and at such a minimum the same in expectation.
+because at a minimum of the loss L the change of L is about ½ Σ h_ii (w_i − c_k)². The diagonal h of the Hessian is approximated
+by that of the Fisher information, the mean squared gradient. It takes one pass, is never negative, and at such a minimum has
+the same expectation.
 """
 
 from __future__ import annotations
@@ -26,14 +27,24 @@ from kogata.methods.sharing import scalar
 @final
 @dataclass(frozen=True, kw_only=True)
 class HessianKMeans(WeightMethod):
-    """Share ``clusters`` values among all weights of a layer, chosen for the loss rather than for the weights."""
+    """Share ``clusters`` values (1 to 32,768) among all weights of a layer, minimizing the increase of the loss.
+
+    Raises DataError without a loss and targets.
+
+    >>> from kogata import only
+    >>> from kogata.methods import HessianKMeans
+    >>> from kogata.testing.models import job_of
+    >>> job = only(HessianKMeans(clusters=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'codebook'
+    """
 
     clusters: Clusters
 
     ABOUT = About(
         name="hessian-k-means",
         family="sharing",
-        summary="k-means in which weights count by the curvature of the loss",
+        summary="k-means in which weights are weighted by the curvature of the loss",
         paper="Choi et al. 2017, arXiv 1612.01543",
         needs=frozenset({Stat.FISHER}),
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -42,12 +53,12 @@ class HessianKMeans(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The most clusters, a power of two, that leave room for their table."""
+        """The largest number of clusters, a power of two, at which indices and table fit."""
         clusters = sizes.clusters(shape, fraction)
         return None if clusters is None else cls(clusters=clusters)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Indices into sorted centroids; centroids that no weight is nearest to are dropped."""
+        """Indices into sorted centroids; centroids without members are dropped."""
         values = weight.flatten()
         centroids = scalar.clustered(values, scalar.importance(weight, stats.fisher), self.clusters).to(values.dtype).unique()
         return scalar.codebook(weight, scalar.nearest(values, centroids), centroids)

@@ -3,8 +3,8 @@
 Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), eq. 3;
 Han, Mao, Dally, "Deep Compression", ICLR 2016 (1510.00149), section 3:
     min Σ_k Σ_{w in c_k} |w − c_k|².
-In one dimension the clusters are intervals, and dynamic programming finds the best ones exactly, where Lloyd's steps from
-a linear start lose centroids to empty intervals, which costs small first layers most (``scalar.py``).
+In one dimension clusters are intervals, and dynamic programming finds the optimal ones (``scalar.py``). Lloyd's algorithm with
+linear initialization would leave some clusters empty, which hurts small first layers most.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from kogata.methods.sharing import scalar
 @final
 @dataclass(frozen=True, kw_only=True)
 class KMeans(WeightMethod):
-    """Share ``clusters`` values among all weights of a layer; a later training step tunes the centroids."""
+    """Share ``clusters`` values (1 to 32,768) among all weights of a layer. The centroids are trainable afterwards.
+
+    >>> from kogata import only
+    >>> from kogata.methods import KMeans
+    >>> from kogata.testing.models import job_of
+    >>> job = only(KMeans(clusters=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'codebook'
+    """
 
     clusters: Clusters
 
@@ -43,12 +51,12 @@ class KMeans(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The most clusters, a power of two, that leave room for their table."""
+        """The largest number of clusters, a power of two, at which indices and table fit."""
         clusters = sizes.clusters(shape, fraction)
         return None if clusters is None else cls(clusters=clusters)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """Indices into sorted centroids; centroids that no weight is nearest to are dropped."""
+        """Indices into sorted centroids; centroids without members are dropped."""
         values = weight.flatten()
         centroids = scalar.clustered(values, torch.ones_like(values), self.clusters).to(values.dtype).unique()
         return scalar.codebook(weight, scalar.nearest(values, centroids), centroids)

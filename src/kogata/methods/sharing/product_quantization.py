@@ -1,9 +1,9 @@
-"""Product quantization: every stretch of a few columns of a row is one of k shared vectors.
+"""Product quantization: rows are cut into sub-vectors, each one of k shared vectors.
 
 Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), section 3.2:
     W = [W¹, …, Wˢ],  min Σ_o ‖wˢ_o − cˢ_k(o)‖²  for each sub-matrix Wˢ of d columns,
-so that a row costs log2 k bits for each of its S sub-vectors, and S tables of k vectors are shared by all rows. The filters
-of a convolution are its rows.
+so that each of the S sub-vectors of a row takes log2 k bits. All rows share S tables of k vectors. The rows of a convolution
+are its filters.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from kogata.methods.sharing import subvectors
 class ProductQuantization(WeightMethod):
     """Cut rows into sub-vectors of ``length`` and share ``clusters`` vectors among all rows, for each position in the row.
 
-    Worth it where a layer has many more rows than ``clusters``, for the tables hold as many numbers as that many rows.
+    ``clusters`` is 1 to 32,768 and ``length`` at least 1. The tables hold as many numbers as ``clusters`` rows, so the method
+    pays off where a layer has many more rows than that. Weights with no more rows than ``clusters`` stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import ProductQuantization
+    >>> from kogata.testing.models import job_of
+    >>> job = only(ProductQuantization(clusters=8, length=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'vectors'
     """
 
     clusters: Clusters
@@ -38,7 +46,7 @@ class ProductQuantization(WeightMethod):
     ABOUT = About(
         name="product-quantization",
         family="sharing",
-        summary="short stretches of each row are shared, trainable vectors",
+        summary="sub-vectors of each row are shared, trainable vectors",
         paper="Gong et al. 2014, arXiv 1412.6115",
         accepts=frozenset({Role.MATRIX}),
         leaves=frozenset({Role.TABLE}),
@@ -46,7 +54,7 @@ class ProductQuantization(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        """The number and length (2, 4 or 8) of the vectors that use most of the size."""
         found = sizes.vectors(shape, fraction)
         return None if found is None else cls(clusters=found[0], length=found[1])
 

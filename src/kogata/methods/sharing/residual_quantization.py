@@ -2,7 +2,8 @@
 
 Gong, Liu, Yang, Bourdev, "Compressing Deep Convolutional Networks using Vector Quantization", 2014 (1412.6115), section 3.2:
     w ≈ c¹ + c² + … + cᵗ,  cˢ the centroid nearest to w − c¹ − … − cˢ⁻¹, from k-means of these residuals.
-The paper quantizes whole rows, whose tables are large; here rows may be cut into sub-vectors as in product quantization.
+The paper quantizes whole rows, which needs large tables. Here rows may also be cut into sub-vectors, as in product
+quantization.
 """
 
 from __future__ import annotations
@@ -29,7 +30,17 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class ResidualQuantization(WeightMethod):
-    """Share ``clusters`` vectors in each of ``stages`` tables; ``length`` columns make a vector, None means the whole row."""
+    """Sum one of ``clusters`` shared vectors (1 to 32,768) from each of ``stages`` tables (2 or more).
+
+    A vector has ``length`` columns; None means the whole row. Weights with no more rows than ``clusters`` stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import ResidualQuantization
+    >>> from kogata.testing.models import job_of
+    >>> job = only(ResidualQuantization(clusters=4, stages=2, length=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'sum(vectors, vectors)'
+    """
 
     clusters: Clusters
     stages: Annotated[int, Range(ge=2)] = 2
@@ -46,12 +57,12 @@ class ResidualQuantization(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """Two tables, of vectors of 2, 4 or 8 columns, that spend most of the size."""
+        """Two stages, with the number and length (2, 4 or 8) of vectors that use most of the size."""
         found = sizes.vectors(shape, fraction, stages=2)
         return None if found is None else cls(clusters=found[0], stages=2, length=found[1])
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """A sum of as many vector forms as there are stages."""
+        """A sum of one vector-quantized form for each stage."""
         residual, terms = weight, list[Form]()
         for _ in range(self.stages):
             points = subvectors.split(residual, self.length or weight[0].numel(), self.clusters)

@@ -1,8 +1,9 @@
-"""One-dimensional clustering of weighted values, shared by the methods that give a layer one table of numbers.
+"""One-dimensional clustering of weighted values, for methods with one table of shared values for each layer.
 
     min Σ_i h_i (w_i − c_k(i))²,  h_i ≥ 0.
-The weights h do not change which centroid is nearest, so clusters are intervals and dynamic programming finds the best ones
-exactly. Of many values the intervals are those of ``BINS`` groups of equally many, then Lloyd's steps move them on all.
+The weights h do not affect which centroid is nearest, so clusters are intervals, and dynamic programming finds the optimal
+ones. More than ``BINS`` values are first grouped into that many bins of equal count; Lloyd's algorithm then refines the result
+on all values.
 """
 
 from __future__ import annotations
@@ -19,39 +20,39 @@ DAMPING = 1.0
 
 
 def codebook(weight: Tensor, index: Tensor, centroids: Tensor) -> Codebook:
-    """The form of ``weight``'s shape; centroids (ascending) that no index points to are dropped."""
+    """A codebook of the shape of ``weight``. Centroids (ascending) that no index refers to are dropped."""
     used, index = torch.unique(index, return_inverse=True)
     return Codebook.of(index.reshape(weight.shape), centroids[used])
 
 
 def importance(weight: Tensor, fisher: Tensor | None) -> Tensor:
-    """h of each entry of ``weight``, flat float64 and positive. Raises NotApplicable without a Fisher diagonal.
+    """The importance h of each entry of ``weight``, flat float64 and positive. Raises NotApplicable without a Fisher diagonal.
 
-    That is the Fisher diagonal plus ``DAMPING`` times its mean. In a trained network the gradients of most weights are almost
-    0 on almost all samples; so small a sum over a few batches does not prove that a weight may become anything.
+    It is the Fisher diagonal plus ``DAMPING`` times its mean. In a trained network the gradients of most weights are nearly 0
+    on nearly all samples. A small sum over a few batches is therefore no proof that a weight may change freely.
     """
     if fisher is None or fisher.shape != weight.shape:
-        raise NotApplicable("no squared gradient was gathered for it, so it cannot be said which of its weights matter")
+        raise NotApplicable("no squared gradients were gathered for it, so the importance of its weights is unknown")
     h = fisher.double().flatten()
     if not float(h.sum()) > 0:
-        raise NotApplicable("the gradient of each of its weights is 0 on the calibration data, so none matters more")
+        raise NotApplicable("all its gradients are 0 on the calibration data, so the importance of its weights is unknown")
     return h + DAMPING * h.mean()
 
 
 def clustered(values: Tensor, weights: Tensor, clusters: int) -> Tensor:
-    """At most ``clusters`` ascending float64 centroids of ``values`` (flat) weighted by ``weights`` (flat, positive)."""
+    """At most ``clusters`` ascending float64 centroids of ``values`` (flat), weighted by ``weights`` (flat, positive)."""
     ordered, order = values.double().sort()
     weights = weights.double()[order]
     return refined(ordered, weights, optimal(ordered, weights, clusters))
 
 
 def nearest(values: Tensor, centroids: Tensor) -> Tensor:
-    """Index of the nearest of the ascending ``centroids`` for each value; halfway goes to the lower one."""
+    """The index of the nearest of the ascending ``centroids`` for each value; ties go to the lower one."""
     return torch.bucketize(values, (centroids[1:] + centroids[:-1]) / 2)
 
 
 def optimal(ordered: Tensor, weights: Tensor, clusters: int) -> Tensor:
-    """The best ascending centroids of ascending float64 values, exact for up to ``BINS`` values."""
+    """The optimal ascending centroids of ascending float64 values; exact for up to ``BINS`` distinct values."""
     from kogata.methods.kernels import intervals  # numba takes half a second to import
 
     points, group = ordered.unique_consecutive(return_inverse=True)
@@ -66,7 +67,7 @@ def optimal(ordered: Tensor, weights: Tensor, clusters: int) -> Tensor:
 
 
 def refined(ordered: Tensor, weights: Tensor, centroids: Tensor) -> Tensor:
-    """Lloyd's steps over all ascending values until no assignment changes, at most ``STEPS``."""
+    """Lloyd's algorithm on all ascending values until no assignment changes, for at most ``STEPS`` steps."""
     mass, total = sums(weights), sums(weights * ordered)
     edges = torch.empty(0)
     for _ in range(STEPS):
@@ -75,7 +76,7 @@ def refined(ordered: Tensor, weights: Tensor, centroids: Tensor) -> Tensor:
         if torch.equal(found, edges):
             break
         edges = found
-        # an empty cluster stays where it is; its mass is an exact 0, for both ends of it are the same
+        # an empty cluster keeps its centroid; its mass is exactly 0, because both of its edges are the same
         held = mass[edges].diff()
         centroids = torch.where(held > 0, total[edges].diff() / held, centroids)
     return centroids

@@ -1,12 +1,12 @@
-"""Soft weight sharing: a mixture of Gaussians is learnt together with the weights, which gather around its means.
+"""Soft weight sharing: a mixture of Gaussians is learnt together with the weights, which cluster around its means.
 
 Nowlan and Hinton, "Simplifying Neural Networks by Soft Weight-Sharing", Neural Computation 4, 1992;
 Ullrich, Meeds, Welling, "Soft Weight-Sharing for Neural Network Compression", ICLR 2017 (1702.04008), equation 9:
     L = error − (τ / N) [Σ_i log Σ_k π_k N(w_i | μ_k, 1/γ_k) + log p(γ) + log p(π_0)],  μ_0 = 0,
     p(γ_k) = Gamma(a, b),  p(π_0) = Beta.
-Afterwards components that say the same are merged, each weight goes to the component most responsible for it, and the
-weights of component 0 are pruned. As in the paper one mixture stands for the whole net; each layer then stores a table of
-its own, which starts at the means of the layer's weights in each component: no further from the weights than μ_k is.
+Afterwards similar components are merged, each weight is assigned to the component with the largest responsibility for it, and
+the weights of component 0 are pruned. As in the paper, one mixture covers the whole model. Each layer then stores its own
+table, with the means of the layer's weights in each component, which are at least as close to the weights as μ_k.
 """
 
 from __future__ import annotations
@@ -30,19 +30,26 @@ from kogata.network import surgery
 from kogata.settings import Range
 from kogata.training.wrapper import TrainingWrapper
 
-ZERO_COUNT, COUNT = 5000.0, 250.0  # how many weights the Gamma hyper-priors of γ_0 and of the others are worth (paper)
-MERGED = 1.0  # components merge below this symmetric divergence: for equal widths, when their means are one width apart
-PIECE = 1 << 20  # weights assigned at a time
+ZERO_COUNT, COUNT = 5000.0, 250.0  # strength of the Gamma hyper-priors of γ_0 and the other γ, in weights (paper)
+MERGED = 1.0  # components merge below this symmetric KL divergence; for equal widths: when their means are one width apart
+PIECE = 1 << 20  # number of weights assigned at a time
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class SoftWeightSharing(TrainingMethod):
-    """Train the weights into at most ``components`` shared values and zero.
+    """Train the weights towards at most ``components`` shared values (1 to 32,767) and zero.
 
-    ``strength`` is τ / N, with N training examples: the price of a nat of complexity in units of the loss; at 1 / N the cost
-    of describing the weights counts in full. ``zero`` is the fraction of zeros that is expected beforehand (the Beta
-    hyper-prior, worth as much as the weights together), and ``width`` the standard deviation of a component (Gamma).
+    ``strength``, above 0, is τ / N for N training examples: the weight of the complexity cost, in nats, relative to the loss; 1
+    / N is the full cost of describing the weights. ``zero``, in (0, 1), is the expected fraction of zeros (the mode of the Beta
+    hyper-prior, as strong as all weights together). ``width``, above 0, is the expected standard deviation of a component (the
+    Gamma hyper-prior). Raises DataError without training data.
+
+    >>> import torch
+    >>> from kogata.methods import SoftWeightSharing, Recover
+    >>> net = SoftWeightSharing(components=8, recover=Recover(epochs=5)).begin(torch.nn.Linear(64, 32))
+    >>> net.finish().parametrizations.weight[0].describe()
+    'masked(codebook)'
     """
 
     recover: Recover
@@ -54,7 +61,7 @@ class SoftWeightSharing(TrainingMethod):
     ABOUT = About(
         name="soft-sharing",
         family="sharing",
-        summary="weights gather around the means of a mixture that is learnt with them",
+        summary="weights cluster around the means of a mixture that is learnt with them",
         paper="Ullrich et al. 2017, arXiv 1702.04008",
         training=True,
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
@@ -62,20 +69,20 @@ class SoftWeightSharing(TrainingMethod):
     )
 
     def wrap(self, model: nn.Module, targets: Sequence[TrainedLeaf]) -> TrainingWrapper:
-        """The weights of all targets under one mixture."""
+        """The model with one mixture for the weights of all targets."""
         return _Mixing(model, targets, self)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Components ``[K]`` in float64, the first of which has mean 0."""
+    """The components of a mixture, each field ``[K]`` and float64. Component 0 has mean 0."""
 
     means: Tensor
     log_precisions: Tensor
     log_shares: Tensor
 
     def merged(self) -> Mixture:
-        """The closest two components become one of the same mass, mean and variance, until none are close."""
+        """Merge the closest two components into one of the same mass, mean and variance, until none are close."""
         share, mean, variance = self.log_shares.exp(), self.means.clone(), (-self.log_precisions).exp()
         while len(mean) > 1:
             ratio = variance[:, None] / variance
@@ -94,7 +101,7 @@ class Mixture:
         return Mixture(mean, -variance.log(), share.log())
 
     def responsible(self, values: Tensor) -> Tensor:
-        """Index of the component that is most responsible for each of ``values`` (flat)."""
+        """The index of the component with the largest responsibility for each of ``values`` (flat)."""
         height = self.log_shares + self.log_precisions / 2
         return torch.cat([
             (height - self.log_precisions.exp() * (piece.double()[:, None] - self.means).square() / 2).argmax(1)
@@ -102,7 +109,7 @@ class Mixture:
         ])  # fmt: skip
 
     def encode(self, weight: Tensor) -> Form:
-        """Kept values of ``weight`` in a codebook, under a mask; of a layer that is all zeros the largest is kept."""
+        """The kept values of ``weight`` as a codebook under a mask. A layer with zeros only keeps its largest weight."""
         values = weight.flatten()
         component = self.responsible(values)
         if not component.any():
@@ -118,13 +125,13 @@ class Mixture:
 
 
 def negative_log_likelihood(weights: Sequence[Tensor], mixture: Mixture) -> Tensor:
-    """−Σ log p(w) over all entries of ``weights``: a scalar, differentiable in them and in the mixture."""
+    """−Σ log p(w) over all entries of ``weights``, a scalar that is differentiable in the weights and the mixture."""
     flat = torch.cat([weight.flatten().float() for weight in weights])
     return _NegativeLog.apply(flat, mixture.means, mixture.log_precisions, mixture.log_shares)
 
 
 class _NegativeLog(torch.autograd.Function):
-    """The kernel computes value and gradients in one pass, where autograd would hold several [N, K] tensors."""
+    """Computes value and gradients in one pass of a compiled kernel; autograd would hold several [N, K] tensors."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
@@ -141,13 +148,13 @@ class _NegativeLog(torch.autograd.Function):
         return tensors[0].new_tensor(value)
 
     @staticmethod
-    @once_differentiable  # whose stub hides the names of the arguments
+    @once_differentiable  # its type stub hides the names of the arguments
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return tuple(outputs[0] * slope for slope in ctx.slopes)
 
 
 class _Mixing(TrainingWrapper):
-    """Weights under a mixture, whose means, log precisions and logits of the shares are trained with them."""
+    """Trains weights together with the means, log precisions and mixing logits of their mixture."""
 
     def __init__(self, model: nn.Module, targets: Sequence[TrainedLeaf], method: SoftWeightSharing) -> None:
         super().__init__(model)
@@ -161,12 +168,12 @@ class _Mixing(TrainingWrapper):
         self.logits = nn.Parameter(shares.log())
 
     def mixture(self) -> Mixture:
-        """The mixture as it is now, with component 0."""
+        """The current mixture, including component 0."""
         means = functional.pad(self.means.double(), (1, 0))
         return Mixture(means, self.log_precisions.double(), self.logits.double().log_softmax(0))
 
     def penalty(self) -> Tensor:
-        """The cost of describing the weights, hyper-priors included."""
+        """The cost of describing the weights under the mixture, including the hyper-priors."""
         mixture, zero = self.mixture(), self._method.zero
         likelihood = negative_log_likelihood([target.leaf.values for target in self._targets], mixture)
         count = mixture.means.new_tensor([ZERO_COUNT, *[COUNT] * len(self.means)])
@@ -177,7 +184,7 @@ class _Mixing(TrainingWrapper):
         return self._method.strength * (likelihood - gamma - beta).float()
 
     def finish(self) -> nn.Module:
-        """The model, each target's weights in a codebook under a mask."""
+        """The model, with the weights of each target as a codebook under a mask."""
         with torch.no_grad():
             mixture = self.mixture()
         found = Mixture(*(tensor.cpu() for tensor in (mixture.means, mixture.log_precisions, mixture.log_shares))).merged()

@@ -1,8 +1,8 @@
-"""K-means of sub-vectors, one codebook for each sub-space, shared by the methods that build :class:`kogata.forms.Vectors`.
+"""K-means of sub-vectors, with one codebook for each sub-space, for methods that build :class:`kogata.forms.Vectors`.
 
-Lloyd, "Least squares quantization in PCM", 1982, from the start of Arthur and Vassilvitskii, "k-means++", SODA 2007: each
-next centroid is a point drawn with a probability proportional to its squared distance from the nearest one so far. All
-sub-spaces are clustered side by side, with fixed random numbers: the same points give the same codebooks.
+Lloyd, "Least squares quantization in PCM", 1982, with the initialization of Arthur and Vassilvitskii, "k-means++", SODA 2007:
+each new centroid is a point drawn with a probability proportional to its squared distance from the nearest centroid so far. All
+sub-spaces are clustered in parallel. The random seed is fixed, so the same points give the same codebooks.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch.nn import functional
 from kogata.errors import NotApplicable
 
 STEPS = 50
-PIECE = 1 << 24  # distances held at a time
+PIECE = 1 << 24  # number of distances held in memory at a time
 
 
 def split(weight: Tensor, length: int, clusters: int) -> Tensor:
-    """The rows of ``weight`` as points ``[S, O, D]`` of S sub-spaces; zeros fill up the last one.
+    """The rows of ``weight`` as points ``[S, O, D]`` of S sub-spaces; the last one is padded with zeros.
 
-    Raises NotApplicable where there is nothing to share.
+    Raises NotApplicable when sharing is not possible: for vectors, short rows, and no more rows than clusters.
     """
     if weight.ndim < 2:
         raise NotApplicable("a vector has no rows to cut into sub-vectors")
@@ -29,13 +29,13 @@ def split(weight: Tensor, length: int, clusters: int) -> Tensor:
     if length > columns:
         raise NotApplicable(f"its rows have {columns} entries, too few for sub-vectors of {length}")
     if rows <= clusters:
-        raise NotApplicable(f"its {rows} rows have no more sub-vectors in a sub-space than there are clusters ({clusters})")
+        raise NotApplicable(f"it has {rows} rows, no more than there are clusters ({clusters})")
     padded_OI = functional.pad(rows_OI, (0, -columns % length))
     return padded_OI.reshape(rows, -1, length).transpose(0, 1).contiguous()
 
 
 def clustered(points_SOD: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Index ``[O, S]`` into, and table ``[S, K, D]`` of, the k centroids of each sub-space."""
+    """K-means in each sub-space: the index ``[O, S]`` of each sub-vector, and the centroids ``[S, K, D]``."""
     random = torch.Generator().manual_seed(0)
     several = max(1, PIECE // (points_SOD.shape[1] * clusters))
     found = [refined(points, seeded(points, clusters, random)) for points in points_SOD.split(several)]
@@ -43,21 +43,24 @@ def clustered(points_SOD: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
 
 
 def seeded(points_SOD: Tensor, clusters: int, random: torch.Generator) -> Tensor:
-    """The start of k-means++, ``[S, K, D]``."""
+    """The initial centroids of k-means++, ``[S, K, D]``."""
     spaces, rows, _ = points_SOD.shape
     every = torch.arange(spaces)
     chosen_SD = points_SOD[every, torch.randint(rows, (spaces,), generator=random)]
     table, distance_SO = [chosen_SD], torch.full((spaces, rows), torch.inf)
     for _ in range(1, clusters):
         distance_SO = torch.minimum(distance_SO, (points_SOD - chosen_SD[:, None]).square().sum(2))
-        odds_SO = distance_SO.where(distance_SO.sum(1, keepdim=True) > 0, 1.0)  # all points chosen: any will do
+        odds_SO = distance_SO.where(distance_SO.sum(1, keepdim=True) > 0, 1.0)  # if every point is a centroid, draw any
         chosen_SD = points_SOD[every, torch.multinomial(odds_SO, 1, generator=random)[:, 0]]
         table.append(chosen_SD)
     return torch.stack(table, dim=1)
 
 
 def refined(points_SOD: Tensor, table_SKD: Tensor) -> tuple[Tensor, Tensor]:
-    """Lloyd's steps until no assignment changes, at most ``STEPS``: index ``[S, O]`` of the nearest centroid, and table."""
+    """Lloyd's algorithm until no assignment changes, for at most ``STEPS`` steps.
+
+    Returns the index ``[S, O]`` of the nearest centroids, and the centroids.
+    """
     index_SO = nearest(points_SOD, table_SKD)
     for _ in range(STEPS):
         table_SKD = _means(points_SOD, index_SO, table_SKD)
@@ -69,7 +72,7 @@ def refined(points_SOD: Tensor, table_SKD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest(points_SOD: Tensor, table_SKD: Tensor) -> Tensor:
-    """argmin_k ‖x − c_k‖² = ‖c_k‖² − 2 x·c_k + …, ``[S, O]``."""
+    """The index of the nearest centroid, ``[S, O]``: argmin_k ‖c_k‖² − 2 x·c_k."""
     return torch.baddbmm(table_SKD.square().sum(2)[:, None], points_SOD, table_SKD.mT, alpha=-2).argmin(2)
 
 

@@ -1,1 +1,1 @@
-"""Structured matrices: a weight becomes one of a kind that few numbers say and that multiplies fast."""
+"""Structured matrices: a weight becomes a matrix with few parameters and a fast multiplication."""

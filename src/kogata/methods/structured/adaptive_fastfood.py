@@ -1,11 +1,11 @@
-"""Adaptive Fastfood: diagonals that are learnt, around Hadamard transforms and a permutation that are not.
+"""Adaptive Fastfood: a product of trainable diagonals, fixed Hadamard transforms and a fixed permutation.
 
 Yang, Moczulski, Denil, de Freitas, Smola, Song, Wang, ICCV 2015 (1412.7149), equation 2; Le, Sarlós, Smola, ICML 2013:
     W ≈ S H G Π H B,   S, G, B diagonal, H Hadamard, Π a permutation,
-one for each stretch of as many outputs as a power of two from the number of inputs on. There is no closed form for a trained
-weight, but there is one for each diagonal while the others stay, as W̃ is linear in each:
+with one such product for each block of n outputs, where n is the smallest power of two that is at least the number of inputs.
+There is no closed form for a trained weight, but W̃ is linear in each diagonal, so each has one while the others are fixed:
     s_o = ⟨W_o, A_o⟩ / ‖A_o‖²  (A = H G Π H B),   b_i alike by columns,   (UᵀU ∘ V Vᵀ) g = diag(Uᵀ W Vᵀ)  (U = S H, V = Π H B).
-Rounds of these never make ‖W − W̃‖ larger. They keep little of a weight that was not of this kind: train afterwards.
+Alternating these never increases ‖W − W̃‖. The approximation of a general weight is poor, so train afterwards.
 """
 
 from __future__ import annotations
@@ -31,17 +31,24 @@ from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.structured import projection
 
-LARGEST = 2048  # columns up to which the diagonals are fitted in seconds
-RIDGE = 1e-9  # of the mean diagonal, for frequencies that the weight does not use
+LARGEST = 2048  # largest number of columns for which ``sized`` proposes this method; larger ones take long to fit
+RIDGE = 1e-9  # added to the diagonal of the system for g, relative to its mean, because it may be singular
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveFastfood(WeightMethod):
-    """Three diagonals for each stretch of outputs, fitted by ``rounds`` rounds of least squares.
+    """Replace a matrix by Fastfood products, with diagonals fitted in ``rounds`` (1 or more) rounds of least squares.
 
-    Inputs are padded to a power of two, outputs past the end are cropped. Permutations are seeded by the weight's name.
-    ``residual`` is the rank of a matrix added to them, 0 for none.
+    Inputs are padded to a power of two, and surplus outputs are cropped. The permutations are seeded by the weight's name.
+    ``residual`` is the rank of an added low-rank correction, 0 for none. Weights that would not get smaller stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import AdaptiveFastfood
+    >>> from kogata.testing.models import job_of
+    >>> job = only(AdaptiveFastfood(rounds=2), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'fastfood'
     """
 
     rounds: Count = 5
@@ -50,7 +57,7 @@ class AdaptiveFastfood(WeightMethod):
     ABOUT = About(
         name="fastfood",
         family=projection.FAMILY,
-        summary="learnt diagonals around Hadamard transforms",
+        summary="a product of learnt diagonals and fixed Hadamard transforms",
         paper="Yang et al. 2015, arXiv 1412.7149",
         layers=projection.LAYERS,
         accepts=frozenset({Role.MATRIX}),
@@ -59,13 +66,13 @@ class AdaptiveFastfood(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """It has one size for a shape: None where that is too large, or would take long to fit."""
+        """The method if it fits; it has one size for each shape. None also where it would take long to fit."""
         held = sum(count * length for count, length in sizes(shape))
         fits = held <= fraction * math.prod(shape) and math.prod(shape[1:]) <= LARGEST
         return cls() if fits else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The diagonals of each stretch, and the residual; refused where they are no fewer than the weights."""
+        """The diagonals of each block, and the correction; refused where they are no smaller than the weight."""
         rows_OI = projection.matrix(weight, site)
         (stretches, size), *_ = wanted = sizes(rows_OI.shape)
         if size**2 > MAX_ENTRIES:
@@ -101,5 +108,5 @@ def fit(diagonals: list[Tensor], rows_OI: Tensor, order_N: Tensor, rounds: int) 
 
 
 def _ratio(rows_OI: Tensor, basis_OI: Tensor, axis: int) -> Tensor:
-    """The factor of each row (axis 1) or column (axis 0) of the basis that is nearest to the rows; 0 where it is 0."""
+    """The least-squares factor for each row (axis 1) or column (axis 0) of the basis; 0 where the basis is 0."""
     return (rows_OI * basis_OI).sum(axis) / basis_OI.square().sum(axis).clamp_min(1e-30)

@@ -1,9 +1,9 @@
-"""Circulant projections: every block of a weight is one vector, rotated by one place from column to column.
+"""Circulant projections: each block of a weight is a circulant matrix, defined by one vector.
 
 Cheng, Yu, Feris, Kumar, Choudhary, Chang, ICCV 2015 (1502.03436), equations 2 to 6:
     y = C D x,   C[o, i] = r[(o − i) mod b],   D = diag(±1) at random,   y = F⁻¹(F(r) ∘ F(D x)).
-One block covers the whole weight there; blocks of b are Ding et al., MICRO 2017 (1708.08917). The r nearest to a trained
-weight is the mean of its signed diagonals, as every entry of r is copied to one diagonal.
+There one block covers the whole weight; blocks of size b are from Ding et al., MICRO 2017 (1708.08917). Each entry of r fills
+one diagonal, so the least-squares r for a trained weight is the mean of each of its signed diagonals.
 """
 
 from __future__ import annotations
@@ -30,10 +30,17 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class BlockCirculant(WeightMethod):
-    """Circulant blocks of ``block`` entries; None is one block, as long as the longer side.
+    """Replace a matrix by circulant blocks of ``block`` × ``block`` (2 or more); None makes one block of the longer side.
 
-    Blocks run past the ends of sides that they do not divide, and are cropped there. The signs are seeded by the weight's name.
-    ``residual`` is the rank of a matrix added to them, 0 for none.
+    Where the block size does not divide a side, the last blocks are cropped. The random signs are seeded by the weight's name.
+    ``residual`` is the rank of an added low-rank correction, 0 for none.
+
+    >>> from kogata import only
+    >>> from kogata.methods import BlockCirculant
+    >>> from kogata.testing.models import job_of
+    >>> job = only(BlockCirculant(block=8), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'tied'
     """
 
     block: Annotated[int, Range(ge=2)] | None = None
@@ -42,7 +49,7 @@ class BlockCirculant(WeightMethod):
     ABOUT = About(
         name="circulant",
         family=projection.FAMILY,
-        summary="blocks of one rotated vector each, multiplied by Fourier transforms",
+        summary="circulant blocks, multiplied by fast Fourier transforms",
         paper="Cheng et al. 2015, arXiv 1502.03436",
         layers=projection.LAYERS,
         accepts=frozenset({Role.MATRIX}),
@@ -51,12 +58,12 @@ class BlockCirculant(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The smallest, and so the most, blocks."""
+        """The smallest blocks that fit."""
         block = sizes.block(shape, fraction)
         return None if block is None else cls(block=block)
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The mean of the signed diagonals of each block, and the residual."""
+        """The mean of each signed diagonal of each block, and the correction."""
         shape = projection.matrix(weight, site).shape
         block = min(self.block or max(shape), max(shape))
         map = Circulant(block, zlib.crc32(site.name.encode()))

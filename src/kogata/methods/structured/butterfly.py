@@ -1,10 +1,11 @@
-"""Butterfly matrices: log n sparse factors, each of which mixes one digit of the index.
+"""Butterfly matrices: a product of sparse factors, each of which mixes one digit of the index.
 
 Dao, Gu, Eichhorn, Rudra, Ré, ICML 2019 (1903.05895); the projection is the hierarchical peeling of Zheng, Riccietti, Gribonval,
 SIAM J. Math. Data Sci. 2023 (2110.01230), and Le, Zheng, Riccietti, Gribonval, ICASSP 2022 (2110.01235):
     W[(j_S … j_1), (i_S … i_1)] = Π_s F_s[j_1 … j_s, i_s … i_S].
-Split off F_1: for each (j_1, i_2 … i_S), W in (j_2 … j_S) and i_1 is a matrix of rank one; the left vectors, for each j_1, are
-a butterfly matrix of the other digits. So every factor is found by SVDs of rank one, exactly where W is a butterfly matrix.
+To split off F_1: for each (j_1, i_2 … i_S), the entries of W form a matrix of rank one in (j_2 … j_S) and i_1, and for each j_1
+its left vectors form a butterfly matrix of the other digits. So rank-one SVDs give all factors, exactly if W is a butterfly
+matrix.
 """
 
 from __future__ import annotations
@@ -28,16 +29,24 @@ from kogata.methods.structured import projection
 from kogata.methods.structured.monarch import leading
 from kogata.settings import Range
 
-MOST = 26  # factors that an equation has letters for
+MOST = 26  # largest number of factors: an einsum equation needs an upper-case and a lower-case letter for each
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Butterfly(WeightMethod):
-    """``factors`` sparse factors; each side is parted into as many digits, as equal as its divisors allow.
+    """Replace a matrix by a product of ``factors`` (2 to 26) sparse factors.
 
-    A side of 2^factors gives the butterflies of the Fourier transform. ``residual`` is the rank of a matrix added to them, 0
-    for none.
+    The index of each side is split into as many digits, of sizes as equal as its divisors allow. A side of 2^factors gives the
+    sparsity pattern of the fast Fourier transform. ``residual`` is the rank of an added low-rank correction, 0 for none.
+    Weights that would not get smaller stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Butterfly
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Butterfly(factors=3), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     factors: Annotated[int, Range(ge=2, le=MOST)]
@@ -55,7 +64,7 @@ class Butterfly(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The fewest, and so the fullest, factors."""
+        """The smallest number of factors that fits."""
         outputs, inputs = shape[0], math.prod(shape[1:])
         for count in range(2, 1 + max(2, int(math.log2(min(outputs, inputs))))):
             rows, columns = parted(outputs, count), parted(inputs, count)
@@ -65,7 +74,7 @@ class Butterfly(WeightMethod):
         return None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The factors by peeling, and the residual; refused where nothing is gained."""
+        """The factors, by hierarchical peeling, and the correction; refused where they are no smaller than the weight."""
         rows_OI = projection.matrix(weight, site)
         rows, columns = (parted(size, self.factors) for size in rows_OI.shape)
         parts = [part.to(weight.dtype) for part in peeled(rows_OI.double(), rows, columns)]
@@ -74,7 +83,7 @@ class Butterfly(WeightMethod):
 
 
 def peeled(rows_OI: Tensor, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
-    """Factor s as ``[j_1 … j_s, i_s … i_S]``, of a matrix whose sides have these digits, the fastest first."""
+    """The factors, where factor s is ``[j_1 … j_s, i_s … i_S]``. ``rows`` and ``columns`` are digit sizes, fastest first."""
     rest, found = rows_OI[None], list[Tensor]()
     for s in range(len(rows) - 1):
         # [j before s, (l, j_s), (k, i_s)] to one matrix [l, i_s] for each of j up to s and k

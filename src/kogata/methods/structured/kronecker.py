@@ -1,9 +1,9 @@
-"""Kronecker products: a weight becomes the sum of a few, each of two small matrices.
+"""Kronecker products: a weight becomes a sum of Kronecker products of two small matrices.
 
-Van Loan, Pitsianis 1993, "Approximation with Kronecker products", theorem 2.1; as layers of a net, Zhou et al. 2015
+Van Loan, Pitsianis 1993, "Approximation with Kronecker products", theorem 2.1; as layers of a network, Zhou et al. 2015
 (1507.05775):
     W ≈ Σ_{r≤R} A_r ⊗ B_r,   W[(a, b), (c, d)] rearranged to M[(a, c), (b, d)] = Σ_r vec(A_r) vec(B_r)ᵀ,
-so the nearest sum is the truncated SVD of M, and ‖W − W̃‖² is the sum of its discarded squared singular values.
+so the truncated SVD of M gives the best sum, and ‖W − W̃‖² is the sum of the discarded squared singular values.
 """
 
 from __future__ import annotations
@@ -29,10 +29,18 @@ from kogata.methods.structured import projection
 @final
 @dataclass(frozen=True, kw_only=True)
 class Kronecker(WeightMethod):
-    """``rank`` Kronecker products: a count, or a fraction of the full rank of the rearranged matrix.
+    """Replace a matrix by a sum of ``rank`` Kronecker products.
 
-    Each side is parted into the two whole factors that are nearest to its square root; a prime side cannot be, and is refused.
-    ``residual`` is the rank of a matrix added to them, 0 for none.
+    ``rank`` is a count (int ≥ 1), or a fraction in (0, 1) of the full rank of the rearranged matrix. Each side is factored into
+    two integers close to its square root. ``residual`` is the rank of an added low-rank correction, 0 for none. Weights with a
+    prime side, and those that would not get smaller, stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Kronecker
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Kronecker(rank=2), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     rank: Rank = 1
@@ -50,17 +58,17 @@ class Kronecker(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The most products, up to the full rank."""
+        """The largest number of products that fits, up to the full rank."""
         outer = math.prod(projection.divisor(size, math.isqrt(size)) for size in (shape[0], math.prod(shape[1:])))
         rank = min(int(fraction * math.prod(shape) / (outer + math.prod(shape) // outer)), outer)
         return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The truncated SVD of the rearranged matrix, and the residual; refused for a prime side, and for no gain."""
+        """The factors, by the truncated SVD, and the correction; refused for a prime side, and where they are no smaller."""
         rows_OI = projection.matrix(weight, site)
         sides = [projection.divisor(size, math.isqrt(size)) for size in rows_OI.shape]
         if min(sides) == 1:
-            raise NotApplicable(f"a side of {tuple(rows_OI.shape)} is prime: it cannot be parted into two factors")
+            raise NotApplicable(f"a side of {tuple(rows_OI.shape)} is prime: it cannot be split into two factors")
         high, wide = sides
         tensor = rows_OI.unflatten(1, (wide, -1)).unflatten(0, (high, -1)).transpose(1, 2)  # [a, c, b, d]
         rearranged = tensor.flatten(2).flatten(0, 1)

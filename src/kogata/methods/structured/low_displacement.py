@@ -1,11 +1,12 @@
-"""Toeplitz-like matrices of low displacement rank: a few products of a circulant and a skew-circulant matrix.
+"""Toeplitz-like matrices of low displacement rank: sums of a few products of a circulant and a skew-circulant matrix.
 
 Sindhwani, Sainath, Kumar, NeurIPS 2015 (1510.01722), equations 2 to 5; the inversion by Pan, "Structured Matrices and
 Polynomials", 2001:
     ∇(M) = Z₁ M − M Z₋₁ = Σ_{r≤R} g_r k_rᵀ   ⇔   M = Σ_{r≤R} Z₁(g_r) Z₋₁(h_r),   h_r = ½ J k_r,
-J the reversal. ∇ loses nothing, so its truncated SVD gives generators of rank R, exact where a weight has that displacement
-rank (a Toeplitz matrix has 2). For others it is the best in the displacement, not in the weight, and far too large: all of M
-is then scaled by ⟨W, M⟩ / ‖M‖², the least squares in the weight. It keeps little of most weights: train afterwards.
+where J reverses the order. ∇ is invertible, so its truncated SVD gives generators of rank R. They are exact for a weight with
+that displacement rank (2 for a Toeplitz matrix). For other weights they are optimal for the displacement, not for the weight,
+and far too large; M is therefore scaled by ⟨W, M⟩ / ‖M‖², the least-squares factor. The approximation of most weights is poor,
+so train afterwards.
 """
 
 from __future__ import annotations
@@ -32,9 +33,17 @@ from kogata.methods.structured import projection
 @final
 @dataclass(frozen=True, kw_only=True)
 class LowDisplacement(WeightMethod):
-    """``rank`` products of a circulant and a skew-circulant matrix of the longer side, cropped to the weight.
+    """Replace a matrix by a sum of ``rank`` (1 or more) products of a circulant and a skew-circulant matrix.
 
-    ``residual`` is the rank of a matrix added to them, 0 for none.
+    These are square, of the size of the longer side, and cropped. ``residual`` is the rank of an added low-rank correction, 0
+    for none. Weights that would not get smaller stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import LowDisplacement
+    >>> from kogata.testing.models import job_of
+    >>> job = only(LowDisplacement(rank=2), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'displacement'
     """
 
     rank: Count
@@ -43,7 +52,7 @@ class LowDisplacement(WeightMethod):
     ABOUT = About(
         name="low-displacement",
         family=projection.FAMILY,
-        summary="a Toeplitz-like matrix: few products of a circulant and a skew-circulant one",
+        summary="a Toeplitz-like matrix: a sum of products of a circulant and a skew-circulant matrix",
         paper="Sindhwani et al. 2015, arXiv 1510.01722",
         layers=projection.LAYERS,
         accepts=frozenset({Role.MATRIX}),
@@ -52,12 +61,12 @@ class LowDisplacement(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The largest rank."""
+        """The largest rank that fits."""
         rank = int(fraction * math.prod(shape) / held(shape, 1))
         return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The truncated SVD of the displacement, inverted, and the residual; refused where nothing is gained."""
+        """The generators, from the truncated SVD of the displacement, and the correction; refused where they are no smaller."""
         rows_OI = projection.matrix(weight, site)
         size = max(rows_OI.shape)
         if self.rank > size:
@@ -68,11 +77,11 @@ class LowDisplacement(WeightMethod):
         g_RN, h_RN = (u_NR * root_R).T, (root_R[:, None] * v_RN).flip(1)
         found = Displacement.of(g_RN, h_RN, weight.shape).dense().detach()
         scale = float((found * weight).sum() / found.square().sum().clamp_min(1e-30))
-        even = abs(scale) ** 0.5  # generators of one size: a step of training changes the product alike through either
+        even = abs(scale) ** 0.5  # balances the generators, so that a training step affects the product equally through both
         form = Displacement.of(g_RN * math.copysign(even, scale), h_RN * even, weight.shape)
         return projection.finished(form, weight, self.residual, f"displacement rank {self.rank}")
 
 
 def held(shape: Sequence[int], rank: int) -> int:
-    """The numbers of the generators for a weight of ``shape``."""
+    """The number of entries of the generators for a weight of ``shape``."""
     return 2 * rank * max(shape[0], math.prod(shape[1:]))

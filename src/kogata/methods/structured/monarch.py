@@ -1,10 +1,10 @@
-"""Monarch matrices: two block-diagonal matrices with a fixed shuffle between them.
+"""Monarch matrices: two block-diagonal matrices with a fixed permutation between them.
 
 Dao, Chen, Sohoni, Desai, Poli, Grogan, Liu, Rao, Rudra, Ré, ICML 2022 (2204.00595), section 3 and algorithm 1; here with r
 numbers, not one, from each block of inputs to each block of outputs:
     W[(l, j), (k, i)] = Σ_{r≤R} L_j[l, (k, r)] R_k[(j, r), i].
-For each pair (j, k) that is a matrix of rank R in (l, i), and the pairs share no number, so the nearest Monarch matrix is the
-truncated SVD of each: ‖W − W̃‖² is the sum of all that they discard.
+For each pair (j, k) this is a matrix of rank R in (l, i), and different pairs share no parameters. So the truncated SVD of each
+block gives the nearest Monarch matrix, and ‖W − W̃‖² is the sum of all discarded squared singular values.
 """
 
 from __future__ import annotations
@@ -31,10 +31,18 @@ from kogata.settings import Range
 @final
 @dataclass(frozen=True, kw_only=True)
 class Monarch(WeightMethod):
-    """Inputs and outputs in ``blocks`` blocks each, ``rank`` numbers from each to each; None is the square root of a side.
+    """Divide inputs and outputs into ``blocks`` (2 or more) blocks each, and give every pair of blocks the rank ``rank``.
 
-    Each side takes the divisor nearest to ``blocks``; a prime side has none, and is refused. ``residual`` is the rank of a
-    matrix added to them, 0 for none.
+    Each side takes its divisor nearest to ``blocks``; None means the square root of the side. ``rank`` is 1 or more.
+    ``residual`` is the rank of an added low-rank correction, 0 for none. Weights with a prime side, and those that would not
+    get smaller, stay as they are.
+
+    >>> from kogata import only
+    >>> from kogata.methods import Monarch
+    >>> from kogata.testing.models import job_of
+    >>> job = only(Monarch(blocks=4), "hidden").apply(job_of("conv"))
+    >>> job.model.hidden.parametrizations.weight[0].describe()
+    'product'
     """
 
     blocks: Annotated[int, Range(ge=2)] | None = None
@@ -44,7 +52,7 @@ class Monarch(WeightMethod):
     ABOUT = About(
         name="monarch",
         family=projection.FAMILY,
-        summary="two block-diagonal matrices with a shuffle between them",
+        summary="two block-diagonal matrices with a fixed permutation between them",
         paper="Dao et al. 2022, arXiv 2204.00595",
         layers=projection.LAYERS,
         accepts=frozenset({Role.MATRIX}),
@@ -53,18 +61,18 @@ class Monarch(WeightMethod):
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:
-        """The largest rank of about as many blocks as each has entries."""
+        """The largest rank that fits, for about as many blocks as each block has entries."""
         sides = [(size, projection.divisor(size, math.isqrt(size))) for size in (shape[0], math.prod(shape[1:]))]
         pairs, inside = math.prod(blocks for _, blocks in sides), sum(size // blocks for size, blocks in sides)
         rank = int(fraction * math.prod(shape) / (pairs * inside))
         return cls(rank=rank) if rank else None
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The truncated SVD of each block, and the residual; refused for a prime side and where nothing is gained."""
+        """The truncated SVD of each block, and the correction; refused for a prime side, and where they are no smaller."""
         rows_OI = projection.matrix(weight, site)
         outputs, inputs = (projection.divisor(size, self.blocks or math.isqrt(size)) for size in rows_OI.shape)
         if min(outputs, inputs) == 1:
-            raise NotApplicable(f"a side of {tuple(rows_OI.shape)} has no divisor near the wanted number of blocks")
+            raise NotApplicable(f"a side of {tuple(rows_OI.shape)} has no divisor near the requested number of blocks")
         blocks_JKLI = rows_OI.unflatten(1, (inputs, -1)).unflatten(0, (-1, outputs)).permute(1, 2, 0, 3)
         full = min(blocks_JKLI.shape[2:])
         if self.rank > full:
@@ -76,9 +84,9 @@ class Monarch(WeightMethod):
 
 
 def leading(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The truncated SVD of each of ``[..., L, I]`` as balanced factors ``[..., L, R]`` and ``[..., R, I]``.
+    """The truncated SVD of each matrix of ``[..., L, I]``, as balanced factors ``[..., L, R]`` and ``[..., R, I]``.
 
-    By the eigenvectors of the smaller Gram matrix, in float64: many small matrices at once.
+    It uses the eigenvectors of the smaller Gram matrix in float64, which is fast for many small matrices.
     """
     wide = matrices.double()
     if wide.shape[-2] < wide.shape[-1]:

@@ -1,4 +1,4 @@
-"""What the methods of this family share: which weights are matrices, divisors, and the low-rank residual."""
+"""Functions that the structured methods share: checks of a weight, divisors, and the low-rank correction."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ LAYERS = (Kind.LINEAR, Kind.CONV, Kind.EMBEDDING)
 def matrix(weight: Tensor, site: Site) -> Tensor:
     """The weight as ``[O, I]``, a convolution with its kernel flattened into the columns.
 
-    Raises NotApplicable for depthwise filters, sides of one entry and what no file would give back, DataError for NaN.
+    Raises NotApplicable for depthwise filters, vectors and weights above the size limit of files, and DataError for weights
+    that are NaN or infinite.
     """
     rows_OI = weight.flatten(1)
     if weight.numel() > MAX_ENTRIES:
         raise NotApplicable(f"{site.shape} has more than the {MAX_ENTRIES} entries that a structured matrix may have")
     if weight.ndim > 2 and weight.shape[1] == 1:
-        raise NotApplicable(f"each of its filters reads one channel, so {site.shape} is no matrix between channels")
+        raise NotApplicable(f"each of its filters reads a single channel, so {site.shape} is not a matrix between channels")
     if min(rows_OI.shape) == 1:
-        raise NotApplicable(f"{tuple(rows_OI.shape)} is a vector, which has no structure of a matrix")
+        raise NotApplicable(f"{tuple(rows_OI.shape)} is a vector, not a matrix")
     refuse_unless_finite(weight, site)
     return rows_OI
 
 
 def finished(form: Form, weight: Tensor, residual: int, what: str) -> Form:
-    """The form, or its sum with the best matrix of rank ``residual`` for what it leaves of the weight.
+    """The form, or its sum with the best approximation of rank ``residual`` of its error.
 
-    Raises NotApplicable when that rank is above the full one, or when all numbers are no fewer than the weight's.
+    Raises NotApplicable when that rank is above the full rank, or when both together are no smaller than the weight.
     """
     full = min(weight.flatten(1).shape)
     if residual > full:
@@ -50,7 +51,7 @@ def finished(form: Form, weight: Tensor, residual: int, what: str) -> Form:
 
 
 def divisor(size: int, wanted: int) -> int:
-    """The divisor of ``size`` nearest to ``wanted`` by ratio, the smaller of two.
+    """The divisor of ``size`` nearest to ``wanted`` by ratio; of two equally near ones the smaller.
 
     >>> divisor(784, 28), divisor(300, 16), divisor(97, 8)
     (28, 15, 1)
