@@ -23,7 +23,8 @@ from kogata.engines.onnx_graph import MAX_GRAPH
 from kogata.methods import METHODS
 from kogata.recipes.recipe import open_recipe
 from kogata.report.data import Report
-from kogata.storage.layout import MAX_MANIFEST, MAX_PLANE
+from kogata.storage.layout import MAX_PLANE
+from kogata.storage.manifest import MAX_MANIFEST
 
 ROOT = Path(__file__).parent.parent
 FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
