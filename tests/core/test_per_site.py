@@ -34,7 +34,7 @@ from kogata.methods.base.order import check_order, planned_steps
 from kogata.network import surgery
 from kogata.network.sites import form_at, sites_of
 from kogata.recipes.recipe import Recipe, parse
-from tests.contract.checks import assert_equal, weights
+from kogata.testing.comparisons import assert_equal, weights
 
 
 class Counted(nn.Sequential):

@@ -28,7 +28,7 @@ from kogata.methods.base.compose import chain
 from kogata.network import surgery
 from kogata.network.batch import evaluating
 from kogata.network.sites import sites_of
-from tests.contract.checks import assert_near
+from kogata.testing.comparisons import assert_near
 
 SIZE = 64
 

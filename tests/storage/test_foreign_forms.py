@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import torch
-from tests.contract.checks import assert_near, assert_untouched, snapshot
 from torch import Tensor, nn
 
 import kogata
@@ -24,6 +23,7 @@ from kogata.storage import hub
 from kogata.storage.load import load
 from kogata.storage.read import read_file
 from kogata.storage.write import pack
+from kogata.testing.comparisons import assert_near, assert_untouched, snapshot
 
 
 class Steps(Form):

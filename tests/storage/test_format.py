@@ -15,7 +15,6 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.contract.checks import assert_equal
 from torch import Tensor, nn
 
 from kogata.calibration.prepare import prepare
@@ -36,6 +35,7 @@ from kogata.storage.read import read_file
 from kogata.storage.write import pack
 from kogata.tasks.networks.lenet import lenet5, lenet300
 from kogata.tasks.networks.resnet import cifar_resnet
+from kogata.testing.comparisons import assert_equal
 from tests.storage import reader, reader_coders, reader_forms
 from tests.storage.zoo import Zoo, zoo
 
