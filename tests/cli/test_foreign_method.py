@@ -28,9 +28,10 @@ class EveryOther(WeightMethod):
 
     stride: Annotated[int, Range(ge=2)] = 2
 
-    ABOUT = About(name="every-other", family="pruning", summary="keeps some columns", paper="none")
-    ACCEPTS = frozenset({Role.MATRIX})
-    LEAVES = frozenset({Role.VALUES})
+    ABOUT = About(
+        name="every-other", family="pruning", summary="keeps some columns", paper="none",
+        accepts=frozenset({Role.MATRIX}), leaves=frozenset({Role.VALUES}),
+    )
 
     def encode(self, weight, site, stats):
         mask = weight.new_zeros(weight.shape).bool()
