@@ -44,14 +44,15 @@ def warm(command: tuple[list[str], dict[str, str]]) -> Iterator[Warm]:
 def kogata(
     warm: Warm, command: tuple[list[str], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the program, with ``columns`` of a terminal.
+    """Run the program, with ``columns`` of a terminal and the packages in the folder ``library``.
 
     It must end with the exit code ``code`` and show a traceback only where that is expected.
     """
     folder, streams = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("streams")
 
-    def run(*arguments: object, code: int = 0, columns: int = 80) -> subprocess.CompletedProcess[str]:
-        done = warm.run([*map(str, arguments)], command[1] | {"COLUMNS": str(columns)}, folder, streams)
+    def run(*arguments: object, code: int = 0, columns: int = 80, library: Path = SOURCE) -> subprocess.CompletedProcess[str]:
+        environment = command[1] | {"COLUMNS": str(columns), "PYTHONPATH": f"{SOURCE}{os.pathsep}{library}"}
+        done = warm.run([*map(str, arguments)], environment, folder, streams)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done

@@ -76,6 +76,7 @@ def _command(arguments: Sequence[str], environment: Mapping[str, str], cwd: str,
     signal.alarm(LIMIT)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
     os.chdir(cwd)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
