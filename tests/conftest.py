@@ -1,10 +1,13 @@
 """Tiny models are fastest, and give the same bits, on one thread."""
 
 import dataclasses
+import functools
 import gc
+from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.onnx._internal.exporter import _registration
 
 from kogata.engines import ONNXRUNTIME, Costs
 
@@ -40,6 +43,18 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_table_of_operators() -> Iterator[None]:
+    """PyTorch builds the table of its ONNX operators anew for each export, which is more than half the time of a small one.
+
+    An export of ours only reads the table, so all can share it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        shared = functools.cache(_registration.ONNXRegistry.from_torchlib)
+        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(shared))
+        yield
 
 
 @pytest.fixture(autouse=True)

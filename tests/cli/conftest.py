@@ -1,12 +1,14 @@
-"""The real program, in a process of its own, and one compressed run that many tests look at."""
+"""The program, in a process of its own, and one compressed run that many tests look at."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.cli.warm import Warm
 
 SOURCE = Path(__file__).parents[2] / "src"
 RECIPE = """
@@ -21,32 +23,36 @@ steps:
 
 @pytest.fixture(scope="session")
 def command(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, str]]:
-    """How to start the program: the words before the arguments, and the environment."""
+    """How to start the real program in a fresh interpreter: the words before the arguments, and the environment."""
     environment = {name: value for name, value in os.environ.items() if name != "KOGATA_DATA"}
     environment |= {
         "PYTHONPATH": str(SOURCE), "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")), "COLUMNS": "80",
-        "PYTHONIOENCODING": "utf-8",
+        "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
     }  # fmt: skip
     return [sys.executable, "-m", "kogata"], environment
 
 
 @pytest.fixture(scope="session")
-def kogata(
-    command: tuple[list[str], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the program; it must end with the exit code ``code`` and show a traceback only where that is expected."""
-    words, environment = command
-    folder = tmp_path_factory.mktemp("here")
+def warm(command: tuple[list[str], dict[str, str]]) -> Iterator[Warm]:
+    """The server whose children run commands."""
+    server = Warm(command[1])
+    yield server
+    server.close()
 
-    def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*words, *map(str, arguments)],
-            env=environment,
-            cwd=folder,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=120,
-        )
+
+@pytest.fixture(scope="session")
+def kogata(
+    warm: Warm, command: tuple[list[str], dict[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the program, with ``columns`` of a terminal and the packages in the folder ``library``.
+
+    It must end with the exit code ``code`` and show a traceback only where that is expected.
+    """
+    folder, streams = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("streams")
+
+    def run(*arguments: object, code: int = 0, columns: int = 80, library: Path = SOURCE) -> subprocess.CompletedProcess[str]:
+        environment = command[1] | {"COLUMNS": str(columns), "PYTHONPATH": f"{SOURCE}{os.pathsep}{library}"}
+        done = warm.run([*map(str, arguments)], environment, folder, streams)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done

@@ -109,13 +109,13 @@ def test_a_stopped_distillation_goes_on_to_the_same_bytes(
 ) -> None:
     recipe = tmp_path / "hints.yaml"
     recipe.write_text(
-        "steps:\n  - {method: recover, epochs: 60, term: [labels, {term: hints, student: '2', teacher: relu1}]}\n",
+        "steps:\n  - {method: recover, epochs: 40, term: [labels, {term: hints, student: '2', teacher: relu1}]}\n",
         encoding="utf-8",
     )
     words = ["distill", "digits-mlp", "--student", f"{student}:small", "--recipe", str(recipe), "--engine", "none", "-o"]
     kogata(*words, tmp_path / "straight")
     stopped = tmp_path / "stopped"
-    told = stop(command, [*words, str(stopped)], stopped / "log.jsonl", "epoch 2 of 60", signal.SIGINT)
+    told = stop(command, [*words, str(stopped)], stopped / "log.jsonl", "epoch 2 of 40", signal.SIGINT)
     assert "kogata distill digits-mlp" in told
     kogata(*words, stopped, "--resume")
     assert "resumed after epoch" in (stopped / "log.jsonl").read_text(encoding="utf-8")

@@ -49,33 +49,30 @@ def package(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def test_a_foreign_method_compresses(command: tuple[list[str], dict[str, str]], package: Path, tmp_path: Path) -> None:
+def test_a_foreign_method_compresses(
+    command: tuple[list[str], dict[str, str]], kogata: Run, package: Path, tmp_path: Path
+) -> None:
     words, environment = command
     environment = environment | {"PYTHONPATH": f"{environment['PYTHONPATH']}:{package}"}
     recipe, out = tmp_path / "mine.yaml", tmp_path / "run"
     recipe.write_text("steps: [{method: 'their_package.columns:EveryOther'}, {method: half}]", encoding="utf-8")
-
-    def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*words, *map(str, arguments)], env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120
-        )
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
     arguments = ("compress", "digits-mlp", "--engine", "none", "-o")
-    shown = run(*arguments, out, "--recipe", recipe, "--dry-run").stdout
+    shown = kogata(*arguments, out, "--recipe", recipe, "--dry-run", library=package).stdout
     assert yaml.safe_load(shown)["steps"][0] == {"method": "their_package.columns:EveryOther", "stride": 2}
     assert "1. every-other: fc1.weight" in shown
 
-    assert "every-other" in run(*arguments, out, "--recipe", recipe).stdout
-    again = run(*arguments, tmp_path / "again", "--recipe", out / "recipe.yaml")
+    # the real program finds the package by PYTHONPATH too
+    whole = [*words, *map(str, (*arguments, out, "--recipe", recipe))]
+    done = subprocess.run(whole, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "every-other" in done.stdout
+    again = kogata(*arguments, tmp_path / "again", "--recipe", out / "recipe.yaml", library=package)
     assert again.stderr.count("error") == 0
     assert (tmp_path / "again" / "model.kogata").read_bytes() == (out / "model.kogata").read_bytes()
-    assert "masked" in run("inspect", out / "model.kogata").stdout
+    assert "masked" in kogata("inspect", out / "model.kogata").stdout
 
     recipe.write_text("steps: [{method: 'their_package.columns:EveryOther', stride: 1}]", encoding="utf-8")
-    message = run(*arguments, out, "--recipe", recipe, "--dry-run", code=2).stderr
+    message = kogata(*arguments, out, "--recipe", recipe, "--dry-run", code=2, library=package).stderr
     assert "step 1 (their_package.columns:EveryOther): stride is 1; expected 2 or more." in message
 
 

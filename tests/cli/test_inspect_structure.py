@@ -21,12 +21,8 @@ def test_the_table_fits_and_names_every_structure(kogata: Run) -> None:
     assert all(words.count(kind.ABOUT.name) >= 2 for kind in (*STRUCTURES, *YARDSTICKS))  # once for each layer
 
 
-def test_a_wide_terminal_has_columns_for_the_yardsticks(command: tuple[list[str], dict[str, str]]) -> None:
-    words, environment = command
-    done = subprocess.run(
-        [*words, "inspect", "digits-mlp", "--structure", "--fraction", "0.5"],
-        env=environment | {"COLUMNS": "120"}, capture_output=True, encoding="utf-8", timeout=120, check=True,
-    )  # fmt: skip
+def test_a_wide_terminal_has_columns_for_the_yardsticks(kogata: Run) -> None:
+    done = kogata("inspect", "digits-mlp", "--structure", "--fraction", "0.5", columns=120)
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 120
     assert lines[0] == "digits-mlp: every layer under each structure, at 50 % of its bytes"
