@@ -47,10 +47,12 @@ def spectrum(weight: Tensor, site: Site, stats: Stats) -> tuple[Tensor, Tensor]:
 
 def seen(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     """The Gram matrix of the weight's inputs ``[I, I]``, in float64. Raises as ``spectrum`` does."""
-    if stats.gram_GII is None or stats.gram_GII.shape[1] != weight[0].numel():
+    if stats.gram_GII is None:
+        raise NotApplicable(stats.unseen)
+    if stats.gram_GII.shape[1] != weight[0].numel():
         raise NotApplicable("its inputs could not be matched to the columns of this weight")
     if len(stats.gram_GII) > 1:
-        raise NotApplicable("it is a grouped convolution; its filters do not all read the same inputs")
+        raise NotApplicable("its rows do not all multiply the same inputs, as in a grouped convolution")
     refuse_unless_finite(weight, site)
     return stats.gram_GII[0].double()
 

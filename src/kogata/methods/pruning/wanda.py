@@ -62,7 +62,7 @@ class Wanda(WeightMethod):
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""
         if stats.square_GI is None:
-            raise NotApplicable("its inputs could not be observed")
+            raise NotApplicable(stats.unseen)
         groups, columns = stats.square_GI.shape
         keep = round((1 - self.sparsity) * columns)
         if not 0 < keep < columns:
