@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from kogata.forms import Form, Masked, Product, Separate, Transposed
@@ -91,6 +92,7 @@ class Gathered:
             right_RI = cast("Form", cast("Product", matrix).factors[1]).dense().detach().float().cpu()
             gram, cross = (None if x is None or len(x) > 1 else right_RI @ x @ right_RI.T for x in (gram, cross))
             square = None if gram is None else gram.diagonal(dim1=1, dim2=2)
+        square, gram, cross = _merged(square, gram, cross)
         return Stats(
             square_GI=square, gram_GII=gram, cross_GII=cross, fisher=self.gradients.fisher.get(path),
             gradient_OO=found.gradients.gradient_OO if not inner else None,
@@ -117,6 +119,12 @@ class Gathered:
             return Gathered(unseen="its inputs could not be seen: no calibration data reaches this one of its matrices")
         square, gram, cross = (None if x is None else x[chosen] for x in (self.square_GI, self.gram_GII, self.cross_GII))
         return Gathered(square_GI=square, gram_GII=gram, cross_GII=cross, reached_G=self.reached_G[chosen])
+
+
+def _merged(*statistics_G: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Groups whose statistics are all the same become one, such as the queries, keys and values of one input."""
+    alike = all(torch.equal(x[0], other) for x in statistics_G if x is not None for other in x[1:])
+    return tuple(x[:1] if x is not None and alike else x for x in statistics_G)
 
 
 def power(weight: Tensor, gram_GII: Tensor) -> float:

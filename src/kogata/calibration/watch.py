@@ -9,13 +9,10 @@ weight, and runs with what the weight has become in the meantime.
 from __future__ import annotations
 
 import sys
-import types
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import lru_cache
 from threading import local
 from typing import Any, cast
 
@@ -23,54 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kogata.calibration.origins import Origin, mapped, shadows, tensors_in
 from kogata.calibration.recurrent import RECURRENT, recurrent_uses
 from kogata.forms import Separate, Transposed
 from kogata.job import Kind, Layout, Seen, Site
 from kogata.network.batch import call
 from kogata.network.operations import LOOKUPS, Use, use_of
-from kogata.network.placement import Axis, Placement, is_plain, placed, same_storage
+from kogata.network.placement import Axis, Placement, is_plain, placed
 from kogata.network.sites import form_at, form_of
-
-ENTRYWISE = frozenset({
-    "abs", "add", "addcdiv", "addcmul", "batch_norm", "bfloat16", "bitwise_not", "clamp", "clamp_max", "clamp_min", "clip",
-    "clone", "contiguous", "cpu", "cuda", "detach", "div", "divide", "double", "exp", "fake_quantize_per_channel_affine",
-    "fake_quantize_per_tensor_affine", "float", "floordiv", "get", "group_norm", "half", "hardtanh", "iadd", "idiv", "imul",
-    "instance_norm", "isub", "itruediv", "layer_norm", "log", "masked_fill", "maximum", "minimum", "mul", "multiply",
-    "nan_to_num", "neg", "negative", "normalize", "pow", "pos", "radd", "rmul", "round", "rsub", "rtruediv", "sigmoid",
-    "sign", "softplus", "sqrt", "square", "sub", "subtract", "tanh", "to", "true_divide", "truediv", "type", "type_as",
-    "weight_norm", "where",
-})  # fmt: skip
-"""Names of functions whose result has each entry where the operand has it, without the underscores about them."""
 
 Reach = Callable[[str, Callable[[], None]], None]
 """Called with a name and a function that looks at the inputs, where a forward reaches a weight or layer of that name."""
 
 Visit = Callable[[str, Placement], None]
 """Looks at one use of the weight of that name."""
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """Where a tensor comes from: the weight of this ``name``, or a call of which all tensors come from it and from constants.
-
-    ``shadow`` is a meta tensor of the tensor's shape with strides and offset as it lies in the weight; None where its entries
-    are no entries of the weight, such as a mean, or of more than one weight.
-    """
-
-    name: str
-    shadow: Tensor | None
-    func: Callable[..., Any] | None = None
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    item: int | None = None  # of the call's outputs
-
-    def value(self, weight: Callable[[str], Tensor]) -> Tensor:
-        """The tensor computed anew from what the weights are now."""
-        if self.func is None:
-            return weight(self.name)
-        now = _mapped(lambda part: part.value(weight) if isinstance(part, Origin) else part, (self.args, self.kwargs))
-        result = self.func(*now[0], **now[1])
-        return result if self.item is None else result[self.item]
 
 
 class Watch:
@@ -206,12 +169,12 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = _tensors(args, kwargs)
+        given = tensors_in(args, kwargs)
         origins = [self._origin(tensor) for tensor in given]
         if not any(origins):
             result = func(*args, **kwargs)
             if all(self._constant(tensor) for tensor in given):
-                for part in _tensors(result):
+                for part in tensors_in(result):
                     self.know(part, None)
             return result
         if func in LOOKUPS:
@@ -241,14 +204,14 @@ class _Mode(TorchFunctionMode):
     def _derived(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a call of weights and constants, and remember its results by it."""
         result = func(*args, **kwargs)
-        outputs = _tensors(result)
+        outputs = tensors_in(result)
         if not outputs:
             return result
-        sources = [origin for tensor in _tensors(args, kwargs) if (origin := self._origin(tensor)) is not None]
+        sources = [origin for tensor in tensors_in(args, kwargs) if (origin := self._origin(tensor)) is not None]
         single = len({origin.name for origin in sources}) == 1
-        recipe = _mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
-        shadows = _shadows(func, recipe, sources, outputs) if single else [None] * len(outputs)
-        for n, (tensor, shadow) in enumerate(zip(outputs, shadows, strict=True)):
+        recipe = mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
+        seen = shadows(func, recipe, sources, outputs) if single else [None] * len(outputs)
+        for n, (tensor, shadow) in enumerate(zip(outputs, seen, strict=True)):
             item = None if isinstance(result, Tensor) else n
             self.know(tensor, Origin(sources[0].name, shadow, func, recipe[0], recipe[1], item))
         return result
@@ -259,22 +222,22 @@ class _Mode(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         """Run a call that takes weights and what flows, having shown the use that it makes of each weight."""
         now: dict[int, Tensor] = {}
-        opened, waits = None, list[tuple[str, Tensor, Origin, Placement]]()
+        inner, waits = None, list[tuple[str, Tensor, Origin, Placement]]()
         for tensor, origin in zip(given, origins, strict=True):
             if origin is None:
                 continue
             use = use_of(func, tensor, args, kwargs)
             if use is None:
-                opened = opened or _opened(func)
-                if opened is None:
+                inner = inner or opened(func)
+                if inner is None:
                     name = getattr(func, "__name__", str(func))
                     self._watch.others.setdefault(origin.name, f"no matrix product that is known takes it, but {name}() does")
                 continue
             found = self._watch.used(origin.name, use, origin)
             if found is not None:
                 waits.append((origin.name, tensor, origin, found))
-        if opened is not None and not waits:
-            return self._within(opened, args, kwargs)
+        if inner is not None and not waits:
+            return self._within(inner, args, kwargs)
         for name, _, _, found in waits:
             before = self._watch.replaced(name)
             self._watch.reach(name, lambda name=name, found=found: self._watch.visit(name, found))
@@ -286,14 +249,14 @@ class _Mode(TorchFunctionMode):
             if origin is not None and self._watch.replaced(origin.name):
                 now[id(tensor)] = origin.value(self._watch.weight)
         if now:
-            args, kwargs = _mapped(lambda part: now.get(id(part), part) if isinstance(part, Tensor) else part, (args, kwargs))
+            args, kwargs = mapped(lambda part: now.get(id(part), part) if isinstance(part, Tensor) else part, (args, kwargs))
         result = func(*args, **kwargs)
         if self._watch.result is not None:
             for name, _, _, found in waits:
                 self._watch.result(name, found, result)
         return result
 
-    def _within(self, opened: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _within(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a function that shows its operations; from the start again where a weight it has used is replaced in it.
 
         An attention multiplies its joint projection once for the queries, once for the keys and once for the values.
@@ -302,7 +265,7 @@ class _Mode(TorchFunctionMode):
             outer, self._used = self._used, Counter()
             try:
                 with self:
-                    return opened(*args, **kwargs)
+                    return inner(*args, **kwargs)
             except _AgainError:
                 continue
             finally:
@@ -311,8 +274,8 @@ class _Mode(TorchFunctionMode):
     def _recurrent(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """The arguments of a recurrent layer with what its weights have become, each having been shown in turn."""
         watch = self._watch
-        args, kwargs = _mapped(lambda part: part, (args, kwargs))  # the layer changes its list as weights are replaced
-        origins = {id(tensor): origin for tensor in _tensors(args, kwargs) if (origin := self._origin(tensor)) is not None}
+        args, kwargs = mapped(lambda part: part, (args, kwargs))  # the layer changes its list as weights are replaced
+        origins = {id(tensor): origin for tensor in tensors_in(args, kwargs) if (origin := self._origin(tensor)) is not None}
 
         def current(tensor: Tensor) -> Tensor:
             origin = origins.get(id(tensor))
@@ -322,7 +285,7 @@ class _Mode(TorchFunctionMode):
             origin = origins.get(id(tensor))
             if origin is not None and (found := watch.used(origin.name, use, origin)) is not None:
                 watch.reach(origin.name, lambda name=origin.name, found=found: watch.visit(name, found))
-        return _mapped(lambda part: current(part) if isinstance(part, Tensor) else part, (args, kwargs))
+        return mapped(lambda part: current(part) if isinstance(part, Tensor) else part, (args, kwargs))
 
 
 def bypassed(model: nn.Module, site: Site) -> str | None:
@@ -339,64 +302,3 @@ def bypassed(model: nn.Module, site: Site) -> str | None:
             if isinstance(held, nn.Module) and id(held) not in own:
                 return path or "the model"
     return None
-
-
-def _shadows(func: Any, recipe: Any, sources: Sequence[Origin], outputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """The shadow of each output: the same view of the operand's, or the operand's own after a function entry by entry."""
-    whole = [origin.shadow for origin in sources if origin.shadow is not None]
-    if not whole:
-        return [None] * len(outputs)
-
-    def shadow(part: Any) -> Any:
-        if isinstance(part, Origin):
-            return part.shadow if part.shadow is not None else torch.empty((), device="meta")
-        return part.to("meta") if isinstance(part, Tensor) else part
-
-    try:
-        args, kwargs = _mapped(shadow, recipe)
-        views = _tensors(func(*args, **kwargs))
-    except Exception:  # of whatever a function that is no view makes of tensors without numbers
-        views = []
-    entrywise = getattr(func, "__name__", "").strip("_") in ENTRYWISE
-    same = {tuple(part.shape): part for part in reversed(whole)} if entrywise else {}
-    found: list[Tensor | None] = []
-    for n, output in enumerate(outputs):
-        view = views[n] if len(views) == len(outputs) else None
-        seen = view is not None and view.shape == output.shape and any(same_storage(view, part) for part in whole)
-        found.append(view if seen else same.get(tuple(output.shape)))
-    return found
-
-
-@lru_cache(maxsize=64)
-def _opened(func: Any) -> Callable[..., Any] | None:
-    """A Python function of PyTorch that shows the operations within it, rather than itself, to a mode; None for others."""
-    if not isinstance(func, types.FunctionType) or not func.__module__.startswith("torch"):
-        return None
-    hidden = {name: lambda *_: False for name in func.__globals__ if name.startswith("has_torch_function")}
-    return types.FunctionType(
-        func.__code__, func.__globals__ | hidden, func.__name__, func.__defaults__, func.__closure__
-    )  # fmt: skip
-
-
-def _tensors(*values: Any) -> list[Tensor]:
-    """Every tensor of nested arguments."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found += _tensors(*cast("Sequence[Any]", value))
-        elif isinstance(value, dict):
-            found += _tensors(*cast("dict[Any, Any]", value).values())
-    return found
-
-
-def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same nesting with every part changed."""
-    if isinstance(value, tuple | list):
-        parts = [_mapped(change, part) for part in cast("Sequence[Any]", value)]
-        made = cast("Any", type(cast("object", value)))
-        return made(*parts) if hasattr(made, "_fields") else made(parts)
-    if isinstance(value, dict):
-        return {key: _mapped(change, part) for key, part in cast("dict[Any, Any]", value).items()}
-    return change(value)
