@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kogata.calibration.origins import Origin, mapped, shadows, tensors_in
+from kogata.calibration.origins import Origin, mapped, opened, shadows, tensors_in
 from kogata.calibration.recurrent import RECURRENT, recurrent_uses
 from kogata.forms import Separate, Transposed
 from kogata.job import Kind, Layout, Seen, Site
