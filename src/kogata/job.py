@@ -87,7 +87,8 @@ class Site:
     """One parameter of the model.
 
     ``name`` is its first qualified name; ``aliases`` are its qualified names in other modules that share it (tied weights).
-    A plain parameter that does not hold one matrix ``[outputs, inputs, *kernel]`` as it stands has a ``layout``.
+    A plain parameter that does not hold one matrix ``[outputs, inputs, *kernel]`` as it stands has a ``layout``. What only
+    calibration data shows (kind and layout) does not count when two sites are compared.
 
     >>> Site("features.0", "weight", (8, 3, 3, 3), Kind.CONV, Role.MATRIX).name
     'features.0.weight'
@@ -96,10 +97,10 @@ class Site:
     module: str
     parameter: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: Kind = field(compare=False)
     role: Role
     aliases: tuple[str, ...] = ()
-    layout: Layout | None = None
+    layout: Layout | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:

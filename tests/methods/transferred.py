@@ -137,7 +137,7 @@ def check_residual(shared: WeightMethod, mended: WeightMethod) -> None:
 def check_refused(method: WeightMethod, outputs: int, *, square: bool) -> None:
     """Layers whose filters have no such transforms."""
     cases = [
-        (torch.randn(outputs, 4, 3, 3), Stats(), "could not be observed"),
+        (torch.randn(outputs, 4, 3, 3), Stats(), "could not be seen"),
         (torch.randn(outputs, 1, 3, 3), Stats(gram_GII=torch.ones(outputs, 1, 1)), "grouped or depthwise"),
         (torch.randn(outputs + 1, 4, 3, 3), white(torch.ones(1, 36)), "not a multiple of"),
         (torch.randn(outputs, 9), white(torch.ones(1, 9)), "only the filters of a convolution"),
