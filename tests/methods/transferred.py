@@ -140,7 +140,7 @@ def check_refused(method: WeightMethod, outputs: int, *, square: bool) -> None:
         (torch.randn(outputs, 4, 3, 3), Stats(), "could not be seen"),
         (torch.randn(outputs, 1, 3, 3), Stats(gram_GII=torch.ones(outputs, 1, 1)), "grouped or depthwise"),
         (torch.randn(outputs + 1, 4, 3, 3), white(torch.ones(1, 36)), "not a multiple of"),
-        (torch.randn(outputs, 9), white(torch.ones(1, 9)), "only the filters of a convolution"),
+        (torch.randn(outputs, 9), white(torch.ones(1, 9)), "only filters of convolutions"),
     ]
     if square:
         cases += [(torch.randn(outputs, 4, h, w), white(torch.ones(1, 4 * h * w)), "square") for h, w in ((1, 1), (3, 1))]

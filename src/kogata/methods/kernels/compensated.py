@@ -45,7 +45,7 @@ class RoundedLayer:
 def layer_of(weight: Tensor, site: Site, stats: Stats, damping: float) -> RoundedLayer:
     """The layer of a leaf. A lookup gives the rows of an embedding as they are, so its Gram matrix is the identity.
 
-    Raises NotApplicable when the inputs could not be observed, DataError when a weight is not finite.
+    Raises NotApplicable when the inputs could not be seen, DataError when a weight is not finite.
     """
     seen_GII = stats.gram_GII
     if seen_GII is None and site.kind is Kind.EMBEDDING:

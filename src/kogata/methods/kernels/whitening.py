@@ -24,7 +24,7 @@ def corrected(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     """
     gram_II = seen(weight, site, stats)
     if stats.cross_GII is None:
-        raise NotApplicable("its inputs in the original model could not be observed")
+        raise NotApplicable("its inputs in the original model could not be seen")
     ridge_II = multiple(RIDGE, gram_II)
     wanted_OI = weight.flatten(1).double() @ (stats.cross_GII[0].double() + ridge_II)
     return torch.linalg.solve(gram_II + ridge_II, wanted_OI, left=False).reshape(weight.shape)

@@ -42,7 +42,7 @@ class AdaRound(WeightMethod):
     """Quantize weights to ``bits`` (1 to 8) with a rounding learnt in ``iterations`` steps of Adam, at least 1.
 
     ``group`` consecutive weights of a row share a scale and a zero point; None means the whole row (per-channel). Weights whose
-    inputs cannot be observed stay as they are.
+    inputs cannot be seen stay as they are.
 
     >>> from kogata import only
     >>> from kogata.methods import AdaRound

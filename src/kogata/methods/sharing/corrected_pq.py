@@ -39,7 +39,7 @@ class CorrectedPQ(WeightMethod):
     """Product quantization that minimizes the error of the outputs on the calibration data.
 
     ``clusters`` (1 to 32,768) is the number of shared vectors for each position in a row, and ``length`` (at least 1) the
-    number of columns in a vector. Weights with no more rows than ``clusters``, or with inputs that cannot be observed, stay as
+    number of columns in a vector. Weights with no more rows than ``clusters``, or with inputs that cannot be seen, stay as
     they are.
 
     >>> from kogata import only
