@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -62,10 +62,33 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How ``count`` matrices ``[outputs, inputs, *kernel]`` of ``shape`` lie in one parameter.
+
+    The parameter, seen as ``view`` and its axes put in the order ``axes``, is the matrices one after another.
+    """
+
+    view: tuple[int, ...]
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the calibration data showed of a weight: what multiplies it, and how its matrices lie in it where not as rows."""
+
+    kind: Kind
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
 class Site:
     """One parameter of the model.
 
     ``name`` is its first qualified name; ``aliases`` are its qualified names in other modules that share it (tied weights).
+    A plain parameter that does not hold one matrix ``[outputs, inputs, *kernel]`` as it stands has a ``layout``. What only
+    calibration data shows (kind and layout) does not count when two sites are compared.
 
     >>> Site("features.0", "weight", (8, 3, 3, 3), Kind.CONV, Role.MATRIX).name
     'features.0.weight'
@@ -74,9 +97,10 @@ class Site:
     module: str
     parameter: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: Kind = field(compare=False)
     role: Role
     aliases: tuple[str, ...] = ()
+    layout: Layout | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -158,6 +182,7 @@ class Job:
     where: tuple[Where, ...] = ()  # the restrictions in force: a site must satisfy all of them
     ledger: tuple[Row, ...] = ()
     epochs: tuple[Epoch, ...] = ()  # epochs of the step in progress
+    seen: Mapping[str, Seen] = field(default_factory=dict[str, Seen])  # what the calibration data showed of weights, by name
     folder: Path | None = None  # where training steps may write checkpoints
     explain: bool = False  # measure what each change alone does to the loss, at the cost of a forward for each
 

@@ -171,7 +171,7 @@ def test_damaged_planes_behind_a_valid_checksum(data: bytes, tmp_path: Path) -> 
     "text", [b"", b"hello", b"\0" * 200, b"PK\x03\x04" + b"\0" * 100, b'\x10\0\0\0\0\0\0\0{"payload": 1}  ']
 )
 def test_other_files(text: bytes, tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"is damaged or no \.kogata file"):
+    with pytest.raises(FileFormatError, match=r"is damaged or not a \.kogata file"):
         read_bytes(text, tmp_path)
 
 

@@ -257,7 +257,7 @@ def test_shapes_are_checked() -> None:
     ],
 )
 def test_a_base_that_does_not_fit_is_refused(map: Repeat | Opposite | Orbit | Crops, shape: tuple[int, ...], size: int) -> None:
-    with pytest.raises(ValueError, match=r"transforms|square|stack|crops"):
+    with pytest.raises(ValueError, match=r"transforms|square|orientations|crops"):
         map.index(shape, size)
     for wrong in (lambda: Repeat(1), lambda: Crops(0), lambda: Orbit(1, False)):  # pyright: ignore[reportArgumentType]
         with pytest.raises(ValueError, match="expected"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +15,14 @@ from torch.nn.utils import parametrizations, parametrize
 from kogata import Task
 from kogata.calibration.prepare import prepare
 from kogata.engines.lowering.lower import lower
-from kogata.errors import DataError, UsageError
+from kogata.errors import UsageError
 from kogata.forms import Dense, Masked, Role
 from kogata.job import Job, Kind, Where
 from kogata.methods import SVD, Half, KMeans, MagnitudePruning, RoundToNearest
 from kogata.methods.base.compose import chain, only, per_site
 from kogata.network import surgery
 from kogata.network.batch import evaluating
-from kogata.network.sites import form_at, leaves_of, model_bits, selected_sites, sites_of
+from kogata.network.sites import form_at, leaves_of, left_alone, model_bits, selected_sites, sites_of
 from kogata.storage.load import load
 from kogata.storage.write import pack, write_file
 from kogata.testing.comparisons import assert_equal, assert_near, assert_untouched, snapshot, weights
@@ -121,15 +122,18 @@ def test_masks_fold_inside_the_factors_of_a_product() -> None:
     assert [part.kept() for part in form.parts().values()] == [round(0.4 * 32 * 4), round(0.4 * 4 * 96)]
 
 
-def test_foreign_parametrizations_are_refused() -> None:
-    model = parametrizations.weight_norm(nn.Linear(16, 16))
-    with pytest.raises(DataError, match=r"surgery: 'weight' .*another library .*remove_parametrizations"):
-        linear_job(model)
+@pytest.mark.parametrize("foreign", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_weight_that_another_library_holds_is_left_alone_and_stored(foreign: Any, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 16), foreign(nn.Linear(16, 16)))
 
-
-def test_spectral_norm_is_refused_too() -> None:
-    with pytest.raises(DataError, match="another library"):
-        linear_job(nn.Sequential(parametrizations.spectral_norm(nn.Linear(16, 16))))
+    job = RoundToNearest(bits=4).apply(linear_job(build()))
+    assert [site.name for site in sites_of(job.model)] == ["0.bias", "0.weight", "1.bias"]
+    assert "another library" in left_alone(job.model)["1.weight"]
+    write_file(tmp_path / "m.kogata", pack(job.model))
+    loaded, inputs = load(tmp_path / "m.kogata", into=build()), torch.randn(2, 16)
+    with evaluating(job.model), evaluating(loaded):
+        assert torch.equal(loaded(inputs), job.model(inputs))
 
 
 class Recurrent(nn.Module):
@@ -145,15 +149,18 @@ class Recurrent(nn.Module):
         return self.out(self.lstm(x)[0] * self.named["gain"] + self.list[0] * self.table - self.list[1])
 
 
-def test_recurrent_layers_and_parameter_lists_are_left_alone_and_stored(tmp_path: Path) -> None:
+def test_parameter_lists_are_left_alone_and_stored(tmp_path: Path) -> None:
     inputs = torch.randn(3, 5, 16)
     job = MagnitudePruning(sparsity=0.5).apply(prepare(Recurrent(), Task(calibration=[inputs])))
-    assert [site.name for site in sites_of(job.model)] == ["out.bias", "out.weight"]
+    assert [site.name for site in sites_of(job.model) if site.role is Role.MATRIX] == [
+        "lstm.weight_hh_l0", "lstm.weight_ih_l0", "out.weight",
+    ]  # fmt: skip
+    assert set(left_alone(job.model)) == {"list.0", "list.1", "named.gain"}
     write_file(tmp_path / "m.kogata", pack(job.model))
     loaded = load(tmp_path / "m.kogata", into=Recurrent())
     with evaluating(job.model), evaluating(loaded):
         assert torch.equal(loaded(inputs), job.model(inputs))
-    assert loaded.get_parameter("lstm.weight_ih_l0").requires_grad
+    assert loaded.get_parameter("list.0").requires_grad
     assert not loaded.get_parameter("table").requires_grad
 
 

@@ -73,8 +73,8 @@ def test_gradient_is_that_of_finite_differences(make: Any) -> None:
 @pytest.mark.parametrize(
     ("header", "member", "shapes", "reason"),
     [
-        ({"kernel": [3, 3]}, [0, 1], [(1, 4, 3, 3)], "not divided"),
-        ({"kernel": [3, 3]}, [0, 0], [(1, 4, 3, 3)], "not divided"),
+        ({"kernel": [3, 3]}, [0, 1], [(1, 4, 3, 3)], "number of its filters"),
+        ({"kernel": [3, 3]}, [0, 0], [(1, 4, 3, 3)], "number of its filters"),
         ({"kernel": [3, 3]}, [0, -1], [(1, 4, 3, 3)], "negative"),
         ({"kernel": [3, 3]}, [0, 1], [(1, 4, 1, 1), (1, 5, 3, 3)], "parts of shapes"),
         ({"kernel": [3, 3]}, [[0], [1]], [(1, 4, 1, 1), (1, 4, 3, 3)], "parts of shapes"),

@@ -80,7 +80,7 @@ def test_dead_inputs_zeros_and_single_rows() -> None:
 
 
 def test_without_inputs_it_is_refused() -> None:
-    with pytest.raises(NotApplicable, match="inputs could not be matched"):
+    with pytest.raises(NotApplicable, match="inputs could not be seen"):
         AdaRound(bits=4).encode(torch.randn(3, 3), SITE, Stats())
 
 

@@ -193,7 +193,7 @@ def test_weights_of_zero_stay_zero() -> None:
 
 
 def test_unseen_inputs_and_nan_are_refused() -> None:
-    with pytest.raises(NotApplicable, match="could not be observed"):
+    with pytest.raises(NotApplicable, match="could not be seen"):
         encode(GPTQ(bits=4), torch.randn(4, 8), None)
     with pytest.raises(DataError, match=r"layer\.weight"):
         encode(GPTQ(bits=4), torch.full((4, 8), torch.nan), torch.eye(8)[None])

@@ -94,8 +94,8 @@ def test_refusals_say_why() -> None:
         ((16, 8, 1, 1), "kernel of one position"),
         ((16, 8), "1-d and 2-d convolutions"),
         ((16, 1, 3, 3), "reads a single channel"),
-        ((16, 8, 2, 2), "none in its centre"),
-        ((1, 8, 3, 3), "one filter"),
+        ((16, 8, 2, 2), "no central position"),
+        ((1, 8, 3, 3), "single filter"),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kogata import Task
 from kogata.calibration.prepare import prepare
@@ -26,7 +27,6 @@ from kogata.methods.base.method import Method
 from kogata.methods.base.weight import WeightMethod
 from kogata.network import surgery
 from kogata.network.sites import form_at, form_of, sites_of
-from kogata.network.views import unfolded
 from kogata.storage.load import load
 from kogata.storage.write import save
 from kogata.testing.comparisons import assert_near
@@ -38,9 +38,15 @@ def site_of(weight: Tensor) -> Site:
     return Site("layer", "weight", tuple(weight.shape), Kind.CONV, Role.MATRIX)
 
 
+def unfolded(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    """The patches of the images as columns, ``[channels · kernel, patches]``."""
+    padding = int(layer.padding[0])
+    return functional.unfold(images, (3, 3), padding=padding).transpose(0, 1).flatten(1)
+
+
 def seen(layer: nn.Conv2d, images: Tensor) -> Stats:
     """The statistics of a layer's inputs."""
-    columns_IR = unfolded(layer, images).transpose(0, 1).flatten(1)
+    columns_IR = unfolded(layer, images)
     return Stats(gram_GII=(columns_IR @ columns_IR.T / columns_IR.shape[1])[None])
 
 
@@ -109,7 +115,7 @@ def check_tolerance(method: Callable[[float], WeightMethod], outputs: int = 16) 
     weight, stats = layer.weight.detach(), seen(layer, images)
     form = method(10.0).encode(weight, site_of(weight), stats)
     before = layer(images)
-    after = torch.nn.functional.conv2d(images, form.dense(), padding=1)
+    after = functional.conv2d(images, form.dense(), padding=1)
     error = float((after - before).detach().norm() / before.detach().norm())
     assert 0.1 < error < 1.5
     assert torch.equal(method(error * 1.01).encode(weight, site_of(weight), stats).dense(), form.dense())
@@ -122,7 +128,7 @@ def check_residual(shared: WeightMethod, mended: WeightMethod) -> None:
     layer, images = nn.Conv2d(4, 16, 3, bias=False), torch.randn(6, 4, 8, 8)
     weight, stats = layer.weight.detach(), seen(layer, images)
     plain, better = (method.encode(weight, site_of(weight), stats).dense().detach() for method in (shared, mended))
-    columns_IR = unfolded(layer, images).transpose(0, 1).flatten(1)
+    columns_IR = unfolded(layer, images)
     values = torch.linalg.svdvals(((weight - plain).flatten(1) @ columns_IR).double())
     left = float(((weight - better).flatten(1) @ columns_IR).double().norm())
     assert left == pytest.approx(float(values[2:].norm()), rel=1e-3)
@@ -131,10 +137,10 @@ def check_residual(shared: WeightMethod, mended: WeightMethod) -> None:
 def check_refused(method: WeightMethod, outputs: int, *, square: bool) -> None:
     """Layers whose filters have no such transforms."""
     cases = [
-        (torch.randn(outputs, 4, 3, 3), Stats(), "could not be observed"),
+        (torch.randn(outputs, 4, 3, 3), Stats(), "could not be seen"),
         (torch.randn(outputs, 1, 3, 3), Stats(gram_GII=torch.ones(outputs, 1, 1)), "grouped or depthwise"),
         (torch.randn(outputs + 1, 4, 3, 3), white(torch.ones(1, 36)), "not a multiple of"),
-        (torch.randn(outputs, 9), white(torch.ones(1, 9)), "only the filters of a convolution"),
+        (torch.randn(outputs, 9), white(torch.ones(1, 9)), "only filters of convolutions"),
     ]
     if square:
         cases += [(torch.randn(outputs, 4, h, w), white(torch.ones(1, 4 * h * w)), "square") for h, w in ((1, 1), (3, 1))]

@@ -138,10 +138,23 @@ def fastfood(header: Any, planes: Any, parts: Any, typed: str) -> Tensor:
     return rounded(np.concatenate(found)[:rows].reshape(header["shape"]), dtype), dtype
 
 
+def transposed(header: Any, planes: Any, parts: Any, typed: str) -> Tensor:
+    (part, dtype), view, axes = parts["part"], header["view"], header["axes"]
+    found = np.empty(view, part.dtype)
+    turned = part.reshape([view[axis] for axis in axes])
+    for place in np.ndindex(turned.shape):
+        found[tuple(place[axes.index(n)] for n in range(len(view)))] = turned[place]
+    return found.reshape(header["shape"]), dtype
+
+
+def separate(header: Any, planes: Any, parts: Any, typed: str) -> Tensor:
+    return np.stack([array for array, _ in parts.values()]), next(iter(parts.values()))[1]
+
+
 FORMS: Mapping[str, Callable[[Any, Any, Any, str], Tensor]] = {
     "dense": dense, "masked": masked, "affine": affine, "codebook": codebook, "vectors": vectors, "binary": binary,
     "product": product, "tied": tied, "permuted": permuted, "sum": total, "stacked": stacked, "displacement": displacement,
-    "fastfood": fastfood,
+    "fastfood": fastfood, "transposed": transposed, "separate": separate,
 }  # fmt: skip
 
 

@@ -37,12 +37,12 @@ from kogata.tasks.networks.lenet import lenet5, lenet300
 from kogata.tasks.networks.resnet import cifar_resnet
 from kogata.testing.comparisons import assert_equal
 from tests.storage import reader, reader_coders, reader_forms
-from tests.storage.zoo import Zoo, zoo
+from tests.storage.zoo import FORMS_OF_SCHEMA_1, Zoo, zoo
 
 # What files in the world say. A tag may be added, never changed, taken away or given another meaning.
 FORM_TAGS = {
     "dense", "masked", "affine", "codebook", "vectors", "binary", "product", "tied", "permuted", "sum", "stacked",
-    "displacement", "fastfood",
+    "displacement", "fastfood", "transposed", "separate",
 }  # fmt: skip
 MAP_TAGS = {"hash", "repeat", "opposite", "orbit", "crops", "circulant", "diagonal"}
 QUANTIZER_TAGS = {"static", "dynamic", "sign"}
@@ -65,7 +65,7 @@ def test_tags_are_unique_and_frozen() -> None:
 
 
 def test_a_file_of_schema_1_loads_exactly() -> None:
-    model, wanted = load(SCHEMA_1, into=Zoo()), zoo()
+    model, wanted = load(SCHEMA_1, into=Zoo(FORMS_OF_SCHEMA_1)), zoo(FORMS_OF_SCHEMA_1)
     assert_equal(model.state_dict(), wanted.state_dict())
     assert pack(model).data == pack(wanted).data
     assert read_file(SCHEMA_1).kept == {"blocks": (0, 2, 3), "blocks.1": (0, 2)}
@@ -109,8 +109,8 @@ def assert_read_alike(file: reader.File, model: nn.Module) -> None:
 
 
 def test_the_page_suffices_for_every_form() -> None:
-    model = zoo()
-    for data in (pack(model).data, SCHEMA_1.read_bytes()):
+    old, new = zoo(FORMS_OF_SCHEMA_1), zoo()
+    for data, model in ((SCHEMA_1.read_bytes(), old), (pack(new).data, new)):
         file = reader.File(data)
         assert_read_alike(file, model)
         assert file.kept == {"blocks": [0, 2, 3], "blocks.1": [0, 2]}

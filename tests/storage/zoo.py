@@ -24,9 +24,11 @@ from kogata.forms import (
     Permuted,
     Product,
     Role,
+    Separate,
     Stacked,
     Sum,
     Tied,
+    Transposed,
     Vectors,
 )  # fmt: skip
 from kogata.forms.filter_maps import Crops, Opposite, Orbit, Repeat
@@ -126,8 +128,16 @@ def every_form() -> Mapping[str, Form]:
         "stacked": Stacked(member, filters, (3, 3)),
         "displacement": Displacement(leaf(Role.MATRIX, 2, 9), leaf(Role.MATRIX, 2, 9), (6, 9)),
         "fastfood": Fastfood([leaf(Role.MATRIX, 2, 8), leaf(Role.MATRIX, 2, 8), leaf(Role.MATRIX, 2, 7)], 11, (13, 7)),
+        "transposed": Transposed(affine(4, 8, 6, 9), (9, 6), (1, 0), (9, 6)),
+        "transposed_groups": Transposed(shared(5, 8, 3, 2, 2), (2, 3, 4, 2, 2), (0, 2, 1, 3, 4), (6, 4, 2, 2)),
+        "separate": Separate([masked(0.3, 4, 6), affine(4, 4, 4, 6), leaf(Role.MATRIX, 4, 6)]),
+        "separate_transposed": Separate([Transposed(leaf(Role.MATRIX, 5, 3), (3, 5), (1, 0), (3, 5)) for _ in range(2)]),
     }  # fmt: skip
     return found
+
+
+FORMS_OF_SCHEMA_1 = tuple(name for name in every_form() if not name.startswith(("transposed", "separate")))
+"""The forms that files of schema 1 may hold."""
 
 
 class Holder(nn.Module):
@@ -141,11 +151,12 @@ class Holder(nn.Module):
 class Zoo(nn.Module):
     """A module for each form, and layers for what is no form: buffers of all kinds, quantizers, lists that lose layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] | None = None) -> None:
         super().__init__()
         self.forms = nn.ModuleDict({
             name: Holder(form.shape, next(leaf.values.dtype for _, leaf in form.leaves()))
             for name, form in every_form().items()
+            if names is None or name in names
         })  # fmt: skip
         self.norm = nn.BatchNorm2d(5)
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
@@ -158,9 +169,9 @@ class Zoo(nn.Module):
         self.register_buffer("empty", torch.zeros(0, 3))
 
 
-def zoo() -> Zoo:
-    """The model with its forms, quantizers and shortened lists."""
-    model, forms, draw = Zoo(), every_form(), Draw()
+def zoo(names: Sequence[str] | None = None) -> Zoo:
+    """The model with its forms, or those of ``names``, quantizers and shortened lists."""
+    model, forms, draw = Zoo(names), every_form(), Draw()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not name.startswith("forms.") and tensor.is_floating_point():
             tensor.data = draw.floats(*tensor.shape)

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import Counter
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
-from kogata.job import Kind, Site
-from kogata.network.batch import call, evaluating, take
+from kogata.calibration.watch import Watch
+from kogata.forms import Role
+from kogata.job import Kind
+from kogata.network.batch import evaluating, take
+from kogata.network.placement import Placement
 from kogata.network.sites import sites_of
 
 
 def macs(model: nn.Module, inputs: Any) -> dict[str, int]:
-    """Multiply-accumulates of each linear and convolutional site for one sample, by the site's name.
+    """Multiply-accumulates of each weight that an operation multiplies, for one sample, by the site's name.
 
-    An output entry costs one product for each weight of its row. Layers that the forward pass calls several times count each
-    time; layers it reaches in other ways than by calling them are left out.
+    An output entry costs one product for each weight of its row. Weights that the forward pass multiplies several times count
+    each time; those whose products cannot be seen are left out.
+
+    >>> macs(nn.Linear(8, 4), torch.ones(3, 8))
+    {'weight': 32}
     """
-    found: dict[str, int] = {}
-    handles: list[Any] = []
+    found = Counter[str]()
 
-    def count(site: Site) -> Callable[..., None]:
-        row = int(np.prod(site.shape[1:]))
+    def rows(name: str, placement: Placement) -> None:
+        if placement.use.kind is not Kind.CONV:  # whose rows would have to be unfolded
+            for start, stop, x_GNI in placement.rows():
+                found[name] += (stop - start) * x_GNI.shape[1] * x_GNI.shape[2]
 
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                found[site.name] = found.get(site.name, 0) + output.numel() * row
+    def places(name: str, placement: Placement, output: Tensor) -> None:
+        if placement.use.kind is Kind.CONV:
+            found[name] += output.numel() * math.prod(placement.layout.shape[1:])
 
-        return hook
-
-    for site in sites_of(model):
-        if site.kind in (Kind.LINEAR, Kind.CONV):
-            handles.append(model.get_submodule(site.module).register_forward_hook(count(site)))
-    try:
-        with evaluating(model):
-            call(model, take(inputs, 1))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    watch = Watch(model, [site for site in sites_of(model) if site.role is Role.MATRIX], rows)
+    watch.result = places
+    with evaluating(model), watch.listening(lambda _, look: look()):
+        watch.run(take(inputs, 1))
+    return dict(found)

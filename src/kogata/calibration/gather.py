@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from kogata.calibration.batches import calibration_batches
 from kogata.calibration.gradients import gradient_statistics
 from kogata.calibration.normalization import Moments, follows
-from kogata.calibration.sequential import Visit, in_turn
+from kogata.calibration.sequential import Visit, count, in_turn
 from kogata.calibration.stats import GRADIENTS, INPUTS, Gathered, Gradients, Stat
+from kogata.calibration.watch import Watch
 from kogata.errors import DataError
-from kogata.job import Job, Site
-from kogata.network.batch import call, evaluating
-from kogata.network.sites import form_of
-from kogata.network.views import InputRows, input_rows_of
+from kogata.job import Job, Kind, Site
+from kogata.network.batch import evaluating
+from kogata.network.placement import Placement
 from kogata.system import memory
 
 Gathering = Generator[tuple[Site, Gathered], None, None]
+
+MULTIPLIED = frozenset({Kind.LINEAR, Kind.CONV})
+"""Kinds of layers whose weights multiply inputs."""
 
 
 def gather(
@@ -33,21 +36,28 @@ def gather(
     Inputs are those that come out of what the caller has made of the layers before: one pass, which holds the statistics of
     one layer. Batch normalization behind what was changed gets the statistics of the calibration data that now reach it. For
     ``Stat.CROSS`` each batch also runs through ``job.model``, beside its run through ``model``. Gradients are those of
-    ``job.model``: the given ones, by the name of the site, or gathered before. Linear layers, one- and two-dimensional
-    convolutions and attention projections have inputs to look at; for other sites, and for layers that never run, they are
-    None. Sites that need none and whose layers cannot be seen come first; without any need of inputs, all come in their order.
+    ``job.model``: the given ones, by the name of the site, or gathered before. A weight has inputs where an operation of the
+    forward multiplies it, whatever its layer; for others they are None, and :class:`Gathered` says why. Sites that need no
+    inputs come in that order too; those that nothing multiplies come first, so that the others see what became of them.
     """
     gradients = gradients_of(job, needs) if gradients is None else gradients
+    if not any(wanted & INPUTS for wanted in needs.values()):
+        for site in needs:
+            yield site, Gathered(gradients=gradients.get(site.name, Gradients()))
+        return
     left = {site.name: site for site in needs}
-    if any(wanted & INPUTS for wanted in needs.values()):
-        for site, wanted in needs.items():
-            if not wanted & INPUTS and input_rows_of(model, site) is None:
-                yield left.pop(site.name), Gathered(gradients=gradients.get(site.name, Gradients()))
-        with closing(_arrivals(job, needs, model)) as arrivals:
-            for site, sums in arrivals:
-                yield left.pop(site.name), sums.gathered(site, gradients.get(site.name, Gradients()))
-    for name, site in left.items():
-        yield site, Gathered(gradients=gradients.get(name, Gradients()))
+    watch = Watch(model, list(needs), lambda name, placement: None)
+    with closing(_arrivals(job, watch, needs)) as arrivals:
+        for site, sums in arrivals:
+            del left[site.name]
+            known = gradients.get(site.name, Gradients())
+            yield site, _unseen(watch, site, known) if sums is None else sums.gathered(site, known)
+    for name, site in left.items():  # what its matrices are cannot be told
+        yield site, _unseen(watch, site, gradients.get(name, Gradients()))
+
+
+def _unseen(watch: Watch, site: Site, gradients: Gradients) -> Gathered:
+    return Gathered(gradients=gradients, unseen=f"its inputs could not be seen: {watch.unseen(site.name)}")
 
 
 def gradients_of(job: Job, needs: Mapping[Site, frozenset[Stat]]) -> dict[str, Gradients]:
@@ -59,70 +69,89 @@ def gradients_of(job: Job, needs: Mapping[Site, frozenset[Stat]]) -> dict[str, G
     return gradient_statistics(job, batches, list(wanted), frozenset().union(*wanted.values()))
 
 
-def _arrivals(job: Job, needs: Mapping[Site, frozenset[Stat]], model: nn.Module) -> Generator[tuple[Site, _Sums], None, None]:
-    """Each site whose inputs can be seen, when all batches have arrived at it; its sums are dropped when the next one comes."""
-    watched = {site.name: (site, *view) for site in needs if (view := input_rows_of(model, site)) is not None}
-    sums = {name: _Sums(view, needs[site]) for name, (site, _, view) in watched.items()}
+def _arrivals(
+    job: Job, watch: Watch, needs: Mapping[Site, frozenset[Stat]]
+) -> Generator[tuple[Site, _Sums | None], None, None]:
+    """Each site when all batches have arrived at it; its sums are dropped when the next one comes.
+
+    First those that nothing multiplies, without sums.
+    """
+    model, sums = watch.model, {site.name: _Sums(wanted & INPUTS) for site, wanted in needs.items()}
+    watch.visit = lambda name, placement: sums[name].add(placement)
     norms = {name: (module, Moments()) for name, module in model.named_modules() if follows(module)}
-    layers: list[tuple[str, nn.Module, Visit]] = [(name, module, sums[name]) for name, (_, module, _) in watched.items()]
-    layers += [(name, module, moments) for name, (module, moments) in norms.items()]
-    changed, models = False, [model]
-    if any(Stat.CROSS in wanted for wanted in needs.values()):
-        models = [job.model, model]  # the unchanged run of a batch arrives just before the changed one
-        unchanged = [(name, input_rows_of(job.model, site)) for name, (site, _, _) in watched.items()]
-        layers += [(name, view[0], sums[name].unchanged) for name, view in unchanged if view is not None]
+    layers: list[tuple[str, nn.Module, Visit]] = [(name, module, moments) for name, (module, moments) in norms.items()]
+    changed, watches = False, [watch]
+    crossed = [site for site, wanted in needs.items() if Stat.CROSS in wanted]
+    if crossed:  # the unchanged run of a batch arrives just before the changed one
+        unchanged = Watch(job.model, crossed, lambda name, placement: sums[name].unchanged(placement))
+        watches = [unchanged, watch]
     with memory.returned(), evaluating(job.model), evaluating(model):
-        forwards = [partial(call, each, inputs) for inputs, _ in calibration_batches(model, job.task) for each in models]
-        with closing(in_turn(forwards, layers)) as names:
+        forwards = [partial(each.run, inputs) for inputs, _ in calibration_batches(model, job.task) for each in watches]
+        calls = count(forwards[len(watches) - 1], layers, [watch])
+        for name, site in watch.sites.items():
+            if name not in calls:
+                yield site, None
+        with closing(in_turn(forwards, layers, watches, calls)) as names:
             for name in names:
                 if name in norms:
                     if changed:
                         norms[name][1].renew(norms[name][0])
                     continue
-                site = watched[name][0]
-                before = _holder(model, site)
-                yield site, sums[name]
-                changed |= _holder(model, site) is not before
+                if watch.fits(name):
+                    yield watch.sites[name], sums[name]
+                changed |= watch.replaced(name)
                 sums[name].clear()
                 memory.release()
 
 
-def _holder(model: nn.Module, site: Site) -> object:
-    """What holds a weight: a form, or the parameter itself."""
-    module = model.get_submodule(site.module)
-    return form_of(module, site.parameter) or getattr(module, site.parameter)
-
-
 class _Sums:
-    """Running sums of one layer's statistics."""
+    """Running sums of the statistics of one weight's inputs, for each group of its rows that has inputs of its own."""
 
-    def __init__(self, view: InputRows, needs: frozenset[Stat]) -> None:
-        self.view, self.needs, self.rows = view, needs, 0
+    def __init__(self, needs: frozenset[Stat]) -> None:
+        self.needs, self.size = needs, 0  # rows of a group
+        self.rows_G = torch.zeros(0, dtype=torch.float64)
         self.square: Tensor | None = None
         self.gram: Tensor | None = None
         self.cross: Tensor | None = None
         self.unpaired = list[Tensor]()  # pieces of the unchanged run of one batch, whose changed run comes next
 
-    def unchanged(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the inputs of one call in the unchanged model, until the same call in the changed one."""
-        if Stat.CROSS not in self.needs:
-            return
-        self.unpaired += [x_GNI.clone() for x_GNI in self.view(layer, args, kwargs)]  # what follows may change them in place
+    def unchanged(self, placement: Placement) -> None:
+        """Keep the inputs of one use in the unchanged model, until the same use in the changed one."""
+        self.unpaired += [rows.x_GNI.clone() for rows in placement.rows()]  # what follows may change them in place
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Add the inputs of one call."""
-        if not self.needs & INPUTS:
+    def add(self, placement: Placement) -> None:
+        """Add the inputs of one use."""
+        if not self.needs:
             return
-        for x_GNI in self.view(layer, args, kwargs):
+        total = placement.layout.count * placement.layout.shape[0]
+        for start, stop, x_GNI in placement.rows():
             x_GNI = x_GNI.float()
-            self.rows += x_GNI.shape[1]
+            each = (stop - start) // len(x_GNI)
+            self._refine(math.gcd(self.size or total, start, each), total)
+            chosen, repeats = slice(start // self.size, stop // self.size), each // self.size
+            self.rows_G[chosen] += x_GNI.shape[1]
             if Stat.SQUARE in self.needs:
-                square = x_GNI.square().sum(1)
-                self.square = square if self.square is None else self.square.add_(square)
+                self.square = self._added(self.square, chosen, x_GNI.square().sum(1), repeats)
             if Stat.GRAM in self.needs:
-                self.gram = _added(self.gram, x_GNI, x_GNI)
+                self.gram = self._multiplied(self.gram, chosen, x_GNI, x_GNI, repeats)
             if Stat.CROSS in self.needs:
-                self.cross = _added(self.cross, self._partner(x_GNI), x_GNI)
+                self.cross = self._multiplied(self.cross, chosen, self._partner(x_GNI), x_GNI, repeats)
+
+    def clear(self) -> None:
+        """Free the memory."""
+        self.square = self.gram = self.cross = None
+
+    def gathered(self, site: Site, gradients: Gradients) -> Gathered:
+        """The means."""
+        for total in (self.square, self.gram, self.cross):
+            if total is not None and not torch.isfinite(torch.stack(total.aminmax())).all():  # without a mask of its size
+                raise DataError(f"calibration: the inputs of {site.name} are NaN or infinite; check the data.")
+        counts_G = self.rows_G.clamp_min(1)
+        square, gram, cross = (
+            None if total is None else total.div_(counts_G.to(total).reshape(-1, *(1 for _ in total.shape[1:]))).cpu()
+            for total in (self.square, self.gram, self.cross)
+        )
+        return Gathered(square_GI=square, gram_GII=gram, cross_GII=cross, reached_G=self.rows_G > 0, gradients=gradients)
 
     def _partner(self, x_GNI: Tensor) -> Tensor:
         """What the unchanged model had in the place of ``x_GNI``."""
@@ -133,23 +162,32 @@ class _Sums:
             )
         return self.unpaired.pop(0).float()
 
-    def clear(self) -> None:
-        """Free the memory."""
-        self.square = self.gram = self.cross = None
+    def _refine(self, size: int, total: int) -> None:
+        """Cut all rows into groups of ``size``."""
+        if size == self.size:
+            return
+        repeats = self.size // size
+        if self.size:
+            self.rows_G = self.rows_G.repeat_interleave(repeats)
+            self.square, self.gram, self.cross = (
+                None if part is None else part.repeat_interleave(repeats, 0) for part in (self.square, self.gram, self.cross)
+            )
+        else:
+            self.rows_G = torch.zeros(total // size, dtype=torch.float64)
+        self.size = size
 
-    def gathered(self, site: Site, gradients: Gradients) -> Gathered:
-        for total in (self.square, self.gram, self.cross):
-            if total is not None and not torch.isfinite(torch.stack(total.aminmax())).all():  # without a mask of its size
-                raise DataError(f"calibration: the inputs of {site.name} are NaN or infinite; check the data.")
-        square, gram, cross = (
-            None if total is None else total.div_(self.rows).cpu() for total in (self.square, self.gram, self.cross)
-        )
-        return Gathered(square_GI=square, gram_GII=gram, cross_GII=cross, gradients=gradients)
+    def _added(self, total: Tensor | None, chosen: slice, part: Tensor, repeats: int) -> Tensor:
+        """A total with ``part`` added to the chosen groups, each of its entries to so many of them."""
+        if total is None:
+            total = part.new_zeros(len(self.rows_G), *part.shape[1:])
+        total[chosen] += part.repeat_interleave(repeats, 0) if repeats > 1 else part
+        return total
 
-
-def _added(total: Tensor | None, left_GNI: Tensor, right_GNI: Tensor) -> Tensor:
-    """A sum of the products of rows, with those of one more piece."""
-    if total is None:
-        groups, _, columns = right_GNI.shape
-        total = right_GNI.new_zeros(groups, columns, columns)
-    return total.baddbmm_(left_GNI.mT, right_GNI)
+    def _multiplied(self, total: Tensor | None, chosen: slice, left_GNI: Tensor, right_GNI: Tensor, repeats: int) -> Tensor:
+        """The same for the products of rows, without a copy of the total's size where all groups have inputs of their own."""
+        if repeats > 1:
+            return self._added(total, chosen, left_GNI.mT @ right_GNI, repeats)
+        if total is None:
+            total = right_GNI.new_zeros(len(self.rows_G), right_GNI.shape[2], right_GNI.shape[2])
+        total[chosen].baddbmm_(left_GNI.mT, right_GNI)
+        return total

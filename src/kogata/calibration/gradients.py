@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from kogata.calibration.stats import Gradients, Stat
+from kogata.calibration.watch import Watch
 from kogata.errors import DataError
 from kogata.job import Job, Site, Task
 from kogata.network import surgery
 from kogata.network.batch import call, length, row, tensors
+from kogata.network.placement import Placement
 from kogata.network.sites import form_at
 
 
@@ -32,19 +35,21 @@ def gradient_statistics(
     Raises DataError when one is not finite.
     """
     model = surgery.clone(job.model, share=False).eval().requires_grad_(False)
+    for site in sites:
+        if site.layout is not None:  # its leaves must be what the forward computes with
+            surgery.hold(model, site, form_at(model, site))
     leaves = {(s.name, path): leaf.values for s in sites for path, leaf in form_at(model, s).leaves()}
     squares = {key: torch.zeros_like(leaf.detach()) for key, leaf in leaves.items() if Stat.FISHER in needs}
+    watch = Watch(model, sites if Stat.GRADIENT in needs else (), lambda name, placement: None)
     outer: dict[str, Tensor] = {}
-    for site in sites if Stat.GRADIENT in needs else ():
-        module = model.get_submodule(site.module)
-        if site.parameter == "weight" and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-            module.register_forward_hook(_watch(site.name, outer, channels=1 if site.kind == "conv" else -1))
+    watch.result = partial(_follow, outer)
     samples = 0
-    for gradients in of_samples(model, job, batches, list(leaves.values())):
-        samples += 1
-        for square, gradient in zip(squares.values(), gradients, strict=False):  # there are none unless they are needed
-            if gradient is not None:
-                square.addcmul_(gradient, gradient)
+    with watch.listening(lambda name, look: None):
+        for gradients in of_samples(model, job, batches, list(leaves.values()), watch.run):
+            samples += 1
+            for square, gradient in zip(squares.values(), gradients, strict=False):  # there are none unless they are needed
+                if gradient is not None:
+                    square.addcmul_(gradient, gradient)
     fisher: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for (name, path), square in squares.items():
         if not torch.isfinite(square).all():
@@ -60,29 +65,34 @@ def gradient_statistics(
 
 
 def of_samples(
-    model: nn.Module, job: Job, batches: Iterable[tuple[Any, Any]], parameters: Sequence[Tensor]
-) -> Iterator[Sequence[Tensor | None]]:
-    """The gradients of each single sample's loss with respect to ``parameters`` of ``model``; None where it has none."""
+    model: nn.Module, job: Job, batches: Iterable[tuple[Any, Any]], parameters: Sequence[Tensor],
+    forward: Callable[[Any], Any] | None = None,
+) -> Iterator[Sequence[Tensor | None]]:  # fmt: skip
+    """The gradients of each single sample's loss with respect to ``parameters`` of ``model``; None where it has none.
+
+    ``forward`` runs the model, where that is not simply to call it.
+    """
     signs = torch.Generator().manual_seed(job.seed)
+    forward = forward or partial(call, model)
     for parameter in parameters:
         parameter.requires_grad_()
     for inputs, targets in batches:
         for n in range(length(inputs)):
-            loss = _loss(job.task, call(model, row(inputs, n)), row(targets, n), signs)
+            loss = _loss(job.task, forward(row(inputs, n)), row(targets, n), signs)
             yield cast("Sequence[Tensor | None]", torch.autograd.grad(loss, parameters, allow_unused=True))
 
 
-def _watch(name: str, outer: dict[str, Tensor], channels: int) -> Callable[[nn.Module, Any, Tensor], None]:
-    """A forward hook that sums gᵀg of the gradients of a layer's outputs, whose channels are at an axis."""
+def _follow(outer: dict[str, Tensor], name: str, placement: Placement, output: Tensor) -> None:
+    """Sum gᵀg of the gradients g of what one use of a whole weight gives."""
+    channels = placement.use.channels
+    if channels is None or not placement.whole() or not output.requires_grad:
+        return
 
     def add(gradient: Tensor) -> None:
         g_NO = gradient.detach().movedim(channels, -1).flatten(0, -2).float()
         outer[name] = outer[name].addmm_(g_NO.T, g_NO) if name in outer else g_NO.T @ g_NO
 
-    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        output.register_hook(add)
-
-    return hook
+    output.register_hook(add)
 
 
 def _loss(task: Task, output: Any, targets: Any, signs: torch.Generator) -> Tensor:

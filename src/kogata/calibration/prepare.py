@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from kogata.calibration.probe import Probe
+from kogata.calibration.watch import Watch
 from kogata.errors import DataError, KogataError
-from kogata.job import Job, Task
+from kogata.job import Job, Role, Seen, Task
+from kogata.network.batch import evaluating
 from kogata.network.sites import sites_of
 
 
@@ -39,10 +43,18 @@ def prepare(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
         raise DataError(f"model: {type(model).__name__} has no weight that can be compressed.")
     job = Job(model=model, reference=model, task=task, seed=seed)
     try:
-        Probe(job)
+        inputs = Probe(job).inputs
+        return replace(job, seen=_seen(model, inputs))
     except KogataError:
         raise
     except Exception as error:  # whatever the user's model or loss raises
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"task {task.name!r}: the model fails on the first calibration batch: {reason}") from error
-    return job
+
+
+def _seen(model: nn.Module, inputs: Any) -> dict[str, Seen]:
+    """What one forward shows of how the model multiplies its weights."""
+    watch = Watch(model, [site for site in sites_of(model) if site.role is Role.MATRIX], lambda name, placement: None)
+    with evaluating(model), watch.listening(lambda name, look: None):
+        watch.run(inputs)
+    return watch.seen()

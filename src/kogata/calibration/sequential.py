@@ -1,24 +1,26 @@
 """Run all batches through a model side by side, stopping before each layer, so that the layer can be changed on the way.
 
-Each batch has a thread of its own, of which one runs at a time: a batch goes on until it reaches a layer that is to be looked
-at, then the next batch does. When all have arrived, the layer is handed to the caller, who may replace its weight; then all
-go on, through what the layer has become. So one pass shows every layer the inputs that come out of what was made of the layers
-before it, while the statistics of only one layer are held.
+Each batch has a thread of its own, of which one runs at a time: a batch goes on until it reaches a layer or a weight that is to
+be looked at, then the next batch does. When all have arrived, it is handed to the caller, who may replace it; then all go on,
+through what it has become. So one pass shows every layer the inputs that come out of what was made of the layers before it,
+while the statistics of only one layer are held.
 
-A generator cannot be suspended inside a call of the user's forward; a thread can, and it keeps its own autograd and autocast
-modes.
+A generator cannot be suspended inside a call of the user's forward; a thread can, and it keeps its own autograd, autocast and
+function modes.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kogata.calibration.watch import Reach, Watch
 from kogata.system import memory
 
 Visit = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -84,67 +86,71 @@ class _Batch:
 
 
 def in_turn(
-    forwards: Sequence[Callable[[], object]], layers: Sequence[tuple[str, nn.Module, Visit]]
+    forwards: Sequence[Callable[[], object]],
+    layers: Sequence[tuple[str, nn.Module, Visit]],
+    watches: Sequence[Watch] = (),
+    calls: Mapping[str, int] | None = None,
 ) -> Generator[str, None, None]:
-    """The name of each layer, when every one of ``forwards`` has arrived at it and its ``Visit`` has seen all inputs.
+    """The name of each layer or weight, when every one of ``forwards`` has arrived at it and its visit has seen all inputs.
 
-    A layer that is called several times in one forward is handed over at its last call, its visit having seen all of them;
-    how often that is, is counted in the first forward.
+    ``layers`` are looked at as they are called, the weights of ``watches`` as an operation multiplies them; forwards that are
+    to be watched are runs of a watch. What is used several times in one forward is handed over at its last use, its visit
+    having seen all of them; ``calls`` says how often that is (see ``count``; counted here unless it is given).
     """
-    if not (forwards and layers):
+    if not (forwards and (layers or watches)):
         return
-    calls = _count(forwards[0], layers)
+    calls = calls or count(forwards[0], layers, watches)
     batches = [_Batch(forward) for forward in forwards]
     done: set[str] = set()
 
-    def hook(name: str, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def arrived(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if name in done:
-                return
-            batch = next((batch for batch in batches if batch.ident == threading.get_ident()), None)
-            if batch is None:  # the caller's own call of the layer that it was handed
-                return
-            visit(layer, args, kwargs)
-            batch.visits[name] += 1
-            if batch.visits[name] >= calls[name]:
-                batch.arrive(name)
+    def reach(name: str, look: Callable[[], None]) -> None:
+        batch = next((batch for batch in batches if batch.ident == threading.get_ident()), None)
+        if name in done or batch is None:  # without one it is the caller's own call of the layer that it was handed
+            return
+        look()
+        batch.visits[name] += 1
+        if batch.visits[name] >= calls[name]:
+            batch.arrive(name)
 
-        return arrived
-
-    handles = [module.register_forward_pre_hook(hook(n, visit), with_kwargs=True) for n, module, visit in layers]
-    try:
-        for batch in batches:
-            batch.advance()
-        while waiting := [batch.waiting for batch in batches if batch.waiting is not None]:
-            name = waiting[0]
-            yield name
-            done.add(name)
+    with _listening(reach, layers, watches):
+        try:
             for batch in batches:
-                if batch.waiting == name:
-                    batch.advance()
-    finally:
-        for batch in batches:
-            batch.abandon()
-        for handle in handles:
-            handle.remove()
+                batch.advance()
+            while waiting := [batch.waiting for batch in batches if batch.waiting is not None]:
+                name = waiting[0]
+                yield name
+                done.add(name)
+                for batch in batches:
+                    if batch.waiting == name:
+                        batch.advance()
+        finally:
+            for batch in batches:
+                batch.abandon()
 
 
-def _count(forward: Callable[[], object], layers: Sequence[tuple[str, nn.Module, Visit]]) -> Counter[str]:
-    """How often one forward calls each layer."""
+@contextmanager
+def _listening(
+    reach: Reach, layers: Sequence[tuple[str, nn.Module, Visit]], watches: Sequence[Watch]
+) -> Generator[None, None, None]:
+    """Let every call of a layer and every use of a weight call ``reach``."""
+
+    def hook(name: str, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda layer, args, kwargs: reach(name, lambda: visit(layer, args, kwargs))
+
+    with ExitStack() as stack:
+        for name, module, visit in layers:
+            stack.callback(module.register_forward_pre_hook(hook(name, visit), with_kwargs=True).remove)
+        for watch in watches:
+            stack.enter_context(watch.listening(reach))
+        yield
+
+
+def count(
+    forward: Callable[[], object], layers: Sequence[tuple[str, nn.Module, Visit]], watches: Sequence[Watch]
+) -> Counter[str]:
+    """How often one forward uses each layer and each weight."""
     calls = Counter[str]()
-
-    def counter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def count(_: nn.Module, __: tuple[Tensor, ...]) -> None:
-            calls[name] += 1
-
-        return count
-
-    handles = [module.register_forward_pre_hook(counter(name)) for name, module, _ in layers]
-    try:
-        with torch.no_grad():
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _listening(lambda name, _: calls.update((name,)), layers, watches), torch.no_grad():
+        forward()
     memory.release()
     return calls

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import cast
 
+import torch
 from torch import Tensor
 
-from kogata.forms import Form, Masked, Product
+from kogata.forms import Form, Masked, Product, Separate, Transposed
 from kogata.forms.product import PAIR
 
 
 class Stat(StrEnum):
     """A statistic of one layer, whose weight is seen as ``[outputs, columns]``.
 
-    Its outputs are cut into G equal groups (one, save for grouped convolutions), each of which multiplies inputs
+    Its outputs are cut into G equal groups (one, save for grouped convolutions, projections of
+    several inputs and stacks of matrices), each of which multiplies inputs
     X ``[rows, columns]`` of its own.
     """
 
@@ -46,6 +48,7 @@ class Stats:
     fisher: Tensor | None = None
     gradient_OO: Tensor | None = None
     position: Tensor | None = None
+    unseen: str = "its inputs could not be seen"  # why there are no statistics of inputs, where there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +61,18 @@ class Gradients:
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """What one pass gathered for a site."""
+    """What one pass gathered for a site.
+
+    Statistics of inputs are those of the rows of all its matrices, one after another, cut into G equal groups; ``reached_G``
+    says which of these any input has reached. Where there are none, ``unseen`` is the reason.
+    """
 
     square_GI: Tensor | None = None
     gram_GII: Tensor | None = None
     cross_GII: Tensor | None = None
+    reached_G: Tensor | None = None
     gradients: Gradients = field(default_factory=Gradients)
+    unseen: str = "its inputs could not be seen"
 
     def of(self, root: Form, path: str) -> Stats:
         """What is known of the leaf at ``path`` of the site's tree ``root``.
@@ -73,19 +82,49 @@ class Gathered:
         """
         names = path.split(".") if path else []
         parent = root.get_submodule(".".join(names[:-1])) if names else None
-        square, gram, cross = self.square_GI, self.gram_GII, self.cross_GII
+        matrix, names, found = self._matrix(root, names)
+        square, gram, cross, unseen = found.square_GI, found.gram_GII, found.cross_GII, found.unseen
         inner = names[:-1] if isinstance(parent, Masked) else names
-        if inner and not (len(inner) == 2 and isinstance(root, Product) and root.equation == PAIR):
+        if inner and not (len(inner) == 2 and isinstance(matrix, Product) and matrix.equation == PAIR):
             square = gram = cross = None
+            unseen = "its inputs could not be seen: it is a part of what a step before left"
         elif inner == ["factors", "0"]:
-            right_RI = cast("Form", cast("Product", root).factors[1]).dense().detach().float().cpu()
+            right_RI = cast("Form", cast("Product", matrix).factors[1]).dense().detach().float().cpu()
             gram, cross = (None if x is None or len(x) > 1 else right_RI @ x @ right_RI.T for x in (gram, cross))
             square = None if gram is None else gram.diagonal(dim1=1, dim2=2)
+        square, gram, cross = _merged(square, gram, cross)
         return Stats(
             square_GI=square, gram_GII=gram, cross_GII=cross, fisher=self.gradients.fisher.get(path),
-            gradient_OO=self.gradients.gradient_OO if not inner else None,
-            position=parent.position.long().cpu() if isinstance(parent, Masked) else None,
+            gradient_OO=found.gradients.gradient_OO if not inner else None,
+            position=parent.position.long().cpu() if isinstance(parent, Masked) else None, unseen=unseen,
         )  # fmt: skip
+
+    def _matrix(self, root: Form, names: list[str]) -> tuple[Form, list[str], Gathered]:
+        """The matrix of a weight that a leaf belongs to, the leaf's path in it, and what is known of that matrix alone."""
+        if isinstance(root, Transposed):
+            return self._matrix(root.part, names[1:])
+        if not isinstance(root, Separate):
+            return root, names, self
+        number, count = int(names[1]), len(root.matrices)
+        part = self._of_rows(number, count)
+        return part._matrix(cast("Form", root.matrices[number]), names[2:])
+
+    def _of_rows(self, number: int, count: int) -> Gathered:
+        """What is known of one of ``count`` equal parts of the rows."""
+        if self.reached_G is None:
+            return replace(self, gradients=Gradients())
+        groups = len(self.reached_G)
+        chosen = slice(number * groups // count, max((number + 1) * groups // count, number * groups // count + 1))
+        if not bool(self.reached_G[chosen].any()):
+            return Gathered(unseen="its inputs could not be seen: no calibration data reaches this one of its matrices")
+        square, gram, cross = (None if x is None else x[chosen] for x in (self.square_GI, self.gram_GII, self.cross_GII))
+        return Gathered(square_GI=square, gram_GII=gram, cross_GII=cross, reached_G=self.reached_G[chosen])
+
+
+def _merged(*statistics_G: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Groups whose statistics are all the same become one, such as the queries, keys and values of one input."""
+    alike = all(torch.equal(x[0], other) for x in statistics_G if x is not None for other in x[1:])
+    return tuple(x[:1] if x is not None and alike else x for x in statistics_G)
 
 
 def power(weight: Tensor, gram_GII: Tensor) -> float:

@@ -22,6 +22,7 @@ from kogata.forms import Form
 from kogata.storage.layout import Artifact, EngineGraph
 from kogata.storage.read import read_file
 from kogata.system.atomic import writing
+from kogata.system.trial import crash_of
 
 
 @final
@@ -85,7 +86,15 @@ class OnnxRuntime(Engine):
         return OnnxSession(onnx_graph.fill(artifact))
 
     def _exported(self, model: nn.Module, inputs: Any) -> onnx.ModelProto:
-        return onnx_graph.export(lowered(model, inputs, self.costs, self.rules), inputs)
+        """The graph, tried in a copy of this process: on some operators ONNX Runtime crashes instead of raising."""
+        proto = onnx_graph.export(lowered(model, inputs, self.costs, self.rules), inputs)
+        if (signal := crash_of(lambda: OnnxSession(proto))) is not None:
+            operators = ", ".join(sorted({node.op_type for node in proto.graph.node}))
+            raise EngineError(
+                f"onnxruntime: it crashes ({signal}) when it loads the graph of {type(model).__name__}, with the operators "
+                f"{operators}. Choose another engine, or replace the layer that one of these is of."
+            )
+        return proto
 
 
 def _shapes(feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

@@ -16,15 +16,17 @@ from kogata.forms.masked import Masked
 from kogata.forms.permuted import Permuted
 from kogata.forms.product import Product
 from kogata.forms.stacked import Stacked
+from kogata.forms.stored import Separate, Transposed
 from kogata.forms.tied import Tied
 from kogata.forms.vectors import Vectors
 from kogata.job import Role
 
 FORMS: tuple[type[Form], ...] = (
     Dense, Masked, Affine, Codebook, Vectors, Binary, Product, Tied, Permuted, Sum, Stacked, Displacement, Fastfood,
+    Transposed, Separate,
 )  # fmt: skip
 
 __all__ = [
     "FORMS", "Affine", "Binary", "Codebook", "Dense", "Displacement", "Fastfood", "Form", "Latent", "Masked", "Permuted",
-    "Plane", "Product", "Role", "Stacked", "Sum", "Tied", "Vectors",
+    "Plane", "Product", "Role", "Separate", "Stacked", "Sum", "Tied", "Transposed", "Vectors",
 ]  # fmt: skip

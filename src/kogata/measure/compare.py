@@ -23,7 +23,7 @@ from kogata.measure.sizes import dense_bytes
 from kogata.measure.times import layer_times
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating, take
-from kogata.network.sites import form_at, sites_of
+from kogata.network.sites import form_at, left_alone, sites_of
 from kogata.recipes.recipe import Recipe
 from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
 from kogata.storage.folder import Folder
@@ -154,9 +154,11 @@ def rest(packed: PackedFile, loaded: nn.Module) -> dict[str, int]:
 
 
 def _left(job: Job) -> list[str]:
-    """The reasons in the ledger why sites were left unchanged, each with its sites."""
+    """What the ledger says was not done, and what no method can take over, each reason once, with its sites."""
     reasons: dict[str, list[str]] = {}
     for row in job.ledger:
         if row.note:
             reasons.setdefault(f"{row.method} left {{}} as it was: {row.note}.", []).append(row.site)
+    for name, reason in left_alone(job.model).items():
+        reasons.setdefault(f"No method changed {{}}: {reason}.", []).append(name)
     return [text.format(", ".join(dict.fromkeys(sites))) for text, sites in reasons.items()]

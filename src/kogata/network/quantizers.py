@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from kogata.errors import UsageError
 from kogata.forms.latent import straight_through
-from kogata.job import Kind, Site
-from kogata.network.views import input_rows_of
+from kogata.job import Site
+from kogata.network.layers import kind_of
 
 CHILD = "input_quantizer"
 MAX_BITS = 16
@@ -173,10 +173,14 @@ def attach_quantizer(module: nn.Module, quantizer: Quantizer) -> None:
 
 def layer_of(model: nn.Module, site: Site) -> nn.Module | None:
     """The linear or convolutional layer whose input the site's weight multiplies; None when there is no such layer."""
-    view = input_rows_of(model, site)
-    if view is None or view[0] is not model.get_submodule(site.module) or site.kind not in (Kind.LINEAR, Kind.CONV):
-        return None
-    return view[0]
+    layer = model.get_submodule(site.module)
+    return layer if site.parameter == "weight" and kind_of(layer).rounded and not _by_heads(model, site) else None
+
+
+def _by_heads(model: nn.Module, site: Site) -> bool:
+    """Whether an attention reads the layer's weight without calling it."""
+    owner, _, name = site.module.rpartition(".")
+    return name == "out_proj" and isinstance(model.get_submodule(owner), nn.MultiheadAttention)
 
 
 def layers_of(model: nn.Module, sites: Iterable[Site]) -> list[nn.Module]:

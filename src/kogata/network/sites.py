@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from kogata.errors import DataError, UsageError
+from kogata.errors import UsageError
 from kogata.forms import Dense, Form, Masked, Role
+from kogata.forms.stored import apart
 from kogata.job import Job, Kind, Site
+from kogata.network.layers import LISTS, kind_of
+from kogata.network.placement import is_plain
 
 
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    """Everything persistent that is not a site: running means, integer tables, the weights of recurrent layers."""
+    """Everything persistent that is not a site: running means, integer tables, parameters of lists and of other libraries."""
     sites = {name for site in sites_of(model) for name in (site.name, *site.aliases)}
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
-        if "parametrizations" in path.split("."):
+        if _within_form(model, path):
             continue
         hidden = module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage] - PyTorch has no public way
         own = {name: tensor for name, tensor in module.named_buffers(recurse=False) if name not in hidden}
@@ -29,23 +33,27 @@ def buffers_of(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-_KINDS: tuple[tuple[type[nn.Module], Kind], ...] = (
-    (nn.Linear, Kind.LINEAR),
-    (nn.modules.conv._ConvNd, Kind.CONV),  # pyright: ignore[reportPrivateUsage] - the only common base, subclasses included
-    (nn.Embedding, Kind.EMBEDDING),
-    (nn.EmbeddingBag, Kind.EMBEDDING),
-)
-
-
-# These keep their own lists of weights and would go on reading the old ones.
-_UNREACHABLE = (nn.RNNBase, nn.ParameterList, nn.ParameterDict)
+def left_alone(model: nn.Module) -> dict[str, str]:
+    """Each float parameter that no form can take over, with the reason."""
+    found: dict[str, str] = {}
+    for path, module in modules_of(model):
+        prefix = f"{path}." if path else ""
+        if isinstance(module, LISTS):
+            reason = f"it is a parameter of an {type(module).__name__}, which is left as it is"
+            found |= {f"{prefix}{n}": reason for n, p in module.named_parameters(recurse=False) if p.is_floating_point()}
+        if parametrize.is_parametrized(module):
+            for name, held in cast("nn.ModuleDict", module.parametrizations).items():
+                first = cast("nn.ModuleList", held)[0]
+                if not isinstance(first, Form):
+                    found[f"{prefix}{name}"] = f"a parametrization of another library holds it ({type(first).__name__})"
+    return found
 
 
 def sites_of(model: nn.Module) -> tuple[Site, ...]:
     """Every parameter a form can take over (or has taken over), in the order of the model's modules."""
     names: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in modules_of(model):
-        if isinstance(module, _UNREACHABLE):
+        if isinstance(module, LISTS):
             continue
         for name, key in weights_of(module):
             names.setdefault(id(key), []).append((path, module, name))
@@ -55,10 +63,27 @@ def sites_of(model: nn.Module) -> tuple[Site, ...]:
         held = form_of(module, name)
         shape = held.shape if held is not None else cast("Tensor", getattr(module, name)).shape
         matrix = len(shape) >= 2
-        kind = next((kind for base, kind in _KINDS if isinstance(module, base)), Kind.OTHER) if matrix else Kind.OTHER
+        kind = kind_of(module).kind if matrix else Kind.OTHER
         aliases = tuple(f"{p}.{n}" if p else n for p, _, n in others)
         found.append(Site(path, name, tuple(shape), kind, Role.MATRIX if matrix else Role.VECTOR, aliases))
     return tuple(found)
+
+
+def known_sites(job: Job) -> tuple[Site, ...]:
+    """All sites of a job's model with what its layers tell and the calibration data showed of how their matrices lie."""
+    return tuple(_known(job, site) if site.role is Role.MATRIX else site for site in sites_of(job.model))
+
+
+def _known(job: Job, site: Site) -> Site:
+    module = job.model.get_submodule(site.module)
+    seen = job.seen.get(site.name)
+    layout = kind_of(module).layout(module, site.parameter) if site.shape else None
+    if seen is not None and seen.layout is not None and math.prod(seen.layout.view) == math.prod(site.shape):
+        layout = seen.layout
+    if layout is not None and is_plain(layout, site.shape):
+        layout = None
+    kind = seen.kind if seen is not None and site.kind is Kind.OTHER else site.kind
+    return dataclasses.replace(site, layout=layout, kind=kind)
 
 
 def selected_sites(job: Job) -> tuple[Site, ...]:
@@ -66,7 +91,7 @@ def selected_sites(job: Job) -> tuple[Site, ...]:
 
     Raises UsageError when a glob matches no site of the model.
     """
-    chosen = sites_of(job.model)
+    chosen = known_sites(job)
     for where in job.where:
         hits = [site for site in chosen if site.kind in where.kinds and any(where.wants(*names) for names in _names(site))]
         wanted = [site for site in hits if (site.role is Role.VECTOR) == where.vectors]
@@ -88,23 +113,20 @@ def _names(site: Site) -> Iterator[tuple[str, str]]:
 
 
 def form_of(module: nn.Module, name: str) -> Form | None:
-    """The form that holds ``module.name``, or None when it is a plain parameter."""
+    """The form that holds ``module.name``, or None when it is a plain parameter or another library's."""
     if not parametrize.is_parametrized(module, name):
         return None
-    lists = cast("nn.ModuleDict", module.parametrizations)
-    form = cast("nn.ModuleList", lists[name])[0]
-    if not isinstance(form, Form):
-        raise DataError(
-            f"surgery: {name!r} of {type(module).__name__} already has a parametrization of another library "
-            f"({type(form).__name__}). Remove it first with torch.nn.utils.parametrize.remove_parametrizations."
-        )
-    return form
+    form = cast("nn.ModuleList", cast("nn.ModuleDict", module.parametrizations)[name])[0]
+    return form if isinstance(form, Form) else None
 
 
 def form_at(model: nn.Module, site: Site) -> Form:
-    """The form of a site; a plain parameter counts as one dense leaf."""
+    """The form of a site; a plain parameter counts as one dense leaf, or as one for each of its matrices."""
     module = model.get_submodule(site.module)
-    return form_of(module, site.parameter) or Dense(cast("nn.Parameter", getattr(module, site.parameter)), site.role)
+    if (held := form_of(module, site.parameter)) is not None:
+        return held
+    leaf = Dense(cast("nn.Parameter", getattr(module, site.parameter)), site.role)
+    return leaf if site.layout is None else apart(leaf, site.layout)
 
 
 def leaves_of(root: Form, site: Site) -> Iterator[tuple[str, Dense, Site]]:
@@ -121,6 +143,16 @@ def leaves_of(root: Form, site: Site) -> Iterator[tuple[str, Dense, Site]]:
 def model_bits(model: nn.Module) -> float:
     """Estimated bits to store all parameters, by the entropy of their planes."""
     return sum(form_at(model, site).stored_bits() for site in sites_of(model))
+
+
+def _within_form(model: nn.Module, path: str) -> bool:
+    """Whether a module is a part of a form, or only holds such parts."""
+    names = path.split(".")
+    if "parametrizations" not in names:
+        return False
+    at = names.index("parametrizations")
+    held = model.get_submodule(".".join(names[: at + 2]))
+    return len(names) < at + 2 or isinstance(cast("nn.ModuleList", held)[0], Form)
 
 
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

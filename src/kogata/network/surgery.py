@@ -7,6 +7,7 @@ keeps working, and so do ``deepcopy``, ``torch.export`` and ONNX export.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -34,7 +35,10 @@ def _with(root: Form, path: str, form: Form) -> Form:
     parent, _, name = path.rpartition(".")
     owner = root.get_submodule(parent)
     setattr(owner, name, form)
-    return _with(root, parent, owner.simplified()) if isinstance(owner, Form) else root
+    if isinstance(owner, nn.ModuleList):
+        parent = parent.rpartition(".")[0]
+        owner = root.get_submodule(parent)
+    return _with(root, parent, cast("Form", owner).simplified())
 
 
 def attach(model: nn.Module, site: Site, form: Form) -> None:
@@ -42,19 +46,55 @@ def attach(model: nn.Module, site: Site, form: Form) -> None:
 
     A form that is one dense leaf needs no program: its values become a plain parameter.
     """
-    for name in (site.name, *site.aliases):
-        path, _, parameter = name.rpartition(".")
-        module = model.get_submodule(path)
-        if parametrize.is_parametrized(module, parameter):
-            parametrize.remove_parametrizations(module, parameter, leave_parametrized=False)
-        if isinstance(form, Dense):
+    if isinstance(form, Dense):
+        for module, parameter in _owners(model, site):
             setattr(module, parameter, form.values)
-            continue
+    else:
+        hold(model, site, form)
+
+
+def hold(model: nn.Module, site: Site, form: Form) -> None:
+    """The same, with a form that is dense too."""
+    for module, parameter in _owners(model, site):
         # Parametrizing empties the parameter it takes over, in place; other copies of the model share that one. So it
         # gets an empty parameter of its own, which only remembers dtype and device.
         weight = cast("Tensor", getattr(module, parameter))
         setattr(module, parameter, nn.Parameter(weight.new_empty(0), requires_grad=False))
         parametrize.register_parametrization(module, parameter, form, unsafe=True)
+        if isinstance(module, nn.RNNBase):
+            _follow(module)
+
+
+def _owners(model: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
+    """Each module with the parameter of a site, free of any form."""
+    for name in (site.name, *site.aliases):
+        path, _, parameter = name.rpartition(".")
+        module = model.get_submodule(path)
+        if parametrize.is_parametrized(module, parameter):
+            _plain_again(module, parameter)
+        yield module, parameter
+
+
+def _plain_again(module: nn.Module, parameter: str) -> None:
+    """Take a form away from a parameter."""
+    parametrize.remove_parametrizations(module, parameter, leave_parametrized=False)
+    if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+        module._init_flat_weights()  # pyright: ignore[reportPrivateUsage] - the list that the class was without meanwhile
+
+
+def _follow(layer: nn.RNNBase) -> None:
+    """Let a recurrent layer read its weights where they are.
+
+    Its forward reads a list of them, ``_flat_weights``; the class that parametrizing has given it gets a property in its place.
+    """
+    kind, names = type(layer), "_flat_weights_names"
+
+    def current(self: nn.Module) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in cast("list[str]", getattr(self, names))]
+
+    layer.__dict__.pop("_flat_weights", None)
+    kind._flat_weights = property(current, lambda self, _: None)  # type: ignore[assignment,method-assign]
+    kind._update_flat_weights = lambda self: None  # type: ignore[assignment,method-assign]
 
 
 def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
@@ -86,6 +126,6 @@ def plain(model: nn.Module) -> nn.Module:
                 if id(form) not in computed:
                     value = cast("Tensor", getattr(module, name)).detach()
                     computed[id(form)] = nn.Parameter(value, requires_grad=False)
-                parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+                _plain_again(module, name)
                 setattr(module, name, computed[id(form)])
     return twin

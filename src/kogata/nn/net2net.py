@@ -21,7 +21,7 @@ from kogata.errors import NotApplicable, UsageError
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating, output_error
 from kogata.network.channels.groups import Group, Slice, coupled
-from kogata.network.shrink import layout
+from kogata.network.layers import kind_of
 
 IDEMPOTENT = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.Identity)
 
@@ -115,7 +115,7 @@ def _widen(twin: nn.Module, part: Slice, source_C: Tensor, noise: float, generat
     """Widen one tensor to the channels of ``source_C``: each new channel copies the entries of its source channel."""
     path, _, key = part.name.rpartition(".")
     layer, tensor = twin.get_submodule(path), cast("Tensor", getattr(twin.get_submodule(path), key))
-    attribute = (*layout(layer).get(key, ()), None, None)[part.axis]
+    attribute = (*kind_of(layer).integers(layer).get(key, ()), None, None)[part.axis]
     channels, places = part.index_CK.shape
     by_channel = torch.arange(channels * places).reshape(channels, places)
     by_place = torch.arange(channels * places).reshape(places, channels).T

@@ -23,7 +23,7 @@ from kogata.job import Site, Task
 from kogata.methods.base.selection import wrong_kind
 from kogata.methods.base.weight import WeightMethod
 from kogata.methods.kernels.sizes import BITS, SLACK
-from kogata.network.sites import form_at, selected_sites
+from kogata.network.sites import form_at, leaves_of, selected_sites
 from kogata.search.candidates import STRUCTURES, YARDSTICKS
 from kogata.system.progress import bar
 
@@ -70,9 +70,11 @@ def scores(model: nn.Module, task: Task, fraction: float, *, seed: int = 0) -> t
     found: list[LayerScores] = []
     with bar("measuring structures", len(needs)) as progress, closing(gather(job, needs, model)) as gathered:
         for site, statistics in gathered:
-            if statistics.gram_GII is not None:
-                weight = form_at(model, site).dense().detach().float().cpu()
-                found.append(layer_scores(weight, site, statistics.gram_GII, fraction))
+            root = form_at(model, site)
+            for path, leaf, part in leaves_of(root, site):  # one, or one for each matrix of a stack
+                gram_GII = statistics.of(root, path).gram_GII
+                if gram_GII is not None:
+                    found.append(layer_scores(leaf.values.detach().float().cpu(), part, gram_GII, fraction))
             progress.advance(site.name)
     if not found:
         raise DataError(f"structure: {type(model).__name__} has no linear or convolutional layer with observable inputs.")

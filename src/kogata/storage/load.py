@@ -10,7 +10,7 @@ from torch import nn
 
 from kogata.errors import FileFormatError
 from kogata.forms import Dense, Form
-from kogata.network import depth, shrink, surgery
+from kogata.network import depth, layers, surgery
 from kogata.network.quantizers import attach_quantizer
 from kogata.network.sites import buffers_of, form_at, sites_of
 from kogata.storage.layout import Artifact
@@ -92,14 +92,14 @@ def _shrunk(path: Path | str, model: nn.Module, shapes: Mapping[str, tuple[int, 
 
     Raises FileFormatError when the tensors of a layer do not fit it.
     """
-    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    shapes_by_layer: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         owner, _, key = name.rpartition(".")
-        layers.setdefault(owner, {})[key] = shape
+        shapes_by_layer.setdefault(owner, {})[key] = shape
     found: dict[str, dict[str, int]] = {}
-    for owner, tensors in layers.items():
+    for owner, tensors in shapes_by_layer.items():
         try:
-            found[owner] = shrink.integers(model.get_submodule(owner), tensors)
+            found[owner] = layers.shrunk(model.get_submodule(owner), tensors)
         except ValueError as error:
             raise FileFormatError(f"{path}: is of another model: {f'{owner}.' if owner else ''}{error}.") from None
     if smaller := [owner or "the model itself" for owner, sizes in found.items() if sizes]:

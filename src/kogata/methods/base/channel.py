@@ -18,7 +18,7 @@ from kogata.methods.base.method import About, Method
 from kogata.methods.base.selection import refuse_idle, row_of
 from kogata.network import surgery
 from kogata.network.channels.groups import Coupling, Cut, Group, coupled, remove
-from kogata.network.sites import form_at, form_of, selected_sites, sites_of
+from kogata.network.sites import form_at, form_of, known_sites, selected_sites, sites_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def _rows(method: str, job: Job, model: nn.Module, losses: Mapping[str, float], 
     The measured increase of the loss stands in the row of the site that produces the channels.
     """
     chosen, rows = set(selected_sites(job)), list[Row]()
-    for site, after in zip(sites_of(job.model), sites_of(model), strict=True):
+    for site, after in zip(known_sites(job), sites_of(model), strict=True):
         names = (site.name, *site.aliases)
         if site.shape != after.shape:
             loss = next((losses[name] for name in names if name in losses), None)

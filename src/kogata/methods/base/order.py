@@ -10,7 +10,7 @@ from kogata.methods.base.compose import Only, PerSite
 from kogata.methods.base.method import Method
 from kogata.methods.base.selection import reason_against, roles_at
 from kogata.methods.base.weight import WeightMethod
-from kogata.network.sites import selected_sites, sites_of
+from kogata.network.sites import known_sites, selected_sites
 
 
 def check_order(method: Method, job: Job) -> None:
@@ -20,7 +20,7 @@ def check_order(method: Method, job: Job) -> None:
 
 def roles_of(job: Job) -> dict[Site, frozenset[Role]]:
     """The roles of the leaves of each site before the first step."""
-    return {site: roles_at(job.model, site) for site in sites_of(job.model)}
+    return {site: roles_at(job.model, site) for site in known_sites(job)}
 
 
 def planned_steps(method: Method, job: Job) -> list[tuple[str, list[str] | None]]:

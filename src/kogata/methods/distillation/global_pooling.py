@@ -57,7 +57,7 @@ class GlobalPooling(WeightMethod):
     )
 
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
-        """The least-squares fit on the calibration data; where the inputs cannot be observed, the sum over the positions."""
+        """The least-squares fit on the calibration data; where the inputs cannot be seen, the sum over the positions."""
         if weight.ndim != 2:
             raise NotApplicable(f"a factor of shape {tuple(weight.shape)} is not a head that reads feature maps")
         outputs, inputs = weight.shape

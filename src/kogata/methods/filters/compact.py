@@ -18,7 +18,7 @@ from kogata.methods.kernels.whitening import DAMPING, multiple, seen
 def gram_of(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     """The damped Gram matrix of the inputs ``[inputs · positions]`` of a flattened convolution, float64.
 
-    It is the identity where the inputs could not be observed. Raises NotApplicable for grouped convolutions, and DataError for
+    It is the identity where the inputs could not be seen. Raises NotApplicable for grouped convolutions, and DataError for
     weights that are not finite.
     """
     if stats.gram_GII is None:

@@ -28,9 +28,7 @@ def refuse_unless_shareable(weight: Tensor, site: Site, stats: Stats, copies: in
     if weight.ndim < 3:
         raise NotApplicable(f"only filters of convolutions can be shared, this part has the shape {tuple(weight.shape)}")
     if stats.gram_GII is None:
-        raise NotApplicable(
-            "its inputs could not be observed: it is a factor made by an earlier step, or a transposed convolution"
-        )
+        raise NotApplicable(stats.unseen)
     if len(stats.gram_GII) > 1:
         raise NotApplicable("it is a grouped or depthwise convolution; its filters read different inputs")
     if len(weight) % copies:
@@ -103,6 +101,6 @@ def within(form: Form, weight: Tensor, site: Site, stats: Stats, tolerance: floa
 def output_error(change: Tensor, weight: Tensor, stats: Stats) -> float:
     """‖X Δᵀ‖ / ‖X Wᵀ‖ on the calibration data; 0 where all outputs are 0."""
     if stats.gram_GII is None:
-        raise NotApplicable("its inputs could not be observed")
+        raise NotApplicable(stats.unseen)
     outputs = power(weight, stats.gram_GII)
     return math.sqrt(power(change, stats.gram_GII) / outputs) if outputs > 0 else 0.0

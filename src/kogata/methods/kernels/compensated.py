@@ -43,13 +43,15 @@ class RoundedLayer:
 
 
 def layer_of(weight: Tensor, site: Site, stats: Stats, damping: float) -> RoundedLayer:
-    """The layer of a leaf. For an embedding, whose outputs are its rows, the Gram matrix is the identity.
+    """The layer of a leaf. A lookup gives the rows of an embedding as they are, so its Gram matrix is the identity.
 
-    Raises NotApplicable when the inputs could not be observed, DataError when a weight is not finite.
+    Raises NotApplicable when the inputs could not be seen, DataError when a weight is not finite.
     """
-    seen_GII = torch.eye(site.shape[-1])[None] if site.kind is Kind.EMBEDDING else stats.gram_GII
+    seen_GII = stats.gram_GII
+    if seen_GII is None and site.kind is Kind.EMBEDDING:
+        seen_GII = torch.eye(site.shape[-1])[None]
     if seen_GII is None:
-        raise NotApplicable("its inputs could not be observed")
+        raise NotApplicable(stats.unseen)
     if not torch.isfinite(weight).all():
         raise DataError(f"{site.name} of shape {site.shape} holds NaN or infinite weights; repair the model first.")
     groups, columns, _ = seen_GII.shape

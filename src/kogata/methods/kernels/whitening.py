@@ -24,7 +24,7 @@ def corrected(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     """
     gram_II = seen(weight, site, stats)
     if stats.cross_GII is None:
-        raise NotApplicable("its inputs in the original model could not be observed")
+        raise NotApplicable("its inputs in the original model could not be seen")
     ridge_II = multiple(RIDGE, gram_II)
     wanted_OI = weight.flatten(1).double() @ (stats.cross_GII[0].double() + ridge_II)
     return torch.linalg.solve(gram_II + ridge_II, wanted_OI, left=False).reshape(weight.shape)
@@ -47,10 +47,12 @@ def spectrum(weight: Tensor, site: Site, stats: Stats) -> tuple[Tensor, Tensor]:
 
 def seen(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     """The Gram matrix of the weight's inputs ``[I, I]``, in float64. Raises as ``spectrum`` does."""
-    if stats.gram_GII is None or stats.gram_GII.shape[1] != weight[0].numel():
+    if stats.gram_GII is None:
+        raise NotApplicable(stats.unseen)
+    if stats.gram_GII.shape[1] != weight[0].numel():
         raise NotApplicable("its inputs could not be matched to the columns of this weight")
     if len(stats.gram_GII) > 1:
-        raise NotApplicable("it is a grouped convolution; its filters do not all read the same inputs")
+        raise NotApplicable("its rows do not all multiply the same inputs, as in a grouped convolution")
     refuse_unless_finite(weight, site)
     return stats.gram_GII[0].double()
 

@@ -105,7 +105,7 @@ class RankAllocation(PlannedMethod[Ranks]):
         leaf = (site.name, tuple(weight.shape))
         if leaf not in plan:
             spectrum(weight, site, stats)  # raises with the reason why the plan has no such leaf, unless it is the following
-            raise NotApplicable("the gradients at its outputs, or its multiply-adds, could not be observed")
+            raise NotApplicable("the gradients at its outputs, or its multiply-adds, could not be seen")
         rank = plan[leaf]
         if rank is None:
             raise NotApplicable("within the budget it is best left as it is")
@@ -116,7 +116,7 @@ def losses(weight: Tensor, site: Site, stats: Stats) -> Tensor:
     """σ_i² p_iᵀ H p_i for each i, largest σ_i first, float64. Raises as ``spectrum`` does, and NotApplicable without H."""
     values_R, basis_OR = spectrum(weight, site, stats)
     if stats.gradient_OO is None:
-        raise NotApplicable("the gradients at its outputs could not be observed")
+        raise NotApplicable("the gradients at its outputs could not be seen")
     return values_R * (basis_OR * (stats.gradient_OO.double() @ basis_OR)).sum(0)
 
 

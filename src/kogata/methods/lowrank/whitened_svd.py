@@ -38,7 +38,7 @@ class WhitenedSVD(WeightMethod):
 
     ``rank`` is a count (int ≥ 1) or a fraction of the full rank (float in (0, 1)). With ``correct``, each layer approximates
     the outputs that it had in the original model, which takes a second run of the calibration data. Weights that would not get
-    smaller, or with inputs that cannot be observed, stay as they are.
+    smaller, or with inputs that cannot be seen, stay as they are.
 
     >>> from kogata import only
     >>> from kogata.methods import WhitenedSVD

@@ -82,7 +82,7 @@ class OBS(WeightMethod):
         layer, outer_OO = layer_of(weight, site, stats, self.damping), None
         if self.hessian == "kronecker":
             if stats.gradient_OO is None:
-                raise NotApplicable("the gradients at its outputs could not be observed")
+                raise NotApplicable("the gradients at its outputs could not be seen")
             if len(layer.gram_GII) > 1:
                 raise NotApplicable("the Hessian of a grouped convolution is not a Kronecker product")
             outer_OO = obq.damped(stats.gradient_OO, self.damping)

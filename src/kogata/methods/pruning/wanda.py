@@ -28,7 +28,7 @@ from kogata.methods.kernels import sizes
 class Wanda(WeightMethod):
     """Keep, in each row, the weights with the largest |w| times the norm of their inputs on the calibration data.
 
-    ``sparsity`` is the fraction of each row that becomes zero, in [0, 1). Weights whose inputs cannot be observed stay as they
+    ``sparsity`` is the fraction of each row that becomes zero, in [0, 1). Weights whose inputs cannot be seen stay as they
     are.
 
     >>> from kogata import only
@@ -62,7 +62,7 @@ class Wanda(WeightMethod):
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The kept weights under a mask."""
         if stats.square_GI is None:
-            raise NotApplicable("its inputs could not be observed")
+            raise NotApplicable(stats.unseen)
         groups, columns = stats.square_GI.shape
         keep = round((1 - self.sparsity) * columns)
         if not 0 < keep < columns:

@@ -42,7 +42,7 @@ class AdaRound(WeightMethod):
     """Quantize weights to ``bits`` (1 to 8) with a rounding learnt in ``iterations`` steps of Adam, at least 1.
 
     ``group`` consecutive weights of a row share a scale and a zero point; None means the whole row (per-channel). Weights whose
-    inputs cannot be observed stay as they are.
+    inputs cannot be seen stay as they are.
 
     >>> from kogata import only
     >>> from kogata.methods import AdaRound
@@ -76,7 +76,9 @@ class AdaRound(WeightMethod):
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The codes after the optimization."""
         gram_GII = stats.gram_GII
-        if gram_GII is None or gram_GII.shape[1] != weight[0].numel():
+        if gram_GII is None:
+            raise NotApplicable(stats.unseen)
+        if gram_GII.shape[1] != weight[0].numel():
             raise NotApplicable("its inputs could not be matched to the columns of this weight")
         rounding = Rounding(Dense(weight, Role.MATRIX), bits=self.bits, group=self.group)
         with torch.enable_grad():

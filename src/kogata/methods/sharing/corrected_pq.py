@@ -39,7 +39,7 @@ class CorrectedPQ(WeightMethod):
     """Product quantization that minimizes the error of the outputs on the calibration data.
 
     ``clusters`` (1 to 32,768) is the number of shared vectors for each position in a row, and ``length`` (at least 1) the
-    number of columns in a vector. Weights with no more rows than ``clusters``, or with inputs that cannot be observed, stay as
+    number of columns in a vector. Weights with no more rows than ``clusters``, or with inputs that cannot be seen, stay as
     they are.
 
     >>> from kogata import only
@@ -74,10 +74,12 @@ class CorrectedPQ(WeightMethod):
         """Product quantization, then sweeps over the sub-spaces."""
         points_SOD = subvectors.split(weight, self.length, self.clusters)
         gram_GII, columns = stats.gram_GII, weight[0].numel()
-        if gram_GII is None or gram_GII.shape[1] != columns:
+        if gram_GII is None:
+            raise NotApplicable(stats.unseen)
+        if gram_GII.shape[1] != columns:
             raise NotApplicable("its inputs could not be matched to the columns of this weight")
         if len(gram_GII) > 1:
-            raise NotApplicable("it is a grouped convolution; its filters do not all read the same inputs")
+            raise NotApplicable("its rows do not all multiply the same inputs, as in a grouped convolution")
         damping_I = (DAMPING * gram_GII[0].diagonal().mean()).clamp_min(torch.finfo(torch.float32).tiny).expand(columns)
         index_OS, table_SKD = subvectors.clustered(points_SOD, self.clusters)
         descent = _Descent(weight.flatten(1), gram_GII[0] + damping_I.diag(), index_OS, table_SKD)

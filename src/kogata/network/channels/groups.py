@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kogata.network import shrink, surgery
+from kogata.network import layers, surgery
 from kogata.network.batch import call, evaluating, output_error, take
 from kogata.network.channels.tracing import Ties, trace
 
@@ -151,7 +151,7 @@ def remove(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
     for path, layer in twin.named_modules():
         before = model.get_submodule(path)
         shapes = {n: tuple(t.shape) for n, t in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
-        for attribute, value in shrink.integers(before, shapes).items():
+        for attribute, value in layers.shrunk(before, shapes).items():
             setattr(layer, attribute, value)
     return twin
 

@@ -20,7 +20,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from kogata.errors import NotApplicable
-from kogata.network import shrink, surgery
+from kogata.network import layers, surgery
 from kogata.network.batch import evaluating, tensors
 
 # Element by element, but without PyTorch's tag that says so.
@@ -353,7 +353,8 @@ class _Tracer:
         if name is None:
             return None
         path, _, key = name.rpartition(".")
-        axes = shrink.layout(self.model.get_submodule(path)).get(key, ())
+        layer = self.model.get_submodule(path)
+        axes = layers.kind_of(layer).integers(layer).get(key, ())
         if axis >= len(axes) or axes[axis] is None:
             return None
         if (name, axis) not in self.ties.axes:

@@ -1,0 +1,110 @@
+"""Where a tensor that a forward multiplies comes from: which weight, and by which views and functions of it."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from kogata.network.placement import same_storage
+
+ENTRYWISE = frozenset({
+    "abs", "add", "addcdiv", "addcmul", "batch_norm", "bfloat16", "bitwise_not", "clamp", "clamp_max", "clamp_min", "clip",
+    "clone", "contiguous", "cpu", "cuda", "detach", "div", "divide", "double", "exp", "fake_quantize_per_channel_affine",
+    "fake_quantize_per_tensor_affine", "float", "floordiv", "get", "group_norm", "half", "hardtanh", "iadd", "idiv", "imul",
+    "instance_norm", "isub", "itruediv", "layer_norm", "log", "masked_fill", "maximum", "minimum", "mul", "multiply",
+    "nan_to_num", "neg", "negative", "normalize", "pow", "pos", "radd", "rmul", "round", "rsub", "rtruediv", "sigmoid",
+    "sign", "softplus", "sqrt", "square", "sub", "subtract", "tanh", "to", "true_divide", "truediv", "type", "type_as",
+    "weight_norm", "where",
+})  # fmt: skip
+"""Names of functions whose result has each entry where the operand has it, without the underscores about them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a tensor comes from: the weight of this ``name``, or a call of which all tensors come from it and from constants.
+
+    ``shadow`` is a meta tensor of the tensor's shape with strides and offset as it lies in the weight; None where its entries
+    are no entries of the weight, such as a mean, or of more than one weight.
+    """
+
+    name: str
+    shadow: Tensor | None
+    func: Callable[..., Any] | None = None
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    item: int | None = None  # of the call's outputs
+
+    def value(self, weight: Callable[[str], Tensor]) -> Tensor:
+        """The tensor computed anew from what the weights are now."""
+        if self.func is None:
+            return weight(self.name)
+        now = mapped(lambda part: part.value(weight) if isinstance(part, Origin) else part, (self.args, self.kwargs))
+        result = self.func(*now[0], **now[1])
+        return result if self.item is None else result[self.item]
+
+
+def shadows(func: Any, recipe: Any, sources: Sequence[Origin], outputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """The shadow of each output: the same view of the operand's, or the operand's own after a function entry by entry."""
+    whole = [origin.shadow for origin in sources if origin.shadow is not None]
+    if not whole:
+        return [None] * len(outputs)
+
+    def shadow(part: Any) -> Any:
+        if isinstance(part, Origin):
+            return part.shadow if part.shadow is not None else torch.empty((), device="meta")
+        return part.to("meta") if isinstance(part, Tensor) else part
+
+    try:
+        args, kwargs = mapped(shadow, recipe)
+        views = tensors_in(func(*args, **kwargs))
+    except Exception:  # of whatever a function that is no view makes of tensors without numbers
+        views = []
+    entrywise = getattr(func, "__name__", "").strip("_") in ENTRYWISE
+    same = {tuple(part.shape): part for part in reversed(whole)} if entrywise else {}
+    found: list[Tensor | None] = []
+    for n, output in enumerate(outputs):
+        view = views[n] if len(views) == len(outputs) else None
+        seen = view is not None and view.shape == output.shape and any(same_storage(view, part) for part in whole)
+        found.append(view if seen else same.get(tuple(output.shape)))
+    return found
+
+
+@lru_cache(maxsize=64)
+def opened(func: Any) -> Callable[..., Any] | None:
+    """A Python function of PyTorch that shows the operations within it, rather than itself, to a mode; None for others."""
+    if not isinstance(func, types.FunctionType) or not func.__module__.startswith("torch"):
+        return None
+    hidden = {name: lambda *_: False for name in func.__globals__ if name.startswith("has_torch_function")}
+    return types.FunctionType(
+        func.__code__, func.__globals__ | hidden, func.__name__, func.__defaults__, func.__closure__
+    )  # fmt: skip
+
+
+def tensors_in(*values: Any) -> list[Tensor]:
+    """Every tensor of nested arguments."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += tensors_in(*cast("Sequence[Any]", value))
+        elif isinstance(value, dict):
+            found += tensors_in(*cast("dict[Any, Any]", value).values())
+    return found
+
+
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same nesting with every part changed."""
+    if isinstance(value, tuple | list):
+        parts = [mapped(change, part) for part in cast("Sequence[Any]", value)]
+        made = cast("Any", type(cast("object", value)))
+        return made(*parts) if hasattr(made, "_fields") else made(parts)
+    if isinstance(value, dict):
+        return {key: mapped(change, part) for key, part in cast("dict[Any, Any]", value).items()}
+    return change(value)

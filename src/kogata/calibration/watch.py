@@ -1,0 +1,304 @@
+"""Watch the operations of a model that multiply its weights, in whatever layer and however the forward is written.
+
+A ``torch.overrides.TorchFunctionMode`` sees every operation of a forward. A weight is known by its identity, or, where a form
+holds it, as what the form has just computed. What operations make of weights and constants alone (a view, a transpose, one of
+three chunks, a standardized weight) is known as derived, and how: an operation that multiplies it is shown as a use of the
+weight, and runs with what the weight has become in the meantime.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from threading import local
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from kogata.calibration.origins import Origin, mapped, opened, shadows, tensors_in
+from kogata.calibration.recurrent import RECURRENT, recurrent_uses
+from kogata.forms import Separate, Transposed
+from kogata.job import Kind, Layout, Seen, Site
+from kogata.network.batch import call
+from kogata.network.operations import LOOKUPS, Use, use_of
+from kogata.network.placement import Axis, Placement, is_plain, placed
+from kogata.network.sites import form_at, form_of
+
+Reach = Callable[[str, Callable[[], None]], None]
+"""Called with a name and a function that looks at the inputs, where a forward reaches a weight or layer of that name."""
+
+Visit = Callable[[str, Placement], None]
+"""Looks at one use of the weight of that name."""
+
+
+class Watch:
+    """The weights of ``sites`` in ``model``. Runs its forwards, and shows each use of a weight to ``visit``.
+
+    ``layouts`` and ``kinds`` are those of the weights that have been multiplied so far.
+    """
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site], visit: Visit) -> None:
+        self.model, self.sites, self.visit = model, {site.name: site for site in sites}, visit
+        self.layouts: dict[str, Layout] = {}
+        self.kinds: dict[str, Kind] = {}
+        self.others: dict[str, str] = {}
+        self.reach: Reach = lambda name, look: look()
+        self.result: Callable[[str, Placement, Tensor], None] | None = None
+        self._here = local()
+        self._owners = {site.name: (model.get_submodule(site.module), site.parameter) for site in sites}
+        self._holders = {name: self._holder(name) for name in self.sites}
+        self._placements: dict[tuple[Any, ...], tuple[Layout, tuple[Axis, ...]] | None] = {}
+        self.roots = {s.name: Origin(s.name, torch.empty(s.shape, device="meta")) for s in sites}
+        self._plain: dict[int, str] = {id(held): name for name, held in self._holders.items() if isinstance(held, nn.Parameter)}
+        fixed = [*model.parameters(), *model.buffers()]
+        self.fixed = {id(tensor): tensor for tensor in fixed}
+
+    def run(self, inputs: Any) -> Any:
+        """One forward of the model on a batch's inputs, watched."""
+        with _Mode(self) as mode:
+            self._here.mode = mode
+            try:
+                return call(self.model, inputs)
+            finally:
+                del self._here.mode
+
+    def seen(self) -> dict[str, Seen]:
+        """What the uses so far showed of each weight."""
+        found: dict[str, Seen] = {}
+        for name, layout in self.layouts.items():
+            plain = is_plain(layout, self.sites[name].shape)
+            found[name] = Seen(self.kinds[name], None if plain else layout)
+        return found
+
+    @contextmanager
+    def listening(self, reach: Reach) -> Generator[None, None, None]:
+        """Let ``reach`` know of every use, and forms say what they compute. Compiled code runs as it is written meanwhile."""
+        self.reach = reach
+        held = [(name, form) for name, form in self._holders.items() if not isinstance(form, nn.Parameter)]
+        handles = [form.register_forward_hook(self._mark(name)) for name, form in held]
+        compiled = "torch._dynamo" in sys.modules  # importing it takes seconds, and without it nothing is compiled
+        try:
+            with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """The weight that a plain parameter is."""
+        name = self._plain.get(id(tensor))
+        return name if name is not None and self._holders[name] is tensor else None
+
+    def weight(self, name: str) -> Tensor:
+        """What the weight is now."""
+        module, parameter = self._owners[name]
+        return cast("Tensor", getattr(module, parameter))
+
+    def replaced(self, name: str) -> bool:
+        """Whether the weight has been replaced since."""
+        return self._holder(name) is not self._holders[name]
+
+    def used(self, name: str, use: Use, origin: Origin) -> Placement | None:
+        """Note a use; None where it cannot be placed in the weight."""
+        found = None if origin.shadow is None else self._placement(name, use, origin.shadow)
+        if found is None:
+            self.others.setdefault(name, "the forward rearranges it in a way that cannot be followed")
+            return None
+        if self.layouts.setdefault(name, found.layout) != found.layout:
+            self.others[name] = "the forward multiplies it in two ways that do not go together"
+            return None
+        self.kinds.setdefault(name, use.kind)
+        return found
+
+    def fits(self, name: str) -> bool:
+        """Whether the leaves of the weight are the matrices that are multiplied; notes the reason where they are not."""
+        site = self.sites[name]
+        if (owner := bypassed(self.model, site)) is not None:
+            self.others[name] = f"the forward of {owner} was replaced by a function that runs another copy of the model"
+            return False
+        if is_plain(self.layouts[name], site.shape) != isinstance(form_at(self.model, site), Separate | Transposed):
+            return True
+        self.others[name] = "its matrices do not lie in it as the form that holds it takes them"
+        return False
+
+    def unseen(self, name: str) -> str:
+        """Why the inputs of a weight could not be seen."""
+        return self.others.get(name, "no calibration batch calls its layer")
+
+    def _placement(self, name: str, use: Use, shadow: Tensor) -> Placement | None:
+        """The placement of a use, found once for all uses that are alike."""
+        key = (name, use.kind, use.roles, use.view, shadow.shape, shadow.stride(), shadow.storage_offset())
+        if key not in self._placements:
+            first = placed(use, shadow, self.sites[name].shape)
+            self._placements[key] = None if first is None else (first.layout, first.axes)  # without the inputs of its use
+        found = self._placements[key]
+        return None if found is None else Placement(use, *found)
+
+    def _holder(self, name: str) -> nn.Module | nn.Parameter:
+        module, parameter = self._owners[name]
+        return form_of(module, parameter) or cast("nn.Parameter", getattr(module, parameter))
+
+    def _mark(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def mark(_: nn.Module, __: Any, output: Tensor) -> None:
+            mode = cast("_Mode | None", getattr(self._here, "mode", None))
+            if mode is not None:
+                mode.know(output, self.roots[name])
+
+        return mark
+
+
+class _AgainError(Exception):
+    """Raised in a function that has used a weight before it was replaced."""
+
+
+class _Mode(TorchFunctionMode):
+    """One forward, in one thread."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+        self._known: dict[int, tuple[weakref.ref[Tensor], Origin | None]] = {}  # None: a constant
+        self._used: Counter[str] | None = None  # weights used in the function of PyTorch that is being looked into
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = tensors_in(args, kwargs)
+        origins = [self._origin(tensor) for tensor in given]
+        if not any(origins):
+            result = func(*args, **kwargs)
+            if all(self._constant(tensor) for tensor in given):
+                for part in tensors_in(result):
+                    self.know(part, None)
+            return result
+        if func in LOOKUPS:
+            return func(*args, **kwargs)  # of the weight as it was: what is read here is no input of it
+        if all(o is not None or self._constant(tensor) for o, tensor in zip(origins, given, strict=True)):
+            return self._derived(func, args, kwargs)
+        if func in RECURRENT:
+            args, kwargs = self._recurrent(func, args, kwargs)
+            return func(*args, **kwargs)
+        return self._multiplied(func, args, kwargs, given, origins)
+
+    def know(self, tensor: Tensor, origin: Origin | None) -> None:
+        """Remember where a tensor comes from, as long as it lives."""
+        self._known[id(tensor)] = (weakref.ref(tensor), origin)
+
+    def _origin(self, tensor: Tensor) -> Origin | None:
+        found = self._known.get(id(tensor))
+        if found is not None and found[0]() is tensor:
+            return found[1]
+        name = self._watch.name_of(tensor)
+        return None if name is None else self._watch.roots[name]
+
+    def _constant(self, tensor: Tensor) -> bool:
+        found = self._known.get(id(tensor))
+        return (found is not None and found[0]() is tensor) or self._watch.fixed.get(id(tensor)) is tensor
+
+    def _derived(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a call of weights and constants, and remember its results by it."""
+        result = func(*args, **kwargs)
+        outputs = tensors_in(result)
+        if not outputs:
+            return result
+        sources = [origin for tensor in tensors_in(args, kwargs) if (origin := self._origin(tensor)) is not None]
+        single = len({origin.name for origin in sources}) == 1
+        recipe = mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
+        seen = shadows(func, recipe, sources, outputs) if single else [None] * len(outputs)
+        for n, (tensor, shadow) in enumerate(zip(outputs, seen, strict=True)):
+            item = None if isinstance(result, Tensor) else n
+            self.know(tensor, Origin(sources[0].name, shadow, func, recipe[0], recipe[1], item))
+        return result
+
+    def _multiplied(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[Tensor],
+        origins: Sequence[Origin | None],
+    ) -> Any:  # fmt: skip
+        """Run a call that takes weights and what flows, having shown the use that it makes of each weight."""
+        now: dict[int, Tensor] = {}
+        inner, waits = None, list[tuple[str, Tensor, Origin, Placement]]()
+        for tensor, origin in zip(given, origins, strict=True):
+            if origin is None:
+                continue
+            use = use_of(func, tensor, args, kwargs)
+            if use is None:
+                inner = inner or opened(func)
+                if inner is None:
+                    name = getattr(func, "__name__", str(func))
+                    self._watch.others.setdefault(origin.name, f"no matrix product that is known takes it, but {name}() does")
+                continue
+            found = self._watch.used(origin.name, use, origin)
+            if found is not None:
+                waits.append((origin.name, tensor, origin, found))
+        if inner is not None and not waits:
+            return self._within(inner, args, kwargs)
+        for name, _, _, found in waits:
+            before = self._watch.replaced(name)
+            self._watch.reach(name, lambda name=name, found=found: self._watch.visit(name, found))
+            if self._used is not None:
+                if self._used[name] and not before and self._watch.replaced(name):
+                    raise _AgainError
+                self._used[name] += 1
+        for tensor, origin in zip(given, origins, strict=True):
+            if origin is not None and self._watch.replaced(origin.name):
+                now[id(tensor)] = origin.value(self._watch.weight)
+        if now:
+            args, kwargs = mapped(lambda part: now.get(id(part), part) if isinstance(part, Tensor) else part, (args, kwargs))
+        result = func(*args, **kwargs)
+        if self._watch.result is not None:
+            for name, _, _, found in waits:
+                self._watch.result(name, found, result)
+        return result
+
+    def _within(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a function that shows its operations; from the start again where a weight it has used is replaced in it.
+
+        An attention multiplies its joint projection once for the queries, once for the keys and once for the values.
+        """
+        while True:
+            outer, self._used = self._used, Counter()
+            try:
+                with self:
+                    return inner(*args, **kwargs)
+            except _AgainError:
+                continue
+            finally:
+                self._used = outer
+
+    def _recurrent(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments of a recurrent layer with what its weights have become, each having been shown in turn."""
+        watch = self._watch
+        args, kwargs = mapped(lambda part: part, (args, kwargs))  # the layer changes its list as weights are replaced
+        origins = {id(tensor): origin for tensor in tensors_in(args, kwargs) if (origin := self._origin(tensor)) is not None}
+
+        def current(tensor: Tensor) -> Tensor:
+            origin = origins.get(id(tensor))
+            return tensor if origin is None or not watch.replaced(origin.name) else origin.value(watch.weight)
+
+        for tensor, use in recurrent_uses(func, args, kwargs, current):
+            origin = origins.get(id(tensor))
+            if origin is not None and (found := watch.used(origin.name, use, origin)) is not None:
+                watch.reach(origin.name, lambda name=origin.name, found=found: watch.visit(name, found))
+        return mapped(lambda part: current(part) if isinstance(part, Tensor) else part, (args, kwargs))
+
+
+def bypassed(model: nn.Module, site: Site) -> str | None:
+    """The module on the way to a weight whose forward is a closure over modules of another copy; None if there is none.
+
+    Copying a model copies the methods that were put on its modules, but not what a closure refers to.
+    """
+    names, own = site.module.split(".") if site.module else [], {id(module) for module in model.modules()}
+    for depth in range(len(names) + 1):
+        path = ".".join(names[:depth])
+        forward = model.get_submodule(path).__dict__.get("forward")
+        for cell in getattr(forward, "__closure__", None) or ():
+            held = getattr(cell.cell_contents, "__self__", cell.cell_contents)
+            if isinstance(held, nn.Module) and id(held) not in own:
+                return path or "the model"
+    return None

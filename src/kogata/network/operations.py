@@ -1,0 +1,164 @@
+"""Operations that multiply a weight: which axes of the operand are outputs and inputs, and what it multiplies.
+
+A layer is told by the operation that it calls, whatever its class: ``x @ w`` is a linear layer, and ``einsum`` over a third
+axis a stack of them. Each function of ``PRODUCTS`` finds, for one operand of one call, the :class:`Use` that the call makes of
+it; a new operation is one more entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kogata.job import Kind
+from kogata.network.input_rows import patches, transposed_patches
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """How one call multiplies an operand.
+
+    ``roles`` has a letter for each axis of the operand, seen as ``view`` where that is given: ``o`` for outputs, ``i`` for
+    inputs, which are summed over, and ``b`` for an axis that inputs and outputs have too. ``rows`` yields pieces of the inputs,
+    ``[*b axes, rows, *i axes]``. The outputs of the call lie along ``channels``; None where they are not one axis.
+    """
+
+    kind: Kind
+    roles: str
+    rows: Callable[[], Iterator[Tensor]]
+    view: tuple[int, ...] | None = None
+    channels: int | None = None
+
+
+def use_of(func: object, operand: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Use | None:
+    """What a call makes of ``operand``, one of its arguments; None when it does not multiply it, or not as a matrix."""
+    found = PRODUCTS.get(cast("Any", func))
+    if found is None:
+        return None
+    names, product = found
+    if names is None:
+        return product(operand, {"args": args})
+    known = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return product(operand, known)
+
+
+def _linear(operand: Tensor, call: Arguments) -> Use | None:
+    if call["weight"] is not operand:
+        return None
+    return Use(kind=Kind.LINEAR, roles="oi", rows=partial(_flat, call["input"]), channels=-1)
+
+
+def _flat(inputs: Tensor) -> Iterator[Tensor]:
+    yield inputs.detach().reshape(-1, inputs.shape[-1])
+
+
+def _matmul(operand: Tensor, call: Arguments) -> Use | None:
+    """``left @ right``, with any leading axes, which broadcast."""
+    left, right = cast("Tensor", call["left"]), cast("Tensor", call["right"])
+    if operand.ndim < 2 or left is right:
+        return None
+    batch = "b" * (operand.ndim - 2)
+    if right is operand:
+        inputs = left if left.ndim > 1 else left[None]
+        return Use(kind=Kind.LINEAR, roles=f"{batch}io", rows=partial(_broadcast, inputs, operand), channels=-1)
+    inputs = right.mT if right.ndim > 1 else right[None]
+    return Use(kind=Kind.LINEAR, roles=f"{batch}oi", rows=partial(_broadcast, inputs, operand), channels=-2)
+
+
+def _broadcast(inputs: Tensor, operand: Tensor) -> Iterator[Tensor]:
+    """``[..., rows, columns]`` as ``[*leading axes of the operand, rows, columns]``; other leading axes become rows."""
+    batch = torch.broadcast_shapes(inputs.shape[:-2], operand.shape[:-2])
+    full = inputs.detach().expand(*batch, *inputs.shape[-2:])
+    own = [1] * (len(batch) - operand.ndim + 2) + list(operand.shape[:-2])
+    kept = [axis for axis, size in enumerate(own) if size > 1]
+    merged = [axis for axis, size in enumerate(own) if size == 1]
+    full = full.permute(*kept, *merged, len(batch), len(batch) + 1)
+    shape = full.shape
+    full = full.reshape(*shape[: len(kept)], -1, shape[-1])
+    sizes = iter(full.shape)
+    yield full.reshape(*(1 if size == 1 else next(sizes) for size in operand.shape[:-2]), *full.shape[len(kept) :])
+
+
+def _einsum(operand: Tensor, call: Arguments) -> Use | None:
+    """An axis of the operand that the others lack is one of outputs; one that the result lacks is one of inputs."""
+    equation, *operands = call["args"]
+    if not isinstance(equation, str):
+        return None
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(cast("Sequence[Tensor]", operands[0]))
+    equation = equation.replace(" ", "")
+    if "." in equation or len([part for part in operands if part is operand]) > 1:
+        return None
+    terms, arrow, output = equation.partition("->")
+    letters = terms.split(",")
+    if not arrow:
+        output = "".join(sorted(letter for letter in set(terms) - {","} if terms.count(letter) == 1))
+    at = next(n for n, part in enumerate(operands) if part is operand)
+    own, others = letters[at], letters[:at] + letters[at + 1 :]
+    known = set("".join(others))
+    if len(set(own)) < len(own) or any(letter not in known and letter not in output for letter in own):
+        return None
+    roles = "".join("o" if letter not in known else "b" if letter in output else "i" for letter in own)
+    batch = [letter for letter in own if letter in known and letter in output]
+    columns = [letter for letter in own if letter in known and letter not in output]
+    rows = [letter for letter in output if letter not in own]
+    if not columns:
+        return None
+    inputs = [part.detach() for n, part in enumerate(operands) if n != at]
+    order = "".join([*batch, *rows, *columns])
+
+    def pieces() -> Iterator[Tensor]:
+        found = torch.einsum(f"{','.join(others)}->{order}", *inputs)
+        yield found.reshape(*found.shape[: len(batch)], -1, *found.shape[len(batch) + len(rows) :])
+
+    return Use(kind=Kind.LINEAR, roles=roles, rows=pieces)
+
+
+def _convolution(operand: Tensor, call: Arguments) -> Use | None:
+    if call["weight"] is not operand:
+        return None
+    groups, spatial = int(call.get("groups", 1)), operand.ndim - 2
+    view = (groups, operand.shape[0] // groups, *operand.shape[1:])
+    rows = partial(patches, call["input"], operand.shape[2:], call, groups)
+    return Use(kind=Kind.CONV, roles="boi" + "i" * spatial, rows=rows, view=view, channels=-1 - spatial)
+
+
+def _transposed(operand: Tensor, call: Arguments) -> Use | None:
+    if call["weight"] is not operand:
+        return None
+    groups, spatial = int(call.get("groups", 1)), operand.ndim - 2
+    view = (groups, operand.shape[0] // groups, *operand.shape[1:])
+    rows = partial(transposed_patches, call["input"], operand.shape[2:], call, groups)
+    return Use(kind=Kind.CONV, roles="bio" + "i" * spatial, rows=rows, view=view, channels=-1 - spatial)
+
+
+_PAIR, _SWAPPED, _ADDED = ("left", "right"), ("right", "left"), ("input", "left", "right")
+_MATMULS: Mapping[tuple[str, ...], tuple[Any, ...]] = {
+    _PAIR: (
+        torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__,
+    ),
+    _SWAPPED: (Tensor.__rmatmul__,),
+    _ADDED: (torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm),
+}  # fmt: skip
+_CONVOLVED = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+PRODUCTS: Mapping[Any, tuple[tuple[str, ...] | None, Callable[[Tensor, Arguments], Use | None]]] = {
+    functional.linear: (("input", "weight", "bias"), _linear),
+    torch.einsum: (None, _einsum),
+    **{func: (names, _matmul) for names, functions in _MATMULS.items() for func in functions},
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (_CONVOLVED, _convolution)),
+    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), (_TRANSPOSED, _transposed)),
+}
+"""For each function the names of its positional arguments, and what it makes of an operand."""
+
+LOOKUPS = frozenset({functional.embedding, functional.embedding_bag})
+"""Functions that read rows of a weight as they are: nothing multiplies it."""
