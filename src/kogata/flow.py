@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from kogata.calibration.prepare import prepare
+from kogata.calibration.prepare import first_job
 from kogata.calibration.probe import Probe
 from kogata.engines import DEFAULT_ENGINE, Engine
 from kogata.job import Job, Step, Task
@@ -74,9 +74,9 @@ def compress(
     """
     recipe = method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
     folder = open_folder(output, resume=resume)
-    job = replace(prepare(model, task, seed=seed), explain=explain)
+    job = replace(first_job(model, task, seed=seed), explain=explain)
     if teacher is not None:
-        job = replace(job, reference=prepare(teacher, task, seed=seed).model)
+        job = replace(job, reference=first_job(teacher, task, seed=seed).model)
         Probe(job)  # raises DataError where the student's outputs must be like the teacher's and are not
     check_order(recipe.method, job)
     folder.begin(recipe.resolved(), job, resume=resume)
@@ -86,7 +86,7 @@ def compress(
         graph, notes = compare.graph(job, engine)
         packed = pack(job.model, graph)
         write_file(folder.model, packed)
-        loaded = load(folder.model, into=surgery.clone(model), forms=foreign_forms(job.model))
+        loaded = load(folder.model, into=surgery.clone(model, share=False), forms=foreign_forms(job.model))
         job = replace(job, model=loaded)  # nothing else is trusted now
         log.info("measuring in %s", engine.name if engine else "PyTorch")
         report = compare.report(job, model, recipe, steps, packed, folder, engine, notes, command)

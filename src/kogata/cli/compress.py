@@ -165,10 +165,10 @@ def _preview(model: nn.Module, task: Task, recipe: Recipe, seed: int, as_json: b
     """Print the resolved recipe and the weights of each step, as YAML that is itself a valid recipe."""
     import yaml
 
-    from kogata.calibration.prepare import prepare
+    from kogata.calibration.prepare import first_job
     from kogata.methods.base.order import check_order, planned_steps
 
-    job = prepare(model, task, seed=seed)
+    job = first_job(model, task, seed=seed)
     check_order(recipe.method, job)
     steps = planned_steps(recipe.method, job)
     if as_json:

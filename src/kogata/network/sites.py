@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kogata.errors import DataError, UsageError
 from kogata.forms import Dense, Form, Masked, Role
@@ -89,9 +88,8 @@ def _names(site: Site) -> Iterator[tuple[str, str]]:
 
 def form_of(module: nn.Module, name: str) -> Form | None:
     """The form that holds ``module.name``, or None when it is a plain parameter."""
-    if not parametrize.is_parametrized(module, name):
+    if name not in (lists := parametrizations(module)):
         return None
-    lists = cast("nn.ModuleDict", module.parametrizations)
     form = cast("nn.ModuleList", lists[name])[0]
     if not isinstance(form, Form):
         raise DataError(
@@ -99,6 +97,16 @@ def form_of(module: nn.Module, name: str) -> Form | None:
             f"({type(form).__name__}). Remove it first with torch.nn.utils.parametrize.remove_parametrizations."
         )
     return form
+
+
+def parametrizations(module: nn.Module) -> Mapping[str, nn.Module]:
+    """The parametrizations of the module's own parameters, by the parameter's name; empty where it has none.
+
+    ``torch.nn.utils.parametrize.is_parametrized`` asks for an attribute, which a wrapper that hands unknown attributes on to an
+    inner module answers in that module's place.
+    """
+    found = dict(module.named_children()).get("parametrizations")
+    return dict(found.named_children()) if isinstance(found, nn.ModuleDict) else {}
 
 
 def form_at(model: nn.Module, site: Site) -> Form:
@@ -136,7 +144,5 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, object]]:
     In the order of the names, so that it does not depend on which parameter got a form first.
     """
     found: dict[str, object] = {n: p for n, p in module.named_parameters(recurse=False) if p.is_floating_point()}
-    if parametrize.is_parametrized(module):
-        names = cast("nn.ModuleDict", module.parametrizations)
-        found |= {name: form for name in names if (form := form_of(module, name)) is not None}
+    found |= {name: form for name in parametrizations(module) if (form := form_of(module, name)) is not None}
     yield from sorted(found.items(), key=lambda item: item[0])
