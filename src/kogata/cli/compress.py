@@ -147,6 +147,7 @@ def _finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
     report = Report.load(folder.report)
     if (report.task, report.recipe, report.seed) != (Path(task).stem, _plain(recipe), seed):
         raise UsageError(f"{folder.path}: holds a finished run of another task, recipe or seed. Choose another folder with -o.")
+    folder.finish()  # a run may have been killed before it could
     return report
 
 
