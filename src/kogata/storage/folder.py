@@ -25,7 +25,7 @@ from kogata.job import Job, Step
 from kogata.network import surgery
 from kogata.storage.load import load
 from kogata.storage.progress import Progress, advice, damaged, differences, identity_of, plain
-from kogata.storage.write import pack, write_file
+from kogata.storage.write import foreign_forms, pack, write_file
 from kogata.system.atomic import remove_leftovers, writing
 from kogata.system.lock import locked
 
@@ -114,7 +114,9 @@ class Folder:
         """
         latest = self._model(len(steps))
         write_file(latest, pack(job.model, coders=_FAST))
-        replace(Progress.load(self._state), steps=list(steps), ledger=list(job.ledger)).save(self._state)
+        forms = tuple(f"{form.__module__}:{form.__qualname__}" for form in foreign_forms(job.model))
+        done = replace(Progress.load(self._state), steps=list(steps), ledger=list(job.ledger), forms=forms)
+        done.save(self._state)
         for old in self.checkpoints.iterdir():
             if old not in (self._state, latest):
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -126,7 +128,7 @@ class Folder:
             return job, []
         path = self._model(len(done.steps))
         try:
-            model = load(path, into=surgery.clone(job.model))
+            model = load(path, into=surgery.clone(job.model), forms=done.foreign())
         except FileFormatError as error:
             raise damaged(path, str(error).removeprefix(f"{path}: ")) from error
         log.info("resumed after step %d: %s", len(done.steps), done.steps[-1].name)

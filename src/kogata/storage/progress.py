@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kogata.calibration.identity import data_digests
 from kogata.errors import FileFormatError
+from kogata.forms import Form
 from kogata.job import Job, Row, Step
 from kogata.network.fingerprint import fingerprint
 from kogata.system.atomic import writing
@@ -23,13 +25,27 @@ class Progress:
     """What is known of an interrupted run.
 
     ``identity`` is all that decides the bytes besides the recipe. ``plan`` has the settings of each step of the recipe; the
-    first ``len(steps)`` of them are done, and ``ledger`` has their rows.
+    first ``len(steps)`` of them are done, and ``ledger`` has their rows. ``forms`` names the forms of other packages that the
+    last checkpoint holds, each as ``module:Class``.
     """
 
     identity: dict[str, str]
     plan: list[dict[str, Any]]
     steps: list[Step]
     ledger: list[Row]
+    forms: tuple[str, ...] = ()
+
+    def foreign(self) -> list[type[Form]]:
+        """The classes of ``forms``, as far as the recipe has imported them; nothing that a file names is imported here."""
+        found = list[type[Form]]()
+        for name in self.forms:
+            module, _, path = name.partition(":")
+            kind: object = sys.modules.get(module)
+            for part in path.split("."):
+                kind = getattr(kind, part, None)
+            if isinstance(kind, type) and issubclass(kind, Form):
+                found.append(kind)
+        return found
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
