@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,15 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     exec(compile(block, "README.md", "exec"), names)
     x = loader[0][0]
     torch.testing.assert_close(names["session"](x), names["model"](x), rtol=1e-4, atol=1e-5)  # type: ignore[operator]
+
+
+def test_the_example_of_a_loop_of_ones_own_runs() -> None:
+    block = re.findall(r"```python\n(.*?)```", (DOCS / "methods.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    names: dict[str, Any] = {}
+    exec(compile(block, "methods.md", "exec"), names)
+    shared = {tensor.data_ptr() for tensor in names["model"].parameters()}
+    assert not shared & {tensor.data_ptr() for tensor in names["small"].parameters() if tensor.numel()}
+    assert float((names["small"].weight == 0).float().mean()) > 0.89
 
 
 def test_the_example_task_and_recipe_run(tmp_path: Path) -> None:

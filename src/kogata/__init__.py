@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kogata._version import __version__
 
 if TYPE_CHECKING:
+    from kogata.calibration.prepare import prepare
     from kogata.engines.lowering.lower import lower
     from kogata.engines.onnxruntime import open, run
     from kogata.flow import Result, compress
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Result", "Task", "Where", "__version__", "chain", "compress", "from_pretrained", "load", "lower", "only", "open",
-    "per_site", "plain", "run", "save", "save_pretrained",
+    "per_site", "plain", "prepare", "run", "save", "save_pretrained",
 ]  # fmt: skip
 
 _HOME = {
     "lower": "engines.lowering.lower", "open": "engines.onnxruntime", "run": "engines.onnxruntime", "Result": "flow",
     "compress": "flow", "Task": "job", "Where": "job", "chain": "methods.base.compose", "only": "methods.base.compose",
     "per_site": "methods.base.compose", "plain": "network.surgery", "from_pretrained": "storage.hub",
-    "save_pretrained": "storage.hub", "load": "storage.load", "save": "storage.write",
+    "prepare": "calibration.prepare", "save_pretrained": "storage.hub", "load": "storage.load", "save": "storage.write",
 }  # fmt: skip
 
 

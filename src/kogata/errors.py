@@ -30,7 +30,7 @@ class DataError(KogataError):
 
 
 class FileFormatError(KogataError):
-    """A ``.kogata`` file is damaged, truncated, has a newer schema, or does not fit the model."""
+    """A ``.kogata`` file or a checkpoint is damaged, truncated, has a newer schema, or does not fit the model."""
 
     exit_code = 5
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from torch import nn
 
-from kogata.calibration.prepare import prepare
+from kogata.calibration.prepare import first_job
 from kogata.calibration.probe import Probe
 from kogata.engines import DEFAULT_ENGINE, Engine
+from kogata.errors import NotApplicable
 from kogata.job import Job, Step, Task
 from kogata.measure import compare
 from kogata.methods.base.method import Method
@@ -34,7 +35,8 @@ class Result:
     """The result of a compression.
 
     ``folder`` is the folder of the run, ``path`` the ``.kogata`` file in it, ``model`` the model loaded back from that file,
-    and ``report`` the sizes, scores and latencies measured on it.
+    and ``report`` the sizes, scores and latencies measured on it. The folder of a run without ``output`` is temporary: it is
+    deleted together with this object.
     """
 
     folder: Path
@@ -51,7 +53,8 @@ def compress(
     """Compress ``model`` by ``method``, write ``model.kogata``, and measure the model that is read back from the file.
 
     ``model`` is never changed. Every error raised on purpose is a KogataError whose message says what to do: UsageError for
-    settings, DataError for the model or its data, NotApplicable when a method can change nothing or the order is illegal.
+    settings, DataError for the model or its data, NotApplicable when the order is illegal or the first step can change nothing.
+    A later step that can change nothing is named in the notes of the report.
 
     >>> import torch, kogata
     >>> from kogata.methods import KMeans
@@ -63,30 +66,31 @@ def compress(
     :param method: a method, a ``chain`` of them, or a recipe opened by ``open_recipe``.
     :param teacher: another network for the same task. It takes the place of ``model`` as the teacher of every recovery and as
         the baseline of the report; ``model`` is then the student.
-    :param output: the folder of the run, which must be new or empty unless ``resume`` is set. None makes a temporary folder.
+    :param output: the folder of the run, which must be new or empty unless ``resume`` is set. None makes a
+        temporary folder, which is deleted with the result.
     :param seed: makes the run repeatable.
     :param engine: where to measure latency; None measures none.
-    :param resume: continue an interrupted run in ``output``.
+    :param resume: continue an interrupted run in ``output``. Model, data, seed and thread count must be those of that run; the
+        steps of ``method`` must begin with those that it finished.
     :param explain: also measure by how much the loss on the first calibration batch rises when each layer alone is changed.
         It takes one forward pass for each of the 64 layers of a step whose weights changed most, and for each group of channels
         or layer that a step removes.
     :param command: the command line to show in the report.
     """
     recipe = method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
-    folder = open_folder(output, resume=resume)
-    job = replace(prepare(model, task, seed=seed), explain=explain)
+    job = replace(first_job(model, task, seed=seed), explain=explain)
     if teacher is not None:
-        job = replace(job, reference=prepare(teacher, task, seed=seed).model)
+        job = replace(job, reference=first_job(teacher, task, seed=seed).model)
         Probe(job)  # raises DataError where the student's outputs must be like the teacher's and are not
     check_order(recipe.method, job)
-    folder.begin(recipe.resolved(), job, resume=resume)
-    with folder.logging():
-        job, steps = run(job, recipe.method.steps(), folder)
+    folder, methods = open_folder(output, resume=resume), recipe.method.steps()
+    with folder.running(recipe.resolved(), [method.settings() for method in methods], job, resume=resume):
+        job, steps = run(job, methods, folder)
         log.info("packing %s", folder.model)
         graph, notes = compare.graph(job, engine)
         packed = pack(job.model, graph)
         write_file(folder.model, packed)
-        loaded = load(folder.model, into=surgery.clone(model), forms=foreign_forms(job.model))
+        loaded = load(folder.model, into=surgery.clone(model, share=False), forms=foreign_forms(job.model))
         job = replace(job, model=loaded)  # nothing else is trusted now
         log.info("measuring in %s", engine.name if engine else "PyTorch")
         report = compare.report(job, model, recipe, steps, packed, folder, engine, notes, command)
@@ -95,7 +99,9 @@ def compress(
         html.write(report, folder.page)
         report.save(folder.report)
         folder.finish()
-    return Result(folder=folder.path, path=folder.model, model=job.model, report=report)
+    result = Result(folder=folder.path, path=folder.model, model=job.model, report=report)
+    folder.leave_to(result)
+    return result
 
 
 def run(job: Job, methods: Sequence[Method], folder: Folder) -> tuple[Job, list[Step]]:
@@ -104,10 +110,21 @@ def run(job: Job, methods: Sequence[Method], folder: Folder) -> tuple[Job, list[
     for number, method in enumerate(methods[len(steps) :], len(steps) + 1):
         log.info("step %d of %d: %s", number, len(methods), method.title())
         started, before = time.perf_counter(), model_bits(job.model)
-        job = method.apply(replace(job, folder=folder.checkpoints, epochs=()))
+        job, note = _applied(method, replace(job, folder=folder.training(number), epochs=()), done=bool(steps))
         steps.append(Step(
             name=method.title(), settings=method.settings(), seconds=time.perf_counter() - started, bits_before=before,
-            bits_after=model_bits(job.model), loss=Probe(job).base, epochs=job.epochs,
+            bits_after=model_bits(job.model), loss=Probe(job).base, epochs=job.epochs, note=note,
         ))  # fmt: skip
         folder.save(job, steps)
     return job, steps
+
+
+def _applied(method: Method, job: Job, *, done: bool) -> tuple[Job, str]:
+    """The job after a method. If it can change nothing and earlier steps are ``done``, the same job, and the reason why."""
+    try:
+        return method.apply(job), ""
+    except NotApplicable as error:
+        if not done:
+            raise
+        log.warning("this step changed nothing: %s", error)
+        return job, str(error)

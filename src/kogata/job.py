@@ -169,6 +169,7 @@ class Step:
     bits_after: float
     loss: float | None
     epochs: tuple[Epoch, ...] = ()
+    note: str = ""  # why the step changed nothing, if it did not
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,11 @@ from kogata.coding.plane import Plane
 from kogata.engines import OnnxRuntime
 from kogata.errors import FileFormatError, UsageError
 from kogata.forms import Dense, Form, Masked, Role
+from kogata.job import Step
 from kogata.network import surgery
 from kogata.network.sites import form_at, sites_of
 from kogata.storage import hub
+from kogata.storage.folder import Folder
 from kogata.storage.load import load
 from kogata.storage.read import read_file
 from kogata.storage.write import pack
@@ -151,3 +153,14 @@ def test_the_whole_flow_takes_it(tmp_path: Path) -> None:
         with_form(Steps), task, only(RoundToNearest(bits=8), kogata.Where(vectors=True)), output=tmp_path / "o"
     )
     assert result.report.compressed.bytes == (tmp_path / "o" / "model.kogata").stat().st_size
+
+
+def test_a_checkpoint_gives_it_back(tmp_path: Path) -> None:
+    """An interrupted run finds the class among those that its recipe has imported."""
+    job = kogata.prepare(with_form(Steps), kogata.Task(calibration=[torch.randn(4, 8)]))
+    folder = Folder(tmp_path)
+    folder.begin({}, [{}], job, resume=False)
+    folder.save(job, [Step(name="steps", settings={}, seconds=0.0, bits_before=2.0, bits_after=1.0, loss=None)])
+    restored, steps = folder.restore(job)
+    assert [step.name for step in steps] == ["steps"]
+    assert pack(restored.model).data == pack(job.model).data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -16,11 +17,16 @@ from kogata.network.batch import evaluating, move, split
 
 def first_batch(model: nn.Module, task: Task) -> tuple[Any, Any]:
     """``(inputs, targets)`` of the first calibration batch. Raises DataError when there is none."""
-    found = next(_calls(model, task, 1) if callable(task.calibration) else calibration_batches(model, task), None)
+    found = next(first_batches(model, task, 1), None)
     if found is None:
         what = "calibration function never calls the model" if callable(task.calibration) else "calibration data is empty"
         raise DataError(f"task {task.name!r}: its {what}; give at least one batch.")
     return found
+
+
+def first_batches(model: nn.Module, task: Task, count: int) -> Iterator[tuple[Any, Any]]:
+    """``(inputs, targets)`` of the first ``count`` calibration batches. The user's own loop is stopped after as many calls."""
+    return _calls(model, task, count) if callable(task.calibration) else islice(calibration_batches(model, task), count)
 
 
 def calibration_batches(model: nn.Module, task: Task) -> Iterator[tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Adoption: a user's model and task become a job, after everything that could go wrong later has been looked at now."""
+"""A user's model and task become a job, after everything that could go wrong later has been checked."""
 
 from __future__ import annotations
 
@@ -7,23 +7,48 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kogata.calibration.probe import Probe
 from kogata.calibration.watch import Watch
 from kogata.errors import DataError, KogataError
 from kogata.job import Job, Role, Seen, Task
+from kogata.network import surgery
 from kogata.network.batch import evaluating
+from kogata.network.originals import refuse_shared_code
 from kogata.network.sites import sites_of
 
 
 def prepare(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
-    """The first job of a run; the model itself is never changed.
+    """A job of your own, for methods applied one by one and training in a loop of your own.
 
-    Raises DataError when the model has no weights, or weights that are NaN, infinite or complex, or when the calibration data
-    is empty or gives a loss that is not finite.
+    The job's model is a copy: what methods make of it shares nothing with ``model``, and may be trained, moved and cast freely.
+    Models made from the same job share the tensors that no method changed; prepare another job for an independent model.
+    ``model`` itself is the job's ``reference``, the teacher of every recovery. Raises DataError when the model has no weights,
+    or weights that are NaN, infinite or complex; when it cannot be copied as a whole; or when the calibration data is empty or
+    gives a loss that is not finite.
+
+    >>> import torch, kogata
+    >>> from kogata.methods import MagnitudePruning
+    >>> net, x = torch.nn.Linear(64, 10), torch.randn(8, 64)
+    >>> job = kogata.prepare(net, kogata.Task(calibration=[x]))
+    >>> model = MagnitudePruning(sparsity=0.9).apply(job).model
+    >>> optimizer = torch.optim.Adam(model.parameters())  # trains the kept weights only
+    >>> model(x).square().mean().backward()
+    >>> optimizer.step()
+    """
+    job = first_job(model, task, seed=seed)
+    return replace(job, model=surgery.clone(model, share=False))
+
+
+def first_job(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
+    """The first job of a run. It is as :func:`prepare` makes it, except that its model is ``model`` itself.
+
+    Methods never change the model of a job, so that a run needs no copy.
     """
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue  # extra state of a module
         if tensor.is_complex():
             raise DataError(f"model: {name} of shape {tuple(tensor.shape)} is complex; only real weights can be compressed.")
         # The extremes are NaN if any value is, and need no tensor of the size of the weight.
@@ -44,6 +69,7 @@ def prepare(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
     job = Job(model=model, reference=model, task=task, seed=seed)
     try:
         inputs = Probe(job).inputs
+        refuse_shared_code(model, inputs)
         return replace(job, seen=_seen(model, inputs))
     except KogataError:
         raise

@@ -118,9 +118,6 @@ class Watch:
     def fits(self, name: str) -> bool:
         """Whether the leaves of the weight are the matrices that are multiplied; notes the reason where they are not."""
         site = self.sites[name]
-        if (owner := bypassed(self.model, site)) is not None:
-            self.others[name] = f"the forward of {owner} was replaced by a function that runs another copy of the model"
-            return False
         if is_plain(self.layouts[name], site.shape) != isinstance(form_at(self.model, site), Separate | Transposed):
             return True
         self.others[name] = "its matrices do not lie in it as the form that holds it takes them"
@@ -286,19 +283,3 @@ class _Mode(TorchFunctionMode):
             if origin is not None and (found := watch.used(origin.name, use, origin)) is not None:
                 watch.reach(origin.name, lambda name=origin.name, found=found: watch.visit(name, found))
         return mapped(lambda part: current(part) if isinstance(part, Tensor) else part, (args, kwargs))
-
-
-def bypassed(model: nn.Module, site: Site) -> str | None:
-    """The module on the way to a weight whose forward is a closure over modules of another copy; None if there is none.
-
-    Copying a model copies the methods that were put on its modules, but not what a closure refers to.
-    """
-    names, own = site.module.split(".") if site.module else [], {id(module) for module in model.modules()}
-    for depth in range(len(names) + 1):
-        path = ".".join(names[:depth])
-        forward = model.get_submodule(path).__dict__.get("forward")
-        for cell in getattr(forward, "__closure__", None) or ():
-            held = getattr(cell.cell_contents, "__self__", cell.cell_contents)
-            if isinstance(held, nn.Module) and id(held) not in own:
-                return path or "the model"
-    return None

@@ -147,6 +147,7 @@ def _finished(folder: Folder, task: str, recipe: Recipe, seed: int) -> Report:
     report = Report.load(folder.report)
     if (report.task, report.recipe, report.seed) != (Path(task).stem, _plain(recipe), seed):
         raise UsageError(f"{folder.path}: holds a finished run of another task, recipe or seed. Choose another folder with -o.")
+    folder.finish()  # a run may have been killed before it could
     return report
 
 
@@ -165,10 +166,10 @@ def _preview(model: nn.Module, task: Task, recipe: Recipe, seed: int, as_json: b
     """Print the resolved recipe and the weights of each step, as YAML that is itself a valid recipe."""
     import yaml
 
-    from kogata.calibration.prepare import prepare
+    from kogata.calibration.prepare import first_job
     from kogata.methods.base.order import check_order, planned_steps
 
-    job = prepare(model, task, seed=seed)
+    job = first_job(model, task, seed=seed)
     check_order(recipe.method, job)
     steps = planned_steps(recipe.method, job)
     if as_json:

@@ -102,7 +102,8 @@ def report(
             latency_ms=latency[0],
         ),
         layers=layers(job, original, packed, inputs, engine), rest_bytes=rest(packed, job.model),
-        steps=tuple(steps), notes=(*notes, *_left(job)), targets={target.goal: target.text for target in recipe.targets},
+        steps=tuple(steps), notes=(*notes, *_idle(steps), *_extra(job.model), *_left(job)),
+        targets={target.goal: target.text for target in recipe.targets},
     )  # fmt: skip
     return dataclasses.replace(built, missed=tuple(m for t in recipe.targets if (m := t.miss(built))))
 
@@ -113,7 +114,8 @@ def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, engin
     costs = macs(original, inputs)
     spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
     if engine is not None:
-        pair = {"dense": surgery.plain(original), "ours": lowered(job.model, inputs, EAGER, engine.rules)}
+        plain = surgery.densify(surgery.clone(original))
+        pair = {"dense": plain, "ours": lowered(job.model, inputs, EAGER, engine.rules)}
         spent = layer_times(pair, {site.module for site in sites}, inputs)
     stored, changes = defaultdict[str, list[Stored]](list), defaultdict[str, list[Row]](list)
     for plane in packed.planes:
@@ -151,6 +153,23 @@ def rest(packed: PackedFile, loaded: nn.Module) -> dict[str, int]:
         "header": packed.header_bytes, "manifest": packed.manifest_bytes, "graph": packed.graph_bytes,
         "biases and buffers": others,
     }  # fmt: skip
+
+
+def _idle(steps: Sequence[Step]) -> list[str]:
+    """The steps that changed nothing, each with the reason."""
+    return [f"step {number} changed nothing: {step.note}" for number, step in enumerate(steps, 1) if step.note]
+
+
+def _extra(model: nn.Module) -> list[str]:
+    """A note where modules have extra state, which no ``.kogata`` file holds: it may be any Python object."""
+    plain = nn.Module.get_extra_state
+    owners = [path or "the model" for path, module in model.named_modules() if type(module).get_extra_state is not plain]
+    if not owners:
+        return []
+    return [
+        f"the extra state (get_extra_state) of {', '.join(owners)} is not in the file; set it on a model before you load the "
+        "file into it."
+    ]
 
 
 def _left(job: Job) -> list[str]:

@@ -110,7 +110,10 @@ _SAFETENSORS = {
 def dense_bytes(model: nn.Module) -> int:
     """The bytes of the model as a safetensors file with dense weights in their dtypes: the baseline of a compression."""
     header, offset, seen = dict[str, Any](), 0, set[tuple[int, torch.Size]]()
-    for name, tensor in sorted(cast("Mapping[str, Tensor]", surgery.plain(model).state_dict()).items()):
+    state = cast("Mapping[str, Any]", surgery.densify(surgery.clone(model)).state_dict())
+    for name, tensor in sorted(state.items()):
+        if not isinstance(tensor, Tensor):
+            continue  # extra state of a module, which safetensors cannot hold
         if (tensor.data_ptr(), tensor.shape) in seen and tensor.numel():
             continue  # tied weights are stored once
         seen.add((tensor.data_ptr(), tensor.shape))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from kogata.errors import UsageError
 from kogata.forms import Dense, Form, Masked, Role
@@ -39,13 +38,12 @@ def left_alone(model: nn.Module) -> dict[str, str]:
     for path, module in modules_of(model):
         prefix = f"{path}." if path else ""
         if isinstance(module, LISTS):
-            reason = f"it is a parameter of an {type(module).__name__}, which is left as it is"
+            reason = f"it is a parameter of a {type(module).__name__}, which is left as it is"
             found |= {f"{prefix}{n}": reason for n, p in module.named_parameters(recurse=False) if p.is_floating_point()}
-        if parametrize.is_parametrized(module):
-            for name, held in cast("nn.ModuleDict", module.parametrizations).items():
-                first = cast("nn.ModuleList", held)[0]
-                if not isinstance(first, Form):
-                    found[f"{prefix}{name}"] = f"a parametrization of another library holds it ({type(first).__name__})"
+        for name, held in parametrizations(module).items():
+            first = cast("nn.ModuleList", held)[0]
+            if not isinstance(first, Form):
+                found[f"{prefix}{name}"] = f"a parametrization of another library holds it ({type(first).__name__})"
     return found
 
 
@@ -114,10 +112,20 @@ def _names(site: Site) -> Iterator[tuple[str, str]]:
 
 def form_of(module: nn.Module, name: str) -> Form | None:
     """The form that holds ``module.name``, or None when it is a plain parameter or another library's."""
-    if not parametrize.is_parametrized(module, name):
+    if name not in (lists := parametrizations(module)):
         return None
-    form = cast("nn.ModuleList", cast("nn.ModuleDict", module.parametrizations)[name])[0]
+    form = cast("nn.ModuleList", lists[name])[0]
     return form if isinstance(form, Form) else None
+
+
+def parametrizations(module: nn.Module) -> Mapping[str, nn.Module]:
+    """The parametrizations of the module's own parameters, by the parameter's name; empty where it has none.
+
+    ``torch.nn.utils.parametrize.is_parametrized`` asks for an attribute, which a wrapper that hands unknown attributes on to an
+    inner module answers in that module's place.
+    """
+    found = dict(module.named_children()).get("parametrizations")
+    return dict(found.named_children()) if isinstance(found, nn.ModuleDict) else {}
 
 
 def form_at(model: nn.Module, site: Site) -> Form:
@@ -168,7 +176,5 @@ def weights_of(module: nn.Module) -> Iterator[tuple[str, object]]:
     In the order of the names, so that it does not depend on which parameter got a form first.
     """
     found: dict[str, object] = {n: p for n, p in module.named_parameters(recurse=False) if p.is_floating_point()}
-    if parametrize.is_parametrized(module):
-        names = cast("nn.ModuleDict", module.parametrizations)
-        found |= {name: form for name in names if (form := form_of(module, name)) is not None}
+    found |= {name: form for name in parametrizations(module) if (form := form_of(module, name)) is not None}
     yield from sorted(found.items(), key=lambda item: item[0])

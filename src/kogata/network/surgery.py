@@ -10,12 +10,13 @@ import copy
 from collections.abc import Iterator
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kogata.forms import Dense, Form
 from kogata.job import Site
-from kogata.network.sites import form_at, form_of, modules_of, weights_of
+from kogata.network.sites import form_at, form_of, modules_of, parametrizations, weights_of
 
 
 def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
@@ -23,6 +24,8 @@ def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
     root = form_at(model, site)
     _, leaf = next(cast("Form", root.get_submodule(path)).leaves())
     form = form.to(device=leaf.values.device, dtype=leaf.values.dtype)
+    if not trainable(root):
+        form.requires_grad_(False)
     if isinstance(form, Dense):
         form.role = leaf.role  # other numbers, but what they are is the same
     attach(model, site, _with(root, path, form))
@@ -44,8 +47,11 @@ def _with(root: Form, path: str, form: Form) -> Form:
 def attach(model: nn.Module, site: Site, form: Form) -> None:
     """Let ``form`` hold the parameter of ``site`` and of everything tied to it; another form there gives way.
 
-    A form that is one dense leaf needs no program: its values become a plain parameter.
+    A form that is one dense leaf needs no program: its values become a plain parameter. A frozen weight stays frozen: the form
+    then requires no gradients.
     """
+    if not trainable(form_at(model, site)):
+        form.requires_grad_(False)
     if isinstance(form, Dense):
         for module, parameter in _owners(model, site):
             setattr(module, parameter, form.values)
@@ -58,8 +64,9 @@ def hold(model: nn.Module, site: Site, form: Form) -> None:
     for module, parameter in _owners(model, site):
         # Parametrizing empties the parameter it takes over, in place; other copies of the model share that one. So it
         # gets an empty parameter of its own, which only remembers dtype and device.
-        weight = cast("Tensor", getattr(module, parameter))
-        setattr(module, parameter, nn.Parameter(weight.new_empty(0), requires_grad=False))
+        dtype = cast("Tensor", getattr(module, parameter)).dtype
+        device = next((leaf.values.device for _, leaf in form.leaves()), None)
+        setattr(module, parameter, nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False))
         parametrize.register_parametrization(module, parameter, form, unsafe=True)
         if isinstance(module, nn.RNNBase):
             _follow(module)
@@ -70,7 +77,7 @@ def _owners(model: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
     for name in (site.name, *site.aliases):
         path, _, parameter = name.rpartition(".")
         module = model.get_submodule(path)
-        if parametrize.is_parametrized(module, parameter):
+        if form_of(module, parameter) is not None:
             _plain_again(module, parameter)
         yield module, parameter
 
@@ -78,7 +85,7 @@ def _owners(model: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
 def _plain_again(module: nn.Module, parameter: str) -> None:
     """Take a form away from a parameter."""
     parametrize.remove_parametrizations(module, parameter, leave_parametrized=False)
-    if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+    if isinstance(module, nn.RNNBase) and not parametrizations(module):
         module._init_flat_weights()  # pyright: ignore[reportPrivateUsage] - the list that the class was without meanwhile
 
 
@@ -97,6 +104,12 @@ def _follow(layer: nn.RNNBase) -> None:
     kind._update_flat_weights = lambda self: None  # type: ignore[assignment,method-assign]
 
 
+def trainable(form: Form) -> bool:
+    """Whether any parameter of the form requires gradients; a form without parameters counts as trainable."""
+    wanted = [parameter.requires_grad for parameter in form.parameters()]
+    return any(wanted) or not wanted
+
+
 def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
     """A copy of the module tree, with the same tensors (``share``) or with tensors of its own.
 
@@ -107,9 +120,12 @@ def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
     if share:
         tensors = [*model.parameters(), *model.buffers()]
         memo = {id(tensor): tensor for tensor in tensors}
+    for module in model.modules():  # deepcopy refuses computed tensors, such as the weight that a hook of weight_norm sets
+        computed = [value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
+        memo |= {id(tensor): tensor.detach() if share else tensor.detach().clone() for tensor in computed}
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
-        if parametrize.is_parametrized(module):
+        if parametrizations(module):
             kind = type(module)
             own = {k: v for k, v in kind.__dict__.items() if k not in ("__dict__", "__weakref__")}
             module.__class__ = cast("type[nn.Module]", type(kind.__name__, kind.__bases__, own))
@@ -117,15 +133,29 @@ def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A copy with every form computed once into a plain dense parameter: no trace of Kogata is left."""
-    twin = clone(model)
+    """A copy without forms: each is computed once into a dense parameter, and no trace of Kogata is left.
+
+    The copy shares no tensor with ``model``; train, move and cast it freely. A dense weight is trainable where its form was.
+
+    >>> import torch, kogata
+    >>> net = torch.nn.Linear(8, 4)
+    >>> twin = kogata.plain(net)
+    >>> _ = twin.weight.data.zero_()
+    >>> bool(net.weight.any())
+    True
+    """
+    return densify(clone(model, share=False))
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Compute every form of ``model``, in place, into a dense parameter, and return the model."""
     computed: dict[int, nn.Parameter] = {}  # by form, so that tied weights stay tied
-    for _, module in modules_of(twin):
+    for _, module in modules_of(model):
         for name, _ in list(weights_of(module)):
             if (form := form_of(module, name)) is not None:
                 if id(form) not in computed:
                     value = cast("Tensor", getattr(module, name)).detach()
-                    computed[id(form)] = nn.Parameter(value, requires_grad=False)
+                    computed[id(form)] = nn.Parameter(value, requires_grad=trainable(form))
                 _plain_again(module, name)
                 setattr(module, name, computed[id(form)])
-    return twin
+    return model

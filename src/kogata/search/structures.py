@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kogata.calibration.gather import gather
-from kogata.calibration.prepare import prepare
+from kogata.calibration.prepare import first_job
 from kogata.calibration.stats import Stat, Stats, power
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.job import Site, Task
@@ -65,7 +65,7 @@ def scores(model: nn.Module, task: Task, fraction: float, *, seed: int = 0) -> t
         raise UsageError(
             f"structure: fraction is {fraction}; expected a part of the layer's size between 0 and 1, such as 0.25."
         )
-    job = prepare(model, task, seed=seed)
+    job = first_job(model, task, seed=seed)
     needs = dict.fromkeys(selected_sites(job), frozenset({Stat.GRAM}))
     found: list[LayerScores] = []
     with bar("measuring structures", len(needs)) as progress, closing(gather(job, needs, model)) as gathered:

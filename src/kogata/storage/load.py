@@ -6,10 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from kogata.errors import FileFormatError
-from kogata.forms import Dense, Form
+from kogata.errors import DataError, FileFormatError
+from kogata.forms import Form
 from kogata.network import depth, layers, surgery
 from kogata.network.quantizers import attach_quantizer
 from kogata.network.sites import buffers_of, form_at, sites_of
@@ -22,11 +24,12 @@ log = logging.getLogger("kogata")
 def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ()) -> nn.Module:
     """Load the weights of a ``.kogata`` file into ``into``, a model of the original class, and return it.
 
-    The parameters of ``into`` are replaced by the forms of the file, which are trainable. Layers that lost channels, and lists
-    that lost layers, get the sizes in the file. This works for linear and convolutional layers, batch normalization and
-    embeddings. Nothing that a file names is ever imported: if it holds forms of other packages, pass their classes as
-    ``forms``. Raises FileFormatError when the file is damaged, belongs to another model, or holds an unknown form; ``into`` is
-    then unchanged.
+    The parameters of ``into`` are replaced by the forms of the file, which are trainable where the parameters were. Those of a
+    model on the ``meta`` device come to the CPU. Layers that lost channels, and lists that lost layers, get the sizes in the
+    file. This works for linear and convolutional layers, batch normalization and embeddings. Nothing that a file names is ever
+    imported: if it holds forms of other packages, pass their classes as ``forms``. Raises FileFormatError when the file is
+    damaged, belongs to another model, or holds an unknown form, and DataError when ``into`` has a lazy parameter, or a tensor
+    on ``meta`` that the file does not hold; ``into`` is then unchanged.
 
     >>> import tempfile, torch, kogata
     >>> net, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
@@ -36,6 +39,7 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ())
     True
     """
     artifact = read_file(Path(path), forms=forms)
+    _refuse_unmade(path, into)
     trial = surgery.clone(into)  # errors are found on this copy, before ``into`` is changed
     _shorten(path, trial, artifact)
     _quantize(path, trial, artifact)
@@ -55,17 +59,33 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ())
         for attribute, size in sizes.items():
             setattr(into.get_submodule(module), attribute, size)
     for site, form in fitting:
-        before = form_at(into, site)
-        if isinstance(form, Dense) and isinstance(before, Dense):
-            form.values.requires_grad_(before.values.requires_grad)  # a frozen weight stays frozen
-        device = next((leaf.values.device for _, leaf in before.leaves()), None)
-        surgery.attach(into, site, form.to(device))
+        device = next((leaf.values.device for _, leaf in form_at(into, site).leaves()), None)
+        surgery.attach(into, site, form.to(_home(device)))
     for name, tensor in artifact.buffers.items():
         owner, _, key = name.rpartition(".")
-        before, tensor = buffers[name], tensor.to(buffers[name].device)
+        before, tensor = buffers[name], tensor.to(_home(buffers[name].device))
         kept = nn.Parameter(tensor, requires_grad=before.requires_grad) if isinstance(before, nn.Parameter) else tensor
         setattr(into.get_submodule(owner), key, kept)
     return into
+
+
+def _refuse_unmade(path: Path | str, model: nn.Module) -> None:
+    """Raises DataError for a model with lazy parameters, or with tensors on ``meta`` that no file holds."""
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise DataError(f"{path}: the model's {lazy[0]} has no shape yet. Call the model once on inputs, then load into it.")
+    stored = model.state_dict().keys()
+    lost = [name for name, tensor in model.named_buffers() if tensor.is_meta and name not in stored]
+    if lost:
+        raise DataError(
+            f"{path}: the model's {lost[0]} is on the meta device and is not persistent, so no file has its values. Build the "
+            "model on another device."
+        )
+
+
+def _home(device: torch.device | None) -> torch.device | None:
+    """The device for values from a file that take the place of a tensor on ``device``; ``meta`` would drop the values."""
+    return torch.device("cpu") if device is not None and device.type == "meta" else device
 
 
 def _shorten(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
@@ -79,7 +99,7 @@ def _shorten(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
 
 def _quantize(path: Path | str, model: nn.Module, artifact: Artifact) -> None:
     """Attach the activation quantizers of the file to their modules. Raises FileFormatError for a missing module."""
-    device = next((parameter.device for parameter in model.parameters()), None)
+    device = _home(next((parameter.device for parameter in model.parameters()), None))
     for owner, quantizer in artifact.quantizers.items():
         try:
             attach_quantizer(model.get_submodule(owner), quantizer.to(device))

@@ -11,6 +11,8 @@ from typing import IO
 
 from kogata.errors import DataError
 
+PART = ".part"  # ends the name of a file that is still being written
+
 
 @contextmanager
 def writing(path: Path) -> Generator[IO[bytes], None, None]:
@@ -28,7 +30,7 @@ def writing(path: Path) -> Generator[IO[bytes], None, None]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PART, delete=False) as file:
             temporary = Path(file.name)
             yield file
             file.flush()
@@ -41,3 +43,9 @@ def writing(path: Path) -> Generator[IO[bytes], None, None]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what processes killed inside :func:`writing` left in ``folder``. No process may be writing there."""
+    for file in folder.glob(f".*.*{PART}"):
+        file.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sized
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import IO, Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from kogata.errors import DataError, UsageError
+from kogata.errors import DataError, FileFormatError, UsageError
 from kogata.job import Epoch, Task
 from kogata.network.batch import call, evaluating, move, split
 from kogata.settings import Range, check
@@ -259,13 +259,43 @@ class _Fit:
             "history": [asdict(epoch) for epoch in self.history],
         }  # fmt: skip
         with writing(self.checkpoint) as file:
-            torch.save(state, file)
+            written = _Written(file)
+            try:
+                torch.save(state, cast("IO[bytes]", written))
+            except RuntimeError as error:  # torch hides the error of a full disk behind its own
+                raise written.error or error from error
 
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self.bare.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best, self.history = state["best"], [Epoch(**epoch) for epoch in state["history"]]
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            self.bare.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.best, self.history = state["best"], [Epoch(**epoch) for epoch in state["history"]]
+        except Exception as error:  # whatever torch raises for a truncated or foreign file
+            raise FileFormatError(
+                f"{self.checkpoint}: this checkpoint of {self.what} is damaged ({type(error).__name__}). Restore it, or delete "
+                "it and repeat the command with --resume: the epochs of this step start anew, the steps before it are kept."
+            ) from error
         log.info("%s: resumed after epoch %d", self.what, len(self.history))
+
+
+class _Written:
+    """A file that remembers why a write failed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write to the file."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self.file.flush()

@@ -17,6 +17,8 @@ import numpy as np
 from numba import int64, njit, uint32
 from numpy.typing import NDArray
 
+from kogata.system.compiled import cached_njit
+
 PROBABILITY_BITS = 16  # precision of the probabilities given to the coder: 1 to 65535, out of 65536
 FRESH = np.uint32(1 << 31)  # a counter before the first bit: p = 1/2, n = 0
 _UNIT = 1 << 22
@@ -41,7 +43,7 @@ def learn(counter: int, bit: int, limit: int) -> int:
     return uint32((p << 10) | min(seen + 1, limit))
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def start(data: NDArray[np.uint8], decoding: bool) -> NDArray[np.int64]:
     """The initial state of a coder that writes to or reads from ``data``."""
     state = np.zeros(5, np.int64)
@@ -82,7 +84,7 @@ def code(state: NDArray[np.int64], data: NDArray[np.uint8], p: int, bit: int) ->
     return bit
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def finish(state: NDArray[np.int64], data: NDArray[np.uint8]) -> int:
     """Write the fewest bytes that, followed by zeros, lie in the interval. Returns the length, or -1 if it did not fit."""
     for n_bytes in range(5):
@@ -98,7 +100,7 @@ def finish(state: NDArray[np.int64], data: NDArray[np.uint8]) -> int:
     return at + n_bytes
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def code_tree(symbols: NDArray[np.uint16], width: int, alphabet: int, data: NDArray[np.uint8], decoding: bool) -> int:
     """Write or read ``symbols`` bit by bit along a binary tree with one counter per node. Returns the length or -1."""
     counters = np.full(1 << width, FRESH, np.uint32)

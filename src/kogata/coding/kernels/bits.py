@@ -4,11 +4,13 @@
 # Numba has no type stubs and its scalars are no ints to a type checker; the annotations are for readers and callers.
 
 import numpy as np
-from numba import njit, uint64
+from numba import uint64
 from numpy.typing import NDArray
 
+from kogata.system.compiled import cached_njit
 
-@njit(cache=True, nogil=True)
+
+@cached_njit()
 def write_codes(
     symbols: NDArray[np.uint16], codes: NDArray[np.uint16], lengths: NDArray[np.uint8], out: NDArray[np.uint8]
 ) -> None:
@@ -28,7 +30,7 @@ def write_codes(
         out[at] = window & uint64(255)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def read_codes(data: NDArray[np.uint8], table: NDArray[np.uint32], out: NDArray[np.uint16]) -> int:
     """Decode ``out`` with a table of 2**width entries ``symbol << 16 | length``. Returns the number of bits read.
 
@@ -54,7 +56,7 @@ def read_codes(data: NDArray[np.uint8], table: NDArray[np.uint32], out: NDArray[
     return n_read
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def pack(symbols: NDArray[np.uint16], width: int, out: NDArray[np.uint8]) -> None:
     """Write every symbol in ``width`` bits (0 to 16) into ``out``, which must have the exact length."""
     window = uint64(0)
@@ -72,7 +74,7 @@ def pack(symbols: NDArray[np.uint16], width: int, out: NDArray[np.uint8]) -> Non
         out[at] = window & uint64(255)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def unpack(data: NDArray[np.uint8], width: int, out: NDArray[np.uint16]) -> None:
     """Read ``width`` bits (0 to 16) for every element of ``out`` from ``data``, which must be long enough."""
     mask = (uint64(1) << uint64(width)) - uint64(1)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kogata.coding.kernels.arithmetic import FRESH, code, finish, learn, probability, start
 from kogata.coding.kernels.mixing import ODDS_LIMIT, adjust, mixed
+from kogata.system.compiled import cached_njit
 
 MEMORY = 1000  # bits after which a counter begins to forget
 COLUMN_MEMORY = 60  # shorter, because the density within a column can change from one end to the other
@@ -59,7 +60,7 @@ def _neighbourhoods(cells: NDArray[np.uint8], r: int, k: int, stride: int) -> tu
     return around, grid, n_set << 2 | north << 1 | left
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def code_mask(
     cells: NDArray[np.uint8],
     n_columns: int,

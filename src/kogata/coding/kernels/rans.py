@@ -17,13 +17,15 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
+from kogata.system.compiled import cached_njit
+
 LANES = 8
 SCALE_BITS = 12
 SCALE = 1 << SCALE_BITS
 LOWEST_STATE = 1 << 16
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def histogram(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The counts of 256 symbols. Four tables are used in turn, so that equal neighbours need not wait for each other."""
     counts = np.zeros((4, 256), np.int64)
@@ -62,7 +64,7 @@ def _pop(x: int, table: NDArray[np.uint32], words: NDArray[np.uint16], at: int) 
     return np.uint8(entry), x, at + uint64(low)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def encode(
     symbols: NDArray[np.uint8],
     freqs: NDArray[np.uint32],
@@ -90,7 +92,7 @@ def encode(
     return at
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def decode(states: NDArray[np.uint32], words: NDArray[np.uint16], table: NDArray[np.uint32], out: NDArray[np.uint8]) -> int:
     """Fill ``out`` (a multiple of 8 symbols) and leave the final states in ``states``. Returns the words read, or -1.
 

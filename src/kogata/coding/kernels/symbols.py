@@ -7,11 +7,12 @@ A symbol is coded bit by bit from its top bit, and every context keeps one count
 # Numba has no type stubs and its scalars are no ints to a type checker; the annotations are for readers and callers.
 
 import numpy as np
-from numba import int64, njit
+from numba import int64
 from numpy.typing import NDArray
 
 from kogata.coding.kernels.arithmetic import FRESH, code, finish, learn, probability, start
 from kogata.coding.kernels.mixing import adjust, mixed
+from kogata.system.compiled import cached_njit
 
 MEMORY = 255  # bits after which a counter begins to forget
 RECENT_MEMORY = 30
@@ -21,7 +22,7 @@ FIRST_WEIGHT = (1 << 16) // N_INPUTS
 COLUMN_COUNTERS = 1 << 22  # limit of counters for columns; further columns share them
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def code_symbols(
     symbols: NDArray[np.uint16],
     alphabet: int,

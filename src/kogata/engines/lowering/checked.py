@@ -25,7 +25,7 @@ def lowered(model: nn.Module, inputs: Any, costs: Costs, rules: Rules = RULES) -
     those that fail stay dense. If no single layer is the cause, all layers stay dense. A warning in the log names them and the
     reason.
     """
-    layers, dense, sample = cheaper_layers(model, costs, rules), surgery.plain(model).eval(), take(inputs, 1)
+    layers, dense, sample = cheaper_layers(model, costs, rules), surgery.densify(surgery.clone(model)).eval(), take(inputs, 1)
     if not layers:
         return dense
     with evaluating(dense):

@@ -19,8 +19,9 @@ vectors can be split at once; they are interleaved, with ``width`` numbers, one 
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from kogata.system.compiled import cached_njit
 
 Floats = NDArray[np.floating]
 
@@ -62,7 +63,7 @@ def _roots(n: int, dtype: np.dtype[np.floating]) -> tuple[Floats, Floats]:
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _products(x_NI: Floats, sign_I: Floats, spectrum_J: Floats, cosine: Floats, sine: Floats, y_NJ: Floats) -> None:
     """See :meth:`CircularProduct.__call__`."""
     inputs = x_NI.shape[1]
@@ -76,7 +77,7 @@ def _products(x_NI: Floats, sign_I: Floats, spectrum_J: Floats, cosine: Floats, 
         _join(y_J, cosine, sine, 1)
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _block_products(x_NI: Floats, sign_I: Floats, factors_BQP: Floats, cosine: Floats, sine: Floats, y_NJ: Floats) -> None:
     """See :meth:`CircularProduct.__call__`; all blocks are processed together, interleaved."""
     b, across, down = factors_BQP.shape
@@ -102,7 +103,7 @@ def _block_products(x_NI: Floats, sign_I: Floats, factors_BQP: Floats, cosine: F
                 y_NJ[row, p * b + i] = y_BP[i, p]
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _add_products(re_QP: Floats, im_QP: Floats, re_Q: Floats, im_Q: Floats, re_P: Floats, im_P: Floats) -> None:
     """Add complex vector times complex matrix. Two rows at a time halve the reads and writes of the sums."""
     across = len(re_Q)
@@ -119,7 +120,7 @@ def _add_products(re_QP: Floats, im_QP: Floats, re_Q: Floats, im_Q: Floats, re_P
             im_P[p] += a * im_QP[across - 1, p] + b * re_QP[across - 1, p]
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _split(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
     """Split polynomials modulo x^b − 1 into b numbers, in place."""
     m = len(y) // 2
@@ -130,7 +131,7 @@ def _split(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
         m //= 2
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _multiply(y: Floats, by: Floats) -> None:
     """Multiply factor by factor, in place. The factors of x − 1 and x + 1 are real, the others complex."""
     y[:2] *= by[:2]
@@ -143,7 +144,7 @@ def _multiply(y: Floats, by: Floats) -> None:
         m *= 2
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _join(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
     """The inverse of :func:`_split`, up to a scale of b / m · max(m / 2, 1) for the factor at m."""
     m = width
@@ -154,7 +155,7 @@ def _join(y: Floats, cosine: Floats, sine: Floats, width: int) -> None:
         m *= 2
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _butterfly(left: Floats, right: Floats) -> None:
     """Split into the parts modulo x^m − 1 and x^m + 1; its own inverse up to a factor of 2."""
     for j in range(len(left)):
@@ -162,7 +163,7 @@ def _butterfly(left: Floats, right: Floats) -> None:
         left[j], right[j] = u + v, u - v
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: int) -> None:
     """Split polynomials modulo x^m − i into m numbers, in place. For a single vector the last two levels are fused."""
     count, m = 1, len(re) // 2
@@ -188,7 +189,7 @@ def _split_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: 
         re[at + 2], im[at + 2], re[at + 3], im[at + 3] = p1 + u1, q1 + v1, p1 - u1, q1 - v1
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@cached_njit(fastmath={"contract"})
 def _join_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: int) -> None:
     """The inverse of :func:`_split_complex`, times m."""
     fused = width == 1 and len(re) >= 4
@@ -216,7 +217,7 @@ def _join_complex(re: Floats, im: Floats, cosine: Floats, sine: Floats, width: i
         count, m = count // 2, 2 * m
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"}, inline="always")
+@cached_njit(fastmath={"contract"}, inline="always")
 def _turned(re: float, im: float, cosine: float, sine: float) -> tuple[float, float]:
     """The complex product (re + i im)(cosine + i sine)."""
     return re * cosine - im * sine, re * sine + im * cosine

@@ -10,7 +10,7 @@ from kogata.engines.lowering.costs import EAGER, Costs
 from kogata.engines.lowering.rules import RULES, Rules, cheaper
 from kogata.network.quantizers import quantizer_of
 from kogata.network.sites import form_of, modules_of
-from kogata.network.surgery import clone, plain
+from kogata.network.surgery import clone, densify
 
 
 def lower(model: nn.Module, costs: Costs = EAGER, rules: Rules = RULES) -> nn.Module:
@@ -18,7 +18,7 @@ def lower(model: nn.Module, costs: Costs = EAGER, rules: Rules = RULES) -> nn.Mo
 
     ``costs`` are those of the engine that will run the model: ``EAGER`` for PyTorch, ``ONNXRUNTIME`` if the model is exported
     to ONNX next. ``rules`` say which layers replace a form; ``{**RULES, MyForm: my_rule}`` adds a rule (see ``rules.py``). The
-    model itself is not changed.
+    copy shares no tensor with ``model``; train, move and cast it freely.
 
     >>> import torch
     >>> from kogata.forms import Product
@@ -35,7 +35,8 @@ def lower(model: nn.Module, costs: Costs = EAGER, rules: Rules = RULES) -> nn.Mo
       )
     )
     """
-    return with_layers(model, cheaper_layers(model, costs, rules))
+    own = clone(model, share=False)
+    return with_layers(own, cheaper_layers(own, costs, rules))
 
 
 def cheaper_layers(model: nn.Module, costs: Costs, rules: Rules) -> dict[str, nn.Module]:
@@ -59,11 +60,14 @@ def cheaper_layers(model: nn.Module, costs: Costs, rules: Rules) -> dict[str, nn
 
 
 def with_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of the model with these layers at their paths. All remaining forms become dense weights."""
+    """A copy of the model with these layers at their paths. All remaining forms become dense weights.
+
+    The copy shares all other tensors with the model.
+    """
     if "" in layers:
-        return plain(layers[""])
+        return densify(clone(layers[""]))
     twin = clone(model)
     for path, layer in layers.items():
         parent, _, name = path.rpartition(".")
         setattr(twin.get_submodule(parent), name, layer)
-    return plain(twin)
+    return densify(twin)

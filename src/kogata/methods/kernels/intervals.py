@@ -8,11 +8,12 @@ The best i is nondecreasing in j, so divide and conquer fills each row of D: O(k
 # numba's decorators are untyped
 # pyright: reportUntypedFunctionDecorator=false, reportUnknownVariableType=false, reportMissingTypeStubs=false
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kogata.system.compiled import cached_njit
 
-@njit(cache=True, nogil=True)
+
+@cached_njit()
 def split(points_N: NDArray[np.float64], weights_N: NDArray[np.float64], clusters: int) -> NDArray[np.int64]:
     """The index of the first point of each interval, ``[clusters]``. ``points_N`` is ascending and N at least ``clusters``."""
     n = len(points_N)

@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from kogata.system.compiled import cached_njit
+
 BLOCK = 512
 FLOOR = -60.0  # log of the smallest responsibility that is distinguished from zero
 HALVINGS = 8
@@ -27,7 +29,7 @@ def _exp(x: float) -> float:
     return e
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@cached_njit(fastmath=True)
 def negative_log(
     numbers_N: NDArray[np.float32], means_K: NDArray[np.float64], log_precisions_K: NDArray[np.float64],
     log_shares_K: NDArray[np.float64], gradient_N: NDArray[np.float32], gradients_3K: NDArray[np.float64],

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
+
+from kogata.system.compiled import cached_njit
 
 TINY = 1e-30  # smallest scale, whose reciprocal is finite in float32; a group with a smaller scale becomes zero
 
@@ -14,7 +16,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=True)
+@cached_njit(parallel=True, fastmath=True)
 def successive(
     weight: Floats, carried: Floats, transfer: Floats, scale: Floats, zero: Floats, kept: Bools, top: int, error: Floats,
     code: Floats, start: int,
@@ -33,7 +35,7 @@ def successive(
             error[r, j] = weight[r, j] - scale[r, j] * (code[r, j] - z)
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=True)
+@cached_njit(parallel=True, fastmath=True)
 def descend(
     gradient: Floats, gram: Floats, scale: Floats, zero: Floats, kept: Bools, top: int, code: Floats, sweeps: int
 ) -> None:
@@ -58,7 +60,7 @@ def descend(
                 break
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=True)
+@cached_njit(parallel=True, fastmath=True)
 def search(
     rows: Floats, importance: Floats, top: int, group: int, centre: int, steps: int, narrowest: float, scales: Floats,
     zeros: Floats,
