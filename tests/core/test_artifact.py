@@ -513,3 +513,9 @@ def test_activation_quantizers_come_back(tmp_path: Path) -> None:
     other = nn.Linear(2, 2)
     with pytest.raises(FileFormatError, match="another model"):
         load(tmp_path / "m.kogata", into=other)
+
+
+def test_dense_bytes_count_tied_weights_once() -> None:
+    model = job_of("tied").model
+    values = sum(parameter.nbytes for parameter in model.parameters())
+    assert values < dense_bytes(model) < values + model.get_parameter("out.weight").nbytes

@@ -18,7 +18,8 @@ from kogata.calibration.stats import Gathered, Stat
 from kogata.errors import DataError
 from kogata.forms import Dense, Masked, Role
 from kogata.job import Job
-from kogata.methods import SVD, MagnitudePruning
+from kogata.methods import SVD, MagnitudePruning, Wanda
+from kogata.methods.base.compose import only
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites, sites_of
 from kogata.testing.comparisons import assert_untouched, snapshot
@@ -308,3 +309,28 @@ def test_left_factor_sees_what_the_right_one_gives() -> None:
     assert right is not None
     torch.testing.assert_close(left[0], middle.T @ middle / 20)
     torch.testing.assert_close(right[0], inputs.T @ inputs / 20)
+
+
+def test_fisher_is_that_of_the_model_in_evaluation_mode() -> None:
+    """Neither dropout nor the statistics of a batch of one sample may enter."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+    batches = [(torch.randn(7, 6), torch.randint(0, 4, (7,)))]
+    job = prepare(model.train(), Task(calibration=batches, loss=nn.functional.cross_entropy))
+    found = stats(job, frozenset({Stat.FISHER}))
+    wanted = per_sample(surgery.clone(model, share=False).eval(), batches)
+    for name, gathered in found.items():
+        torch.testing.assert_close(gathered.gradients.fisher[""], wanted[name])
+
+
+def test_batch_normalization_follows_what_was_changed_before_it() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    inputs = 3 * torch.randn(1500, 6) + 1
+    job = prepare(model, Task(calibration=[inputs[:700], inputs[700:]]))
+    after = Wanda(sparsity=0.5).apply(job).model
+    reached = after.get_submodule("0")(inputs).detach()
+    norm, before = after.get_submodule("1"), model.get_submodule("1")
+    torch.testing.assert_close(norm.get_buffer("running_mean"), reached.mean(0))
+    torch.testing.assert_close(norm.get_buffer("running_var"), reached.var(0))
+    kept = only(Wanda(sparsity=0.5), "3").apply(job).model.get_submodule("1")
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(kept.get_buffer(name), before.get_buffer(name)), "nothing before it has changed"

@@ -30,6 +30,7 @@ from kogata.methods.base.method import Method
 from kogata.network import surgery
 from kogata.network.fingerprint import fingerprint
 from kogata.storage.folder import Folder
+from kogata.storage.load import load
 from kogata.system.lock import locked
 from kogata.testing.comparisons import assert_equal, assert_near, assert_untouched, snapshot, weights
 
@@ -438,3 +439,20 @@ def test_evaluate_must_return_a_number(tmp_path: Path) -> None:
     bad = dataclasses.replace(task(), evaluate=lambda _: float("nan"))
     with pytest.raises(DataError, match=r"evaluate\(\) returned nan"):
         kogata.compress(network(), bad, Half(), output=tmp_path / "run", engine=None)
+
+
+def test_what_is_measured_is_the_model_read_back_from_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the file must show in the report: here its reader returns zeros."""
+
+    def zeros(*args: Any, **kwargs: Any) -> nn.Module:
+        model = load(*args, **kwargs)
+        for tensor in model.parameters():
+            nn.init.zeros_(tensor)
+        return model
+
+    monkeypatch.setattr("kogata.flow.load", zeros)
+    measured = dataclasses.replace(task(), evaluate=lambda model: float(sum(p.abs().sum() for p in model.parameters())))
+    result = kogata.compress(network(), measured, KMeans(clusters=5), engine=None)
+    assert result.report.compressed.score == 0
+    assert result.report.dense.score
+    assert not any(parameter.any() for parameter in result.model.parameters())

@@ -122,6 +122,15 @@ def test_masks_fold_inside_the_factors_of_a_product() -> None:
     assert [part.kept() for part in form.parts().values()] == [round(0.4 * 32 * 4), round(0.4 * 4 * 96)]
 
 
+def test_a_new_leaf_takes_the_role_of_the_old_one() -> None:
+    model = nn.Linear(16, 16)
+    site = site_of(model, "weight")
+    surgery.attach(model, site, pruned(model.weight))
+    ((path, leaf),) = form_at(model, site).leaves()
+    surgery.replace(model, site, path, Dense(torch.zeros_like(leaf.values), Role.MATRIX))
+    assert [leaf.role for _, leaf in form_at(model, site).leaves()] == [Role.VALUES]
+
+
 @pytest.mark.parametrize("foreign", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_a_weight_that_another_library_holds_is_left_alone_and_stored(foreign: Any, tmp_path: Path) -> None:
     def build() -> nn.Module:
@@ -207,6 +216,14 @@ def test_where_selects() -> None:
     assert names(Where(kinds=(Kind.CONV,)), Where(layers=("d*",))) == ["deep.weight"]
     assert names(Where(layers=("conv*",), vectors=True)) == ["conv.bias"]
     assert names(Where(layers=("hidden.weight",))) == ["hidden.weight"]
+
+
+def test_restrictions_in_each_other_intersect() -> None:
+    inner, outer = Where(kinds=(Kind.CONV,)), Where(layers=("deep", "hidden"))
+    for one, other in ((inner, outer), (outer, inner)):
+        job = only(only(RoundToNearest(bits=8), one), other).apply(job_of("conv"))
+        changed = [site.name for site in sites_of(job.model) if form_at(job.model, site).describe() != "dense"]
+        assert changed == ["deep.weight"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -111,6 +112,22 @@ def test_same_seed_same_bits_and_random_state_is_left_alone() -> None:
     trained(second, task(Loader()), SETTINGS)
     assert torch.equal(torch.get_rng_state(), wanted)
     assert_equal(first.state_dict(), second.state_dict())
+
+
+def test_every_epoch_is_shuffled_anew() -> None:
+    class Watched(Loader):
+        orders: list[Tensor]
+
+        def __iter__(self) -> Iterator[Any]:
+            batches = list(super().__iter__())
+            self.orders.append(torch.cat([inputs for inputs, _ in batches]))
+            return iter(batches)
+
+    loader = Watched()
+    loader.orders = []
+    trained(network(), task(loader), SETTINGS)
+    assert len(loader.orders) == 4
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(loader.orders, 2))
 
 
 def test_cosine_schedule_and_losses() -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kogata.calibration.batches import first_batch
 from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Affine
 from kogata.job import Job, Task, Where
 from kogata.methods import MagnitudePruning, RoundToNearest
 from kogata.methods.base.compose import only
+from kogata.methods.quantization import brecq
 from kogata.methods.quantization.brecq import BRECQ
-from kogata.network.batch import evaluating, output_error
+from kogata.network.batch import evaluating, output_error, tensors
 from kogata.network.sites import form_at, form_of, selected_sites
+from kogata.testing.comparisons import assert_near
 from tests.methods.training import examples, job_of, refused_settings
 
 
@@ -61,6 +66,24 @@ def test_blocks_are_closer_than_rounding_to_nearest() -> None:
     assert notes["0.weight"] == "it is in none of the blocks"
     assert all(parameter.requires_grad for parameter in learnt.model.parameters() if parameter.numel())
     assert before.model.training == learnt.model.training
+
+
+def test_a_block_learns_on_the_inputs_that_rounded_blocks_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Tensor] = []
+
+    class Watched(brecq._Pairs):  # pyright: ignore[reportPrivateUsage]
+        def __init__(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+            super().__init__(inputs, outputs)
+            given.extend(tensors(inputs[0]))
+
+    monkeypatch.setattr(brecq, "_Pairs", Watched)
+    before = job()
+    after = BRECQ(bits=2, blocks=("1", "2"), iterations=1).apply(before)
+    _, second = given
+    inputs = first_batch(before.reference, before.task)[0]
+    with evaluating(after.model):
+        rounded = after.model.get_submodule("1")(after.model.get_submodule("0")(inputs))
+    assert_near(second, rounded, 1e-5)
 
 
 def test_a_layer_alone_comes_close_to_the_best_of_all_roundings() -> None:

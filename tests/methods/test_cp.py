@@ -13,7 +13,7 @@ from kogata.calibration.stats import Stats
 from kogata.errors import DataError, NotApplicable, UsageError
 from kogata.forms import Form, Role
 from kogata.job import Kind, Site
-from kogata.methods.lowrank.cp import CP, descended
+from kogata.methods.lowrank.cp import CP, descended, fitted
 from kogata.testing.comparisons import assert_near
 
 SITE = Site("layer", "weight", (16, 6, 3, 3), Kind.CONV, Role.MATRIX)
@@ -59,6 +59,13 @@ def test_the_error_never_rises_and_is_the_one_measured() -> None:
         errors.append(error)
     assert all(later <= before * (1 + 1e-6) for before, later in pairwise(errors))
     assert errors[-1] < 0.9 * errors[0]
+
+
+def test_many_more_sweeps_gain_next_to_nothing() -> None:
+    weight = torch.randn(16, 12, 3, 3, dtype=torch.float64)
+    modes = fitted(weight / weight.norm(), 8)
+    error, least = (descended(weight / weight.norm(), modes, sweeps)[1] for sweeps in (1, 30))
+    assert error < 1.005 * least
 
 
 def test_more_terms_leave_less_error() -> None:

@@ -121,6 +121,13 @@ def test_hints_of_equal_shape_need_no_regressor() -> None:
     assert not list(Hints(student=A, teacher=A).begin(seen(a=ours), seen(a=theirs), TASK).parameters())
 
 
+def test_hints_teach_the_student() -> None:
+    student, teacher = seen(a=random(4, 3).requires_grad_()), seen(a=random(4, 3, seed=1))
+    error = Hints(student=A, teacher=A).begin(student, teacher, TASK)(student, teacher, None)
+    (gradient,) = torch.autograd.grad(error, [student.layers["a"]])
+    torch.testing.assert_close(gradient, (student.layers["a"] - teacher.layers["a"]).detach() / 12)
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

@@ -59,10 +59,12 @@ def test_the_error_is_the_norm_that_the_core_lacks() -> None:
 
 def test_iterations_gain_on_the_first_bases(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, errors = torch.randn(16, 12, 3, 3), list[float]()
-    for steps in (0, 1, 3, 10):
+    for steps in (tucker2.STEPS, 0, 1, 3, 10):
         monkeypatch.setattr(tucker2, "STEPS", steps)
         errors.append(float((encoded(weight, 4).dense().detach() - weight).norm()))
+    own, *errors = errors
     assert errors[0] > errors[1] > errors[2] > errors[3]
+    assert own < errors[1], "the method itself takes several steps"
 
 
 def test_rank_is_a_fraction_of_each_side_and_is_cut_to_it() -> None:

@@ -69,20 +69,9 @@ def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     if len(used) == 1:
         lengths[used] = 1
         return lengths
-    coins = counts[used]
-    packages = np.empty(0, np.int64)
-    are_coins: list[NDArray[np.bool_]] = []  # for each denomination, smallest first: which of the sorted items are coins
-    for _ in range(MAX_LENGTH):
-        weights = np.concatenate([coins, packages])
-        order = np.argsort(weights, kind="stable")
-        are_coins.append(order < len(coins))
-        pairs = weights[order][: len(weights) // 2 * 2].reshape(-1, 2)
-        packages = pairs.sum(axis=1)
-    bought = 2 * len(coins) - 2
-    for are_coin in reversed(are_coins):
-        n_coins = int(np.count_nonzero(are_coin[:bought]))
-        lengths[used[:n_coins]] += 1
-        bought = 2 * (bought - n_coins)
+    from kogata.coding.kernels import code_lengths as kernel
+
+    lengths[used] = kernel.package_merge(counts[used], MAX_LENGTH)
     return lengths
 
 

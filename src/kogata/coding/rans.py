@@ -66,22 +66,11 @@ class StaticRans(Coder):
 
 def normalised(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Frequencies that sum to 4096, at least 1 for every symbol that occurs, with the least code length for ``counts``."""
+    from kogata.coding.kernels import rans
+
     used = np.flatnonzero(counts)
-    weights = counts[used].astype(np.float64)
-    freqs = np.maximum(1, np.rint(weights * (SCALE / weights.sum()))).astype(np.int64)
-    while True:
-        gains = weights * np.log((freqs + 1) / freqs)
-        losses = weights * np.log(freqs / (freqs - (freqs > 1)))
-        losses[freqs == 1] = np.inf
-        excess = int(freqs.sum()) - SCALE
-        if excess == 0 and gains.max() <= losses.min():
-            break
-        # The two moves cannot undo each other, because each further unit gains less than the one before.
-        taker, giver = gains.argmax(), losses.argmin()
-        freqs[taker] += excess <= 0
-        freqs[giver] -= excess >= 0
     out = np.zeros(len(counts), np.int64)
-    out[used] = freqs
+    out[used] = rans.frequencies(counts[used])
     return out
 
 
@@ -98,7 +87,7 @@ def _decoding_table(freqs: NDArray[np.int64]) -> NDArray[np.uint32]:
 
 def _write_freqs(freqs: NDArray[np.int64]) -> bytes:
     """Encode frequencies: the bit length of each, coded adaptively, then all their bits below the leading one."""
-    widths = np.array([int(freq).bit_length() for freq in freqs], np.uint8)
+    widths = np.frexp(freqs)[1].astype(np.uint8)  # the exponent of a whole number as a float is its bit length
     header = Adaptive().encode(Plane.symbols(widths, SCALE_BITS + 1))
     if header is None:
         raise AssertionError("at most 256 widths, most of them alike, always code in 5 bytes over their packed size")

@@ -16,6 +16,7 @@ from kogata.job import Job
 from kogata.network import depth, surgery
 from kogata.network.batch import call, evaluating, tensors
 from kogata.network.sites import form_at, sites_of
+from kogata.storage.layout import PackedFile
 from kogata.storage.load import load
 from kogata.storage.write import foreign_forms, pack, write_file
 
@@ -90,14 +91,17 @@ def output(job: Job, model: nn.Module) -> Any:
         return call(model, batch_of(job)[0])
 
 
-def through_file(job: Job, model: nn.Module, folder: Path) -> nn.Module:
-    """The model after pack → write → load into a copy of the original in which all values were zeroed."""
+def through_file(job: Job, model: nn.Module, folder: Path, packed: PackedFile | None = None) -> nn.Module:
+    """The model after pack → write → load into a copy of the original in which all values were zeroed.
+
+    Where ``packed``, the result of packing the model, is given, it is not packed again.
+    """
     fresh = surgery.clone(job.reference, share=False)
     with torch.no_grad():
         for tensor in (*fresh.parameters(), *fresh.buffers()):
             tensor.zero_()
     path = folder / "model.kogata"
-    write_file(path, pack(model))
+    write_file(path, pack(model) if packed is None else packed)
     return load(path, into=fresh, forms=foreign_forms(model))
 
 

@@ -41,6 +41,39 @@ def histogram(symbols: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 @njit(inline="always")
+def _gain(count: int, freq: int) -> float:
+    """By how much one unit more for a symbol with this count and frequency shortens the code, in nats."""
+    return count * np.log((freq + 1) / freq)
+
+
+@njit(cache=True, nogil=True)
+def frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Frequencies that sum to ``SCALE``, each at least 1, with the least code length for these positive counts."""
+    n = len(counts)
+    freqs = np.empty(n, np.int64)
+    gains = np.empty(n, np.float64)  # of one unit more
+    losses = np.empty(n, np.float64)  # of one unit less
+    total = counts.sum()
+    for i in range(n):
+        freqs[i] = max(1, int(np.rint(counts[i] * (SCALE / total))))
+        gains[i] = _gain(counts[i], freqs[i])
+        losses[i] = _gain(counts[i], freqs[i] - 1) if freqs[i] > 1 else np.inf
+    excess = freqs.sum() - SCALE
+    while True:
+        # The two moves cannot undo each other, because each further unit gains less than the one before.
+        taker, giver = gains.argmax(), losses.argmin()
+        if excess == 0 and gains[taker] <= losses[giver]:
+            return freqs
+        up, down = excess <= 0, excess >= 0
+        freqs[taker] += up
+        freqs[giver] -= down
+        excess += up - down
+        for i in (taker, giver):
+            gains[i] = _gain(counts[i], freqs[i])
+            losses[i] = _gain(counts[i], freqs[i] - 1) if freqs[i] > 1 else np.inf
+
+
+@njit(inline="always")
 def _push(
     x: int, symbol: int, freqs: NDArray[np.uint32], starts: NDArray[np.uint32], words: NDArray[np.uint16], at: int
 ) -> tuple[int, int]:

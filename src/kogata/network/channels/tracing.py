@@ -97,7 +97,8 @@ class Ties:
 def trace(model: nn.Module, inputs: Any) -> Ties:
     """The labels of ``model`` on these inputs, in evaluation mode.
 
-    Raises NotApplicable when ``torch.export`` cannot trace it.
+    A weight that holds a form is traced as one dense tensor without labels: nothing in a form can shrink, and operations that
+    rebuild the weight would only make the graph larger. Raises NotApplicable when ``torch.export`` cannot trace the model.
     """
     args = () if isinstance(inputs, Mapping) else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     kwargs = dict(cast("Mapping[str, Any]", inputs)) if isinstance(inputs, Mapping) else None
@@ -106,7 +107,7 @@ def trace(model: nn.Module, inputs: Any) -> Ties:
     torch.backends.mha.set_fastpath_enabled(False)
     logging.disable(logging.ERROR)  # the tracer logs what it also raises
     try:
-        with warnings.catch_warnings(), evaluating(surgery.clone(model)) as twin:
+        with warnings.catch_warnings(), evaluating(surgery.plain(model)) as twin:
             warnings.simplefilter("ignore")
             program = torch.export.export(_Tensors(twin).eval(), args, kwargs)
     except Exception as error:  # whatever the user's forward or the tracer raises
@@ -158,11 +159,13 @@ class _Tracer:
             _REDUCTIONS, self._reduce
         ) | dict.fromkeys(_MOVES, self._move) | dict.fromkeys(_ALIKE, self._pointwise)  # fmt: skip
         signature = program.graph_signature
+        own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
         first: dict[int, str] = {}  # tied parameters have several names
-        self.names: dict[str, str] = {}
+        self.names: dict[str, str] = {}  # only of the model's own tensors, not of those that forms compute
         for node, name in (*signature.inputs_to_parameters.items(), *signature.inputs_to_buffers.items()):
             name = name.removeprefix("model.")  # of the module around it
-            self.names[node] = first.setdefault(id(_tensor(model, name)), name)
+            if name in own:
+                self.names[node] = first.setdefault(id(own[name]), name)
 
     def run(self) -> Ties:
         for node in self.graph.nodes:
@@ -360,11 +363,6 @@ class _Tracer:
         if (name, axis) not in self.ties.axes:
             self.ties.axes[name, axis] = self.ties.fresh(_shape(node)[axis])
         return self.ties.axes[name, axis]
-
-
-def _tensor(model: nn.Module, name: str) -> Any:
-    path, _, key = name.rpartition(".")
-    return getattr(model.get_submodule(path), key)
 
 
 def _shape(node: Node) -> tuple[int, ...]:
