@@ -94,6 +94,31 @@ def test_the_smallest_is_chosen_and_read_back(plane: Plane) -> None:
     assert len(coded.data) <= 1 + min(len(body) for body in bodies if body is not None)
 
 
+def _with_leading_zeros(zeros: int, rows: int, columns: int, density: float, seed: int) -> Plane:
+    """The given number of zeros, or all cells but one, then random cells, in row-major order."""
+    cells = np.random.default_rng(seed).random(rows * columns) < density
+    cells[: min(zeros, rows * columns - 1)] = False
+    return Plane.mask(cells.reshape(rows, columns))
+
+
+@settings(max_examples=40)
+@given(
+    st.builds(
+        _with_leading_zeros,
+        zeros=st.integers(60_000, 200_000),
+        rows=st.sampled_from([1, 2, 3, 90, 300, 70_000]),
+        columns=st.sampled_from([1, 2, 784, 70_000]),
+        density=st.sampled_from([0.0, 0.0005, 0.3, 1.0]),
+        seed=st.integers(0, 2**32 - 1),
+    ).filter(lambda plane: plane.spec.size <= 1 << 18)
+)
+def test_masks_that_begin_with_many_zeros_are_read_back(plane: Plane) -> None:
+    for coder in CODERS:
+        data = coder.encode(plane) if coder.accepts(plane.spec) else None
+        if data is not None:
+            assert_same(coder.decode(data, plane.spec), plane)
+
+
 @pytest.mark.parametrize("coder", CODERS, ids=lambda coder: coder.name)
 def test_a_strided_or_foreign_endian_array_is_coded_by_its_values(coder: Coder) -> None:
     values = np.arange(60).reshape(6, 10) % 7

@@ -145,6 +145,7 @@ PLANES: dict[str, Plane] = {
     "tall": Plane.mask(np.ascontiguousarray(grown(9, 60).T)),
     "sparse": Plane.mask(np.random.default_rng(3).random((20, 400)) < 0.003),
     "row": Plane.mask(grown(1, 500).ravel()),
+    "late": Plane.mask(np.arange(67_200).reshape(24, 2800) % 7 * (np.arange(24)[:, None] > 22) == 3),  # 2^16 zeros come first
     "full": Plane.mask(np.ones((7, 9), np.bool_)),
     "no cells": Plane.mask(np.zeros((0, 4), np.bool_)),
     "float32": Plane.floats(FLOATS.astype(np.float32)),
