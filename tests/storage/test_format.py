@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kogata.calibration.prepare import prepare
-from kogata.coding import CODERS, Coder, Plane
+from kogata.coding import CODERS, Budget, Coder, Plane
 from kogata.engines import OnnxRuntime
 from kogata.errors import UsageError
 from kogata.forms import FORMS
@@ -225,7 +225,7 @@ JSON = st.recursive(
 @given(st.lists(st.lists(JSON, max_size=4), max_size=6))
 def test_manifests_come_back_as_they_were(entries: list[Any]) -> None:
     data = write_manifest(entries)
-    assert list(read_manifest(data)) == entries
+    assert list(read_manifest(data, Budget())) == entries
     assert reader.entries_of(data) == entries
 
 

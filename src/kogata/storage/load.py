@@ -19,14 +19,15 @@ from kogata.storage.read import read_file
 log = logging.getLogger("kogata")
 
 
-def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ()) -> nn.Module:
+def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = (), max_bytes: int | None = None) -> nn.Module:
     """Load the weights of a ``.kogata`` file into ``into``, a model of the original class, and return it.
 
     The parameters of ``into`` are replaced by the forms of the file, which are trainable. Layers that lost channels, and lists
     that lost layers, get the sizes in the file. This works for linear and convolutional layers, batch normalization and
     embeddings. Nothing that a file names is ever imported: if it holds forms of other packages, pass their classes as
-    ``forms``. Raises FileFormatError when the file is damaged, belongs to another model, or holds an unknown form; ``into`` is
-    then unchanged.
+    ``forms``. The memory that a file may take is limited to 64 MiB and 1 KiB for each of its bytes, or to 32 times that of
+    ``into`` if this is more; ``max_bytes`` sets another limit. Raises FileFormatError when the file is damaged, belongs to
+    another model, is over the limit, or holds an unknown form; ``into`` is then unchanged.
 
     >>> import tempfile, torch, kogata
     >>> net, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
@@ -35,7 +36,7 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ())
     ...     torch.equal(kogata.load(f"{folder}/net.kogata", into=other).weight, net.weight)
     True
     """
-    artifact = read_file(Path(path), forms=forms)
+    artifact = read_file(Path(path), forms=forms, into=into, max_bytes=max_bytes)
     trial = surgery.clone(into)  # errors are found on this copy, before ``into`` is changed
     _shorten(path, trial, artifact)
     _quantize(path, trial, artifact)
