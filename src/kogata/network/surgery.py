@@ -57,9 +57,10 @@ def hold(model: nn.Module, site: Site, form: Form) -> None:
     """The same, with a form that is dense too."""
     for module, parameter in _owners(model, site):
         # Parametrizing empties the parameter it takes over, in place; other copies of the model share that one. So it
-        # gets an empty parameter of its own, which only remembers dtype and device.
+        # gets an empty parameter of its own, which only remembers device and dtype: that of the form, whatever was there.
         weight = cast("Tensor", getattr(module, parameter))
-        setattr(module, parameter, nn.Parameter(weight.new_empty(0), requires_grad=False))
+        dtype = next((leaf.values.dtype for _, leaf in form.leaves()), weight.dtype)
+        setattr(module, parameter, nn.Parameter(weight.new_empty(0, dtype=dtype), requires_grad=False))
         parametrize.register_parametrization(module, parameter, form, unsafe=True)
         if isinstance(module, nn.RNNBase):
             _follow(module)

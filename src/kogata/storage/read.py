@@ -120,6 +120,8 @@ class _Reader:
         self.kept, self.bindings = dict[str, tuple[int, ...]](), dict[str, tuple[str, str, bool]]()
         self.tensors, self.seen = list[str](), set[str]()
         self.graph_bytes: int | None = None
+        self.full = dict[str, dict[str, int]]()
+        self.schema = schema
         self.providers = dict[str, str]()
         self.work = dict[str, int]()  # to decode each weight and compute it once, by name
 
@@ -137,8 +139,8 @@ class _Reader:
             graph_bytes=self.graph_bytes or 0,
         )  # fmt: skip
         return Artifact(
-            forms=self.forms, buffers=self.buffers, quantizers=self.quantizers, kept=self.kept, graph=graph, packed=packed,
-            source=self.path,
+            forms=self.forms, buffers=self.buffers, quantizers=self.quantizers, kept=self.kept,
+            full=self.full if self.schema > 1 else None, graph=graph, packed=packed, source=self.path,
         )  # fmt: skip
 
     def _graph(self, length: int) -> EngineGraph:
@@ -179,6 +181,9 @@ class _Reader:
                 self.quantizers[joined(parts)] = _quantizer(tag, header)
             case ["kept", parts, places]:
                 self.kept[joined(parts)] = tuple(places)
+            case ["full", parts, sizes]:
+                checked_shape(list(sizes.values()), 1)
+                self.full[joined(parts)] = dict(sizes)
             case ["graph", length] if self.graph_bytes is None:
                 self.graph_bytes = length
             case ["bound", number, parts, path, transposed] if self.graph_bytes is not None and number >= 0:
