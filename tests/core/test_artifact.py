@@ -484,7 +484,7 @@ def test_a_loaded_model_has_the_types_of_the_file(dtype: torch.dtype, own: torch
         return net
 
     model = build().to(dtype)
-    site = sites_of(model)[0]
+    site = next(site for site in sites_of(model) if site.name == "0.weight")
     surgery.attach(model, site, Codebook.of(torch.randint(3, (8, 8)), torch.randn(3, dtype=dtype)))
     write_file(tmp_path / "m.kogata", pack(model))
     loaded = load(tmp_path / "m.kogata", into=build().to(own))

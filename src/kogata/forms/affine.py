@@ -85,6 +85,8 @@ class Affine(Form):
         expected = (rows, -(-columns // group))
         if tuple(scale.shape) != expected or tuple(zero.shape) != expected:
             raise ValueError(f"scales {tuple(scale.shape)}, zero points {tuple(zero.shape)}, expected {expected}")
+        if any(part.numel() and not 0 <= int(part.min()) <= int(part.max()) < 2**bits for part in (code, zero)):
+            raise ValueError(f"codes or zero points outside of {bits} bits")
         dtype = index_dtype(2**bits)
         return cls(code.to(dtype), scale, zero.to(dtype), bits=bits, group=group)
 

@@ -73,12 +73,11 @@ def read_file(
         return _Reader(Path(path), data, known, budget).artifact()
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
-    except (
-        Exception
-    ) as error:  # contents can be wrong in more ways than there are checks; all of them mean the same to a caller
-        raise FileFormatError(
-            f"{path}: is damaged or not a .kogata file: {type(error).__name__}: {str(error)[:300]}."
-        ) from error
+    except MemoryError:  # the machine has less than the limit allows
+        raise
+    except Exception as error:  # contents can be wrong in more ways than there are checks; to a caller all mean the same
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise FileFormatError(f"{path}: is damaged or not a .kogata file: {reason}.") from error
 
 
 def _known(forms: Sequence[type[Form]]) -> dict[str, type[Form]]:
@@ -163,7 +162,9 @@ class _Reader:
                 names = tuple(self._name(name) for name in (first, *others))
                 self.tensors.append(names[0])
                 before = self.budget.work
-                self.forms[names] = self._form(node, names[0], "", MAX_DEPTH)
+                self.forms[names] = form = self._form(node, names[0], "", MAX_DEPTH)
+                if len(types := {str(leaf.values.dtype) for _, leaf in form.leaves()}) > 1:
+                    raise ValueError(f"{names[0]} mixes the float types {', '.join(sorted(types))}")
                 self.work[names[0]] = self.budget.work - before
             case ["buffer", parts, dtype, plane]:
                 self.tensors.append(name := self._name(parts))
