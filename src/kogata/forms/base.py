@@ -57,12 +57,11 @@ class Form(nn.Module, ABC):
 
         A reader calls it before ``restore``, with the same arguments, none of which are checked. So it must neither reserve
         memory nor loop over entries; it may raise what ``restore`` raises. The default is for a form that makes a few passes
-        over an array as large as its largest plane or part, or as a ``shape`` in the header says.
+        over as many entries as its planes and parts have together, or as a ``shape`` in the header says if that is more.
         """
-        sizes = [plane.size for plane in planes.values()] + [part.shape.numel() for part in parts.values()]
-        if "shape" in header:
-            sizes.append(math.prod(checked_shape(header["shape"])))
-        return passes(max(sizes, default=0), parts)
+        held = sum(plane.size for plane in planes.values()) + sum(part.shape.numel() for part in parts.values())
+        stated = math.prod(checked_shape(header["shape"])) if "shape" in header else 0
+        return passes(max(held, stated), parts)
 
     def simplified(self) -> Form:
         """An equal form with needless nesting removed; a mask over a mask, for example, becomes one mask."""
