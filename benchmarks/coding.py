@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.harness import Row, run
-from kogata.coding import CODERS, Plane, decode, encode
+from kogata.coding import CODERS, Budget, Plane, decode, encode
 from kogata.coding.adaptive import Adaptive
 from kogata.coding.coder import Coder
 from kogata.coding.context import Context
@@ -122,7 +122,7 @@ class Contender:
 
 def _ours(coder: Coder, plane: Plane) -> Contender:
     """One of our coders, timed with everything it does: histogram, table, checks."""
-    return Contender(coder.name, plane, lambda: coder.encode(plane), lambda data: coder.decode(data, plane.spec))
+    return Contender(coder.name, plane, lambda: coder.encode(plane), lambda data: coder.decode(data, plane.spec, Budget()))
 
 
 def _constriction(plane: Plane) -> Contender:

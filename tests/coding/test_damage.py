@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kogata.coding import CODERS, Coder, Plane, PlaneKind, PlaneSpec, decode, encode
+from kogata.coding import CODERS, Budget, Coder, Plane, PlaneKind, PlaneSpec, decode, encode
 from kogata.coding.huffman import Huffman
 from kogata.coding.packed import Packed
 from kogata.coding.rans import StaticRans
@@ -28,7 +28,7 @@ PLANES = [
 
 def check(coder: Coder, data: bytes, spec: PlaneSpec) -> None:
     try:
-        array = coder.decode(data, spec)
+        array = coder.decode(data, spec, Budget())
     except FileFormatError:
         return
     assert array.shape == spec.shape
@@ -83,7 +83,7 @@ def test_a_truncated_static_stream_is_noticed(coder: Coder) -> None:
     assert data is not None
     for cut in range(len(data)):
         with pytest.raises(FileFormatError):
-            coder.decode(data[:cut], plane.spec)
+            coder.decode(data[:cut], plane.spec, Budget())
 
 
 def test_a_stream_for_another_shape_is_noticed() -> None:
@@ -104,7 +104,7 @@ def test_a_zstd_frame_that_claims_or_holds_too_much_is_refused() -> None:
         )
         bomb = zstandard.ZstdCompressor(compression_params=parameters).compress(bytes(1 << 24))
         with pytest.raises(FileFormatError):
-            Zstd().decode(bomb, spec)
+            Zstd().decode(bomb, spec, Budget())
 
 
 def test_a_zstd_frame_that_asks_for_a_huge_window_is_refused() -> None:
@@ -117,7 +117,7 @@ def test_a_zstd_frame_that_asks_for_a_huge_window_is_refused() -> None:
     data = stream.compress(bytes(16)) + stream.flush()
     assert zstandard.get_frame_parameters(data, format=zstandard.FORMAT_ZSTD1_MAGICLESS).window_size == 1 << 27
     with pytest.raises(FileFormatError):
-        Zstd().decode(data, Plane.floats(np.zeros(4, np.float32)).spec)
+        Zstd().decode(data, Plane.floats(np.zeros(4, np.float32)).spec, Budget())
 
 
 def test_a_gap_past_the_end_of_a_mask_is_refused() -> None:
@@ -126,4 +126,4 @@ def test_a_gap_past_the_end_of_a_mask_is_refused() -> None:
     data = Relative().encode(Plane.mask(mask))
     assert data is not None
     with pytest.raises(FileFormatError, match="900"):
-        Relative().decode(data, PlaneSpec(PlaneKind.MASK, (900,), "bool"))
+        Relative().decode(data, PlaneSpec(PlaneKind.MASK, (900,), "bool"), Budget())

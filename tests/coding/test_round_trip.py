@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kogata.coding import CODERS, Coder, Plane, decode, encode
+from kogata.coding import CODERS, Budget, Coder, Plane, decode, encode
 from kogata.errors import DataError
 
 SHAPES = st.one_of(
@@ -80,7 +80,7 @@ def test_a_coder_reads_back_what_it_wrote(coder: Coder, plane: Plane) -> None:
         return
     data = coder.encode(plane)
     if data is not None:
-        assert_same(coder.decode(data, plane.spec), plane)
+        assert_same(coder.decode(data, plane.spec, Budget()), plane)
         assert coder.encode(plane) == data
 
 
@@ -92,6 +92,31 @@ def test_the_smallest_is_chosen_and_read_back(plane: Plane) -> None:
     assert encode(plane) == coded
     bodies = [coder.encode(plane) for coder in CODERS if coder.accepts(plane.spec) and not coder.required_gain]
     assert len(coded.data) <= 1 + min(len(body) for body in bodies if body is not None)
+
+
+def _with_leading_zeros(zeros: int, shape: tuple[int, int], density: float, seed: int) -> Plane:
+    """The given number of zeros, or all cells but one, then random cells, in row-major order."""
+    rows, columns = shape
+    cells = np.random.default_rng(seed).random(rows * columns) < density
+    cells[: min(zeros, rows * columns - 1)] = False
+    return Plane.mask(cells.reshape(rows, columns))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.builds(
+        _with_leading_zeros,
+        zeros=st.integers(60_000, 200_000),
+        shape=st.sampled_from([(1, 70_000), (70_000, 1), (3, 70_000), (300, 784), (100_000, 2), (90, 784)]),
+        density=st.sampled_from([0.0, 0.0005, 0.3, 1.0]),
+        seed=st.integers(0, 2**32 - 1),
+    )
+)
+def test_masks_that_begin_with_many_zeros_are_read_back(plane: Plane) -> None:
+    for coder in CODERS:
+        data = coder.encode(plane) if coder.accepts(plane.spec) else None
+        if data is not None:
+            assert_same(coder.decode(data, plane.spec, Budget()), plane)
 
 
 @pytest.mark.parametrize("coder", CODERS, ids=lambda coder: coder.name)

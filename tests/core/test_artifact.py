@@ -20,10 +20,10 @@ from safetensors import safe_open
 from torch import nn
 
 from kogata import __version__
-from kogata.coding import Plane, encode
+from kogata.coding import Budget, Plane, encode
 from kogata.coding.coder import write_varint
 from kogata.errors import DataError, FileFormatError
-from kogata.forms import Dense
+from kogata.forms import Codebook, Dense
 from kogata.job import Job
 from kogata.measure.sizes import dense_bytes
 from kogata.methods import SVD, KMeans, MagnitudePruning, RoundToNearest
@@ -68,7 +68,7 @@ def manifest_of(data: bytes) -> tuple[list[Any], bytes]:
     """The entries of a file's manifest and the planes behind it."""
     start = 8 + struct.unpack_from("<Q", data)[0]
     size = struct.unpack_from("<I", data, start)[0]
-    return list(read_manifest(data[start + 4 : start + 4 + size])), data[start + 4 + size :]
+    return list(read_manifest(data[start + 4 : start + 4 + size], Budget())), data[start + 4 + size :]
 
 
 def file_of(manifest: list[Any], planes: bytes, *, schema: int = SCHEMA, tail: bytes = b"") -> bytes:
@@ -298,7 +298,7 @@ def test_an_index_past_the_table(tmp_path: Path) -> None:
 def test_a_manifest_that_inflates_without_end(tmp_path: Path) -> None:
     spaces = b" " * (MAX_MANIFEST + 1)
     for data in (file_with(deflated(spaces)), file_with(zlib.compress(spaces, 9), schema=1)):
-        with pytest.raises(FileFormatError, match="manifest is longer"):
+        with pytest.raises(FileFormatError, match=r"its manifest needs .* operations"):
             read_bytes(data, tmp_path)
 
 
@@ -448,15 +448,52 @@ def test_a_model_that_lost_channels_loads_into_its_own_class(name: str, seed: in
     assert pack(into).data == pack(smaller).data
 
 
-def test_the_log_names_the_layers_that_are_smaller(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Shapes alone cannot tell a model that lost channels from one that never had them."""
+def test_a_smaller_layer_that_never_lost_channels_is_of_another_model(tmp_path: Path) -> None:
+    """Shapes alone cannot tell a model that lost channels from one that never had them; the file says which."""
     model = ConvNet()
     model.out = nn.Linear(32, 5)
     write_file(tmp_path / "m.kogata", pack(model))
+    into = ConvNet()
+    before = {name: tensor.clone() for name, tensor in into.state_dict().items()}
+    with pytest.raises(FileFormatError, match=r"out\.\w+ has shape \(5,.*, but the model has \(6,.*no channels were removed"):
+        load(tmp_path / "m.kogata", into=into)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in into.state_dict().items())
+
+
+def test_the_log_names_the_layers_that_are_smaller(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, inputs = ConvNet().eval(), (torch.randn(4, 3, 8, 8),)
+    smaller = remove(model, some(coupled(model, inputs)))
+    write_file(tmp_path / "m.kogata", pack(smaller))
     with caplog.at_level(logging.INFO, logger="kogata"):
         into = load(tmp_path / "m.kogata", into=ConvNet())
-    assert into(torch.randn(2, 3, 8, 8)).shape == (2, 5)
-    assert "these layers are smaller than the model's: out" in caplog.text
+    assert "these layers are smaller than the model's: " in caplog.text
+    write_file(tmp_path / "again.kogata", pack(into))  # what was removed is remembered beyond one file
+    assert load(tmp_path / "again.kogata", into=ConvNet()).state_dict().keys() == smaller.state_dict().keys()
+    wider = ConvNet()
+    wider.out = nn.Linear(64, 6)
+    with pytest.raises(FileFormatError, match="no channels were removed from a layer of that size"):
+        load(tmp_path / "m.kogata", into=wider)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("own", [torch.float32, torch.float16])
+def test_a_loaded_model_has_the_types_of_the_file(dtype: torch.dtype, own: torch.dtype, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+        net[0].register_buffer("table", torch.ones(8), persistent=False)
+        return net
+
+    model = build().to(dtype)
+    site = next(site for site in sites_of(model) if site.name == "0.weight")
+    surgery.attach(model, site, Codebook.of(torch.randint(3, (8, 8)), torch.randn(3, dtype=dtype)))
+    write_file(tmp_path / "m.kogata", pack(model))
+    loaded = load(tmp_path / "m.kogata", into=build().to(own))
+    x = torch.randn(2, 8, dtype=dtype)
+    assert torch.equal(loaded(x), model(x))
+    assert {
+        loaded.get_submodule("0").weight.dtype,
+        *(t.dtype for t in (*loaded.parameters(), *loaded.buffers()) if t.is_floating_point()),
+    } == {dtype}
 
 
 def test_channels_lost_before_other_steps(tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ class File:
                 self.quantizers[name_of(entry[0])] = entry[1], entry[2]
             elif kind == "kept":
                 self.kept[name_of(entry[0])] = entry[1]
+            elif kind == "full":
+                refuse(all(size >= 1 for size in entry[1].values()))
             elif kind == "graph":
                 self.graph_length = entry[0]
             elif kind == "bound":

@@ -289,7 +289,7 @@ def context_mask(body: bytes, rows: int, columns: int, stride: int) -> Array:
             beside = ones[k - 1] + ones[k + 1] + ones[k - stride] + ones[k + stride] + 2 * ones[k]
             near = ((beside << 16) + 60 * density) // (6 * r + 60)
             by_column = ((ones[k] << 16) + 16 * near) // (r + 16)
-            by_both = min(max(by_column * ((row << 16) + 8 * density) // (x_sum + 8 * density), 1), 65535)
+            by_both = min(max(by_column * ((row << 16) + 8 * density) // max(x_sum + 8 * density, 1), 1), 65535)
             by_row = min(max(((row << 16) + 20 * density) // (c + 20), 1), 65535)
             level = STRETCH[by_both] + 3072 >> 7
             left, left2, n, nw = here[k - 1], here[k - 2], here[k - stride], here[k - stride - 1]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kogata.calibration.prepare import prepare
-from kogata.coding import CODERS, Coder, Plane
+from kogata.coding import CODERS, Budget, Coder, Plane
 from kogata.engines import OnnxRuntime
 from kogata.errors import UsageError
 from kogata.forms import FORMS
@@ -145,6 +145,7 @@ PLANES: dict[str, Plane] = {
     "tall": Plane.mask(np.ascontiguousarray(grown(9, 60).T)),
     "sparse": Plane.mask(np.random.default_rng(3).random((20, 400)) < 0.003),
     "row": Plane.mask(grown(1, 500).ravel()),
+    "late": Plane.mask(np.arange(67_200).reshape(24, 2800) % 7 * (np.arange(24)[:, None] > 22) == 3),  # 2^16 zeros come first
     "full": Plane.mask(np.ones((7, 9), np.bool_)),
     "no cells": Plane.mask(np.zeros((0, 4), np.bool_)),
     "float32": Plane.floats(FLOATS.astype(np.float32)),
@@ -224,7 +225,7 @@ JSON = st.recursive(
 @given(st.lists(st.lists(JSON, max_size=4), max_size=6))
 def test_manifests_come_back_as_they_were(entries: list[Any]) -> None:
     data = write_manifest(entries)
-    assert list(read_manifest(data)) == entries
+    assert list(read_manifest(data, Budget())) == entries
     assert reader.entries_of(data) == entries
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kogata.coding.adaptive import Adaptive
 from kogata.coding.bitmap import Bitmap
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, decode_tagged, encode_smallest
 from kogata.coding.context import Context
 from kogata.coding.float_bytes import FloatBytes
@@ -28,7 +29,7 @@ from kogata.coding.relative import Relative
 from kogata.coding.shifted import Shifted
 from kogata.coding.zstd import Zstd
 
-__all__ = ["CODERS", "Coded", "Coder", "Plane", "PlaneKind", "PlaneSpec", "decode", "encode"]
+__all__ = ["CODERS", "Budget", "Coded", "Coder", "Cost", "Plane", "PlaneKind", "PlaneSpec", "decode", "encode"]
 
 # In order of decoding speed, fastest first, because the earlier coder wins a tie. The two coders that must save a share of the
 # bytes come last, so that it is measured against all others.
@@ -64,6 +65,11 @@ def encode(plane: Plane, coders: tuple[Coder, ...] = CODERS) -> Coded:
     return Coded(data, coder.name, plane.entropy_bits())
 
 
-def decode(data: bytes, spec: PlaneSpec) -> NDArray[Any]:
-    """Decode the array of a plane from ``Coded.data``. Raises FileFormatError if the bytes do not fit the spec."""
-    return decode_tagged(data, spec, CODERS)
+def decode(data: bytes, spec: PlaneSpec, budget: Budget | None = None) -> NDArray[Any]:
+    """Decode the array of a plane from ``Coded.data``, within ``budget`` if one is given.
+
+    Raises FileFormatError if the bytes do not fit the spec, or the budget does not suffice.
+    """
+    budget = budget or Budget()
+    budget.charge(f"a plane of shape {spec.shape}", Cost(keep=spec.nbytes))
+    return decode_tagged(data, spec, CODERS, budget)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, alphabet_of, as_symbols, byte_array, from_symbols
 from kogata.coding.packed import packed_bytes
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
@@ -31,10 +32,13 @@ class Adaptive(Coder):
         length = arithmetic.code_tree(symbols, (alphabet - 1).bit_length(), alphabet, data, False)
         return None if length < 0 else data[:length].tobytes().rstrip(b"\0")
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
         from kogata.coding.kernels import arithmetic
 
-        symbols = np.zeros(spec.size, np.uint16)
         alphabet = alphabet_of(spec)
+        counters = 1 << (alphabet - 1).bit_length()
+        work = counters + 10 * spec.size * (1 + (alphabet - 1).bit_length())
+        budget.charge("an adaptive code", Cost(scratch=4 * counters + 2 * spec.size + len(data), work=work))
+        symbols = np.zeros(spec.size, np.uint16)
         arithmetic.code_tree(symbols, (alphabet - 1).bit_length(), alphabet, byte_array(data), True)
         return from_symbols(symbols, spec)

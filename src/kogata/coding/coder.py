@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kogata.coding.budget import Budget
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 from kogata.errors import FileFormatError
 
@@ -26,8 +27,11 @@ class Coder(ABC):
         """The plane as bytes, or None if this coder cannot code it or another one is known to be better."""
 
     @abstractmethod
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
-        """Decode the array that ``spec`` describes. Raises FileFormatError on malformed bytes."""
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
+        """Decode the array that ``spec`` describes, after charging ``budget`` for the temporary memory and the work.
+
+        The array itself is charged by the caller. Raises FileFormatError on malformed bytes, or when the budget is exhausted.
+        """
 
 
 def encode_smallest(plane: Plane, coders: tuple[Coder, ...]) -> tuple[Coder, bytes]:
@@ -43,8 +47,8 @@ def encode_smallest(plane: Plane, coders: tuple[Coder, ...]) -> tuple[Coder, byt
     return best
 
 
-def decode_tagged(data: bytes, spec: PlaneSpec, coders: tuple[Coder, ...]) -> NDArray[Any]:
-    """Reverse ``encode_smallest``. Raises FileFormatError on malformed bytes."""
+def decode_tagged(data: bytes, spec: PlaneSpec, coders: tuple[Coder, ...], budget: Budget) -> NDArray[Any]:
+    """Reverse ``encode_smallest``. Raises FileFormatError on malformed bytes, or when the budget is exhausted."""
     coder = next((coder for coder in coders if data and coder.tag == data[0] and coder.accepts(spec)), None)
     if coder is None:
         found = f"coder {data[0]}" if data else "no bytes"
@@ -52,7 +56,7 @@ def decode_tagged(data: bytes, spec: PlaneSpec, coders: tuple[Coder, ...]) -> ND
             f"A {spec.kind} plane of shape {spec.shape} has {found}, which this version cannot decode; "
             "the file is damaged or newer than this program."
         )
-    return coder.decode(data[1:], spec)
+    return coder.decode(data[1:], spec, budget)
 
 
 def damaged(coder: Coder, spec: PlaneSpec, why: str) -> FileFormatError:

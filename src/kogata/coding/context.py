@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, alphabet_of, byte_array, damaged, from_symbols, read_varint, write_varint
 from kogata.coding.packed import packed_bytes
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
@@ -44,7 +45,8 @@ class Context(Coder):
         length = _code_symbols(matrix_RC.astype(np.uint16), plane.spec.alphabet, data, decoding=False)
         return None if length < 0 else data[:length].tobytes().rstrip(b"\0")
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
+        budget.charge("context mixing", _cost(spec))
         if spec.kind is PlaneKind.SYMBOLS:
             symbols_RC = np.zeros(_matrix_shape(spec), np.uint16)
             _code_symbols(symbols_RC, spec.alphabet, byte_array(data), decoding=True)
@@ -62,6 +64,18 @@ def _matrix_shape(spec: PlaneSpec) -> tuple[int, int]:
     """The plane as a matrix (outputs, inputs); a vector is one row."""
     rows = spec.shape[0] if len(spec.shape) > 1 else 1
     return rows, spec.size // rows
+
+
+def _cost(spec: PlaneSpec) -> Cost:
+    """The temporary memory of the kernels, and 64 operations for each binary decision."""
+    rows, columns = _matrix_shape(spec)
+    width = (alphabet_of(spec) - 1).bit_length()
+    work = 64 * spec.size * width
+    if spec.kind is PlaneKind.SYMBOLS:
+        counters = (3 << 2 * width) + min(columns << width, 1 << 22)
+        return Cost(scratch=4 * counters + 2 * spec.size, work=work + counters + (rows << width))
+    margins = 3 * (spec.size + 2 * max(rows, columns)) + 8 * (rows + columns)  # at the largest stride; by rows or by columns
+    return Cost(scratch=margins + 24 * (max(rows, columns) + 4) + 4 * max(rows, columns) + (1 << 16), work=work)
 
 
 def _encode_mask(mask_RC: NDArray[np.bool_], taps: int) -> bytes | None:

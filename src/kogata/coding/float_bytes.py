@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, damaged, decode_tagged, encode_smallest, read_varint, write_varint
 from kogata.coding.nested import SYMBOL_CODERS
 from kogata.coding.packed import Packed
@@ -40,14 +41,15 @@ class FloatBytes(Coder):
             parts.append((write_varint(len(body)) if number else b"") + body)
         return b"".join(parts)
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
         itemsize, at = spec.array_dtype.itemsize, 0
+        budget.charge("bytes of floats", Cost(scratch=4 * spec.nbytes, work=8 * spec.nbytes))
         symbols_spec = PlaneSpec(PlaneKind.SYMBOLS, (spec.size,), "uint8", 256)
         bits = np.zeros(spec.size, f"u{itemsize}")
         for number in range(itemsize - 1, -1, -1):
             length, at = read_varint(data, at) if number else (len(data) - at, at)
             if length > len(data) - at:
                 raise damaged(self, spec, f"byte {number} of its numbers takes {length} bytes, but {len(data) - at} are left")
-            bits |= decode_tagged(data[at : at + length], symbols_spec, SYMBOL_CODERS).astype(bits.dtype) << 8 * number
+            bits |= decode_tagged(data[at : at + length], symbols_spec, SYMBOL_CODERS, budget).astype(bits.dtype) << 8 * number
             at += length
         return (bits >> 1 | bits << 8 * itemsize - 1).view(spec.array_dtype).reshape(spec.shape)

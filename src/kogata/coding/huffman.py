@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogata.coding.adaptive import Adaptive
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, alphabet_of, as_symbols, byte_array, damaged, from_symbols, read_varint, write_varint
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
@@ -43,12 +44,15 @@ class Huffman(Coder):
         bits.write_codes(as_symbols(plane)[0], _codes(lengths), lengths, out)
         return prefix + out.tobytes()
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
         from kogata.coding.kernels import bits
 
+        # The table has up to 2**16 entries; several arrays of its size and of the alphabet's are needed to build it.
+        table = 64 * (alphabet_of(spec) + (1 << MAX_LENGTH))
+        budget.charge("a Huffman code", Cost(scratch=2 * spec.size + len(data) + table, work=4 * spec.size + table))
         header_bytes, at = read_varint(data, 0)
         lengths_spec = PlaneSpec(PlaneKind.SYMBOLS, (alphabet_of(spec),), "uint8", LENGTHS_ALPHABET)
-        lengths = Adaptive().decode(data[at : at + header_bytes], lengths_spec)
+        lengths = Adaptive().decode(data[at : at + header_bytes], lengths_spec, budget)
         body = byte_array(data[at + header_bytes :])
         used = np.flatnonzero(lengths)
         if len(used) == 1:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, as_symbols, byte_array, damaged, from_symbols
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
@@ -28,10 +29,11 @@ class Packed(Coder):
         bits.pack(symbols, (alphabet - 1).bit_length(), out)
         return out.tobytes()
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
         expected = packed_bytes(spec)
         if len(data) != expected:
             raise damaged(self, spec, f"it holds {len(data)} bytes instead of {expected}")
+        budget.charge("a packed plane", Cost(scratch=2 * spec.size + len(data), work=2 * spec.size + len(data)))
         if spec.kind is not PlaneKind.SYMBOLS:
             dtype = spec.array_dtype
             if spec.dtype == "bool" and max(data, default=0) > 1:

@@ -4,9 +4,10 @@ Shannon, "A Mathematical Theory of Communication", 1948:  H = -sum_s p_s log2 p_
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,23 @@ from numpy.typing import NDArray
 from kogata.errors import DataError
 
 MAX_ALPHABET = 1 << 16
+MAX_AXES = 32  # NumPy and PyTorch allow 64
 PIECE = 1 << 20
 BFLOAT16 = "bfloat16"
 FLOAT_DTYPES = ("float16", "float32", "float64", BFLOAT16)
 INTEGER_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool")
+
+
+def checked_shape(value: object, least: int = 0) -> tuple[int, ...]:
+    """A shape that a file states. Raises ValueError unless it is a list of at most 32 whole numbers from ``least`` on.
+
+    >>> checked_shape([3, 4])
+    (3, 4)
+    """
+    sizes = cast("Sequence[object]", value) if isinstance(value, list | tuple) else None
+    if sizes is None or len(sizes) > MAX_AXES or any(type(size) is not int or size < least for size in sizes):
+        raise ValueError(f"shape {str(value)[:80]}, expected at most {MAX_AXES} whole numbers from {least} on")
+    return tuple(cast("Sequence[int]", sizes))
 
 
 class PlaneKind(StrEnum):

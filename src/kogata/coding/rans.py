@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kogata.coding.adaptive import Adaptive
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, alphabet_of, damaged, from_symbols, read_varint, write_varint
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
@@ -46,10 +47,12 @@ class StaticRans(Coder):
         words = words[start:].astype("<u2", copy=False)
         return b"".join((_write_freqs(freqs), states.astype("<u4").tobytes(), words.data))
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
         from kogata.coding.kernels import rans
 
-        freqs, at = _read_freqs(data, alphabet_of(spec))
+        table = 64 * SCALE
+        budget.charge("a rANS code", Cost(scratch=spec.size + 3 * len(data) + table, work=4 * spec.size + len(data) + table))
+        freqs, at = _read_freqs(data, alphabet_of(spec), budget)
         if int(freqs.sum()) != SCALE:
             raise damaged(self, spec, f"its frequencies sum to {freqs.sum()} instead of {SCALE}")
         if len(data) < at + 4 * LANES or (len(data) - at) % 2:
@@ -99,11 +102,11 @@ def _write_freqs(freqs: NDArray[np.int64]) -> bytes:
     return write_varint(len(header)) + header + below.to_bytes((at + 7) // 8, "little")
 
 
-def _read_freqs(data: bytes, alphabet: int) -> tuple[NDArray[np.int64], int]:
+def _read_freqs(data: bytes, alphabet: int, budget: Budget) -> tuple[NDArray[np.int64], int]:
     """Reverse ``_write_freqs``: the frequencies, and where the states begin."""
     header_bytes, at = read_varint(data, 0)
     widths_spec = PlaneSpec(PlaneKind.SYMBOLS, (alphabet,), "uint8", SCALE_BITS + 1)
-    widths = Adaptive().decode(data[at : at + header_bytes], widths_spec).tolist()
+    widths = Adaptive().decode(data[at : at + header_bytes], widths_spec, budget).tolist()
     at += header_bytes
     n_bytes = (sum(width - 1 for width in widths if width) + 7) // 8
     below = int.from_bytes(data[at : at + n_bytes], "little")

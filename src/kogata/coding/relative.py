@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, damaged, decode_tagged, encode_smallest, read_varint, write_varint
 from kogata.coding.nested import SYMBOL_CODERS
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
@@ -38,11 +39,13 @@ class Relative(Coder):
         _, gaps = encode_smallest(Plane.symbols(symbols, BRIDGE + 1), self.symbol_coders)
         return write_varint(len(symbols)) + gaps
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
         n_symbols, at = read_varint(data, 0)
         if n_symbols > spec.size:
             raise damaged(self, spec, f"it states {n_symbols} gaps for {spec.size} elements")
-        gaps = decode_tagged(data[at:], PlaneSpec(PlaneKind.SYMBOLS, (n_symbols,), "uint8", BRIDGE + 1), SYMBOL_CODERS)
+        budget.charge("relative indices", Cost(scratch=32 * n_symbols, work=spec.size + 16 * n_symbols))
+        gaps_spec = PlaneSpec(PlaneKind.SYMBOLS, (n_symbols,), "uint8", BRIDGE + 1)
+        gaps = decode_tagged(data[at:], gaps_spec, SYMBOL_CODERS, budget)
         sets_one = gaps != BRIDGE
         ones = (np.cumsum(gaps.astype(np.int64) + sets_one) - 1)[sets_one]
         if ones.size and int(ones[-1]) >= spec.size:

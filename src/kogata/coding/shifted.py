@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, damaged, decode_tagged, encode_smallest, read_varint, write_varint
 from kogata.coding.nested import SYMBOL_CODERS
 from kogata.coding.plane import MAX_ALPHABET, Plane, PlaneKind, PlaneSpec
@@ -34,15 +35,16 @@ class Shifted(Coder):
         _, body = encode_smallest(Plane.symbols(symbols, alphabet), SYMBOL_CODERS)
         return write_varint(_zigzag(least)) + write_varint(alphabet - 1) + body
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
         folded, at = read_varint(data, 0)
         least = -(folded + 1) // 2 if folded % 2 else folded // 2
         span, at = read_varint(data, at)
         lowest, highest = (0, 1) if spec.dtype == "bool" else (np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max)
         if span >= MAX_ALPHABET or least < lowest or least + span > highest:
             raise damaged(self, spec, f"values from {least} to {least + span} do not fit {spec.dtype}")
+        budget.charge("shifted symbols", Cost(scratch=20 * spec.size, work=8 * spec.size))
         symbols_spec = PlaneSpec(PlaneKind.SYMBOLS, spec.shape, "uint16", span + 1)
-        symbols = decode_tagged(data[at:], symbols_spec, SYMBOL_CODERS)
+        symbols = decode_tagged(data[at:], symbols_spec, SYMBOL_CODERS, budget)
         # NumPy makes the sum of 0-d arrays a scalar; asarray makes it an array again.
         return np.asarray(symbols.astype(np.int64) + least, spec.array_dtype)
 

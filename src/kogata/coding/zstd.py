@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import Coder, damaged, from_symbols
 from kogata.coding.plane import Plane, PlaneKind, PlaneSpec
 
@@ -40,10 +41,11 @@ class Zstd(Coder):
         )
         return zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
 
-    def decode(self, data: bytes, spec: PlaneSpec) -> NDArray[Any]:
+    def decode(self, data: bytes, spec: PlaneSpec, budget: Budget) -> NDArray[Any]:
         import zstandard
 
         expected = _layout_bytes(spec)
+        budget.charge("a Zstandard frame", Cost(scratch=2 * expected + spec.size + MAX_WINDOW, work=4 * (spec.size + expected)))
         try:
             frame = zstandard.get_frame_parameters(data, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
             # A size stated in the frame would be allocated before any check; frames of this coder state none.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -189,7 +190,7 @@ def fill(artifact: Artifact) -> onnx.ModelProto:
                 array = _array(trees[tensor][path]) if buffer is None else buffer.numpy()
                 array = array.T if transposed else array
                 init.raw_data = np.ascontiguousarray(array).tobytes()
-                if array.size != int(np.prod(init.dims)):
+                if array.size != math.prod(init.dims):
                     raise ValueError(f"initializer {init.name} has shape {list(init.dims)}, {tensor} {array.shape}")
     except (KeyError, ValueError, zstandard.ZstdError) as error:
         raise FileFormatError(f"{artifact.source}: its engine graph is damaged: {error}.") from None

@@ -101,11 +101,12 @@ def _shapes(feed: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in feed.items()}
 
 
-def open(path: Path | str, *, forms: Sequence[type[Form]] = ()) -> OnnxSession:
+def open(path: Path | str, *, forms: Sequence[type[Form]] = (), max_bytes: int | None = None) -> OnnxSession:
     """Open a ``.kogata`` file in ONNX Runtime, without the code of the model.
 
     The session takes the model's inputs as tensors or arrays, by position or by name, and can be called any number of times.
-    ``forms`` are form classes of other packages that the file may hold. Raises FileFormatError when the file is damaged, has no
+    ``forms`` are form classes of other packages that the file may hold, and ``max_bytes`` is the most memory that its weights
+    may take (by default 64 MiB and 1 KiB for each byte of the file). Raises FileFormatError when the file is damaged, has no
     engine graph, or holds an unknown form. Files written by :func:`kogata.compress` have a graph; those of :func:`kogata.save`
     have none.
 
@@ -113,12 +114,18 @@ def open(path: Path | str, *, forms: Sequence[type[Form]] = ()) -> OnnxSession:
     >>> session(torch.randn(1, 3, 32, 32)).shape  # doctest: +SKIP
     torch.Size([1, 10])
     """
-    return OnnxSession(onnx_graph.fill(read_file(Path(path), forms=forms)))
+    return OnnxSession(onnx_graph.fill(read_file(Path(path), forms=forms, max_bytes=max_bytes)))
 
 
-def run(path: Path | str, *args: Tensor | np.ndarray, forms: Sequence[type[Form]] = (), **kwargs: Tensor | np.ndarray) -> Any:
+def run(
+    path: Path | str,
+    *args: Tensor | np.ndarray,
+    forms: Sequence[type[Form]] = (),
+    max_bytes: int | None = None,
+    **kwargs: Tensor | np.ndarray,
+) -> Any:
     """Open a ``.kogata`` file and run it once on the given inputs. For several runs use :func:`kogata.open`.
 
     Raises as :func:`kogata.open` does, and DataError when the inputs do not fit the graph.
     """
-    return open(path, forms=forms)(*args, **kwargs)
+    return open(path, forms=forms, max_bytes=max_bytes)(*args, **kwargs)

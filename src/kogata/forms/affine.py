@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kogata.coding.budget import Cost
 from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form, index_dtype
+from kogata.forms.base import Dense, Form, index_dtype, passes
 from kogata.job import Role
 
 MAX_BITS = 16
@@ -69,6 +70,11 @@ class Affine(Form):
         return {"bits": self.bits, "group": self.group}
 
     @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """Codes in the dtype of the scales, and the products."""
+        return passes(planes["code"].size, parts, extra=16)
+
+    @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError when scales do not fit the rows and groups."""
         bits, group = header["bits"], header["group"]
@@ -79,6 +85,8 @@ class Affine(Form):
         expected = (rows, -(-columns // group))
         if tuple(scale.shape) != expected or tuple(zero.shape) != expected:
             raise ValueError(f"scales {tuple(scale.shape)}, zero points {tuple(zero.shape)}, expected {expected}")
+        if any(part.numel() and not 0 <= int(part.min()) <= int(part.max()) < 2**bits for part in (code, zero)):
+            raise ValueError(f"codes or zero points outside of {bits} bits")
         dtype = index_dtype(2**bits)
         return cls(code.to(dtype), scale, zero.to(dtype), bits=bits, group=group)
 
@@ -101,6 +109,8 @@ def grouped(
     Scales are broadcast over whole groups without a copy. A shorter group at the end of each row is computed separately.
     """
     count, columns = rows.shape
+    if not columns:
+        return rows.to(scale.dtype)
     whole = columns // group
     parts = list[Tensor]()
     if whole:

@@ -6,6 +6,7 @@ says what its numbers mean, so that a method for matrices never changes a scale 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self, cast
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kogata.coding.plane import Plane
+from kogata.coding.budget import Cost
+from kogata.coding.plane import Plane, checked_shape
 from kogata.job import Role
 
 
@@ -48,6 +50,18 @@ class Form(nn.Module, ABC):
 
         Raises ValueError, KeyError or TypeError when they do not fit each other.
         """
+
+    @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """Memory and work that ``restore`` and one call of ``dense`` take, besides those of the planes and of the parts.
+
+        A reader calls it before ``restore``, with the same arguments, none of which are checked. So it must neither reserve
+        memory nor loop over entries; it may raise what ``restore`` raises. The default is for a form that makes a few passes
+        over as many entries as its planes and parts have together, or as a ``shape`` in the header says if that is more.
+        """
+        held = sum(plane.size for plane in planes.values()) + sum(part.shape.numel() for part in parts.values())
+        stated = math.prod(checked_shape(header["shape"])) if "shape" in header else 0
+        return passes(max(held, stated), parts)
 
     def simplified(self) -> Form:
         """An equal form with needless nesting removed; a mask over a mask, for example, becomes one mask."""
@@ -133,9 +147,28 @@ class Dense(Form):
         return {"role": str(self.role), "dtype": str(self.values.dtype).removeprefix("torch.")}
 
     @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """The tensor in its own dtype, which may be wider than the plane."""
+        return Cost(keep=8 * planes["values"].size, work=planes["values"].size)
+
+    @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild the leaf; raises ValueError on an unknown role or dtype."""
         return cls(float_tensor(planes["values"], header["dtype"]), Role(header["role"]))
+
+
+def passes(entries: int, parts: Mapping[str, Form], extra: int = 0) -> Cost:
+    """The cost of a form with this many entries that computes them in a few passes, such as a gather and a multiplication.
+
+    ``extra`` is the number of further bytes that each entry takes while they are computed, for indices for example.
+    """
+    wide = width(parts)
+    return Cost(keep=wide * entries, scratch=(wide + extra) * entries, work=4 * entries)
+
+
+def width(parts: Mapping[str, Form]) -> int:
+    """Bytes of an entry of a form with these parts: the width of their widest leaf, at least 4."""
+    return max((4, *(leaf.values.element_size() for part in parts.values() for _, leaf in part.leaves())))
 
 
 PIECE = 1 << 20  # entries processed at a time, so that no temporary tensor is as large as the weight

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kogata.coding.budget import Cost
 from kogata.coding.plane import Plane
 from kogata.forms.affine import as_rows
-from kogata.forms.base import Dense, Form
+from kogata.forms.base import Dense, Form, passes
 from kogata.job import Role
 
 
@@ -56,6 +57,11 @@ class Binary(Form):
     def header(self) -> dict[str, Any]:
         """Empty: the plane has the shape."""
         return {}
+
+    @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """The scales with their signs."""
+        return passes(planes["positive"].size, parts, extra=8)
 
     @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:

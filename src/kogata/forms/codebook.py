@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kogata.coding.budget import Cost
 from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form, index_dtype
+from kogata.forms.base import Dense, Form, index_dtype, passes
 from kogata.job import Role
 
 
@@ -54,6 +55,11 @@ class Codebook(Form):
     def header(self) -> dict[str, Any]:
         """Empty: the table has the number of centroids."""
         return {}
+
+    @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """Indices as 32-bit integers, and the entries they pick."""
+        return passes(planes["index"].size, parts, extra=16)
 
     @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:

@@ -8,8 +8,9 @@ from typing import Any, Self, cast
 import numpy as np
 from torch import Tensor, nn
 
+from kogata.coding.budget import Cost
 from kogata.coding.plane import Plane
-from kogata.forms.base import Form
+from kogata.forms.base import Form, passes
 
 
 class Sum(Form):
@@ -48,6 +49,12 @@ class Sum(Form):
     def header(self) -> dict[str, Any]:
         """Empty: the terms have the shape."""
         return {}
+
+    @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """One addition for each term."""
+        entries = max((part.shape.numel() for part in parts.values()), default=0)
+        return passes(entries, parts)._replace(work=entries * len(parts))
 
     @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form
+from kogata.coding.budget import Cost
+from kogata.coding.plane import Plane, checked_shape
+from kogata.forms.base import Dense, Form, width
 from kogata.forms.tied import MAX_ENTRIES
 from kogata.job import Role
 
@@ -53,10 +54,8 @@ class Displacement(Form):
         if narrow not in (torch.float32, torch.float64):  # PyTorch has no FFT in half precision on the CPU
             g_RN, h_RN = g_RN.float(), h_RN.float()
         columns = math.prod(self.shape[1:])
-        spectrum = torch.stack([
-            torch.fft.rfft(g) * torch.fft.rfft(skew_columns(h, columns)) for g, h in zip(g_RN, h_RN, strict=True)
-        ])  # fmt: skip
-        matrix_IN = torch.fft.irfft(spectrum.sum(0), n=size)
+        spectra = (torch.fft.rfft(g) * torch.fft.rfft(skew_columns(h, columns)) for g, h in zip(g_RN, h_RN, strict=True))
+        matrix_IN = torch.fft.irfft(sum(spectra, start=next(spectra)), n=size)  # one term at a time, to hold no more
         return matrix_IN[:, : self.shape[0]].T.reshape(self.shape).to(narrow)
 
     def kept(self) -> int:
@@ -72,13 +71,22 @@ class Displacement(Form):
         return {"shape": list(self.shape)}
 
     @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """The columns and the spectra of one term at a time; transforms take about 8 log2 n operations for each entry."""
+        shape = checked_shape(header["shape"])
+        terms, size = parts["g"].shape[0], max(shape[0], math.prod(shape[1:]))
+        entries = math.prod(shape[1:]) * size
+        work = 8 * terms * entries * size.bit_length()
+        return Cost(keep=width(parts) * entries, scratch=6 * width(parts) * entries, work=work)
+
+    @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError when the generators and the shape do not fit."""
-        shape, g, h = header["shape"], parts["g"], parts["h"]
+        shape, g, h = checked_shape(header["shape"], 1), parts["g"], parts["h"]
         if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_ENTRIES or len(g.shape) != 2 or g.shape != h.shape:
             raise ValueError(f"shape {shape} of generators {tuple(g.shape)} and {tuple(h.shape)}")
-        if g.shape[1] != max(shape[0], math.prod(shape[1:])):
-            raise ValueError(f"generators of {g.shape[1]} entries for the shape {shape}")
+        if not g.shape[0] or g.shape[1] != max(shape[0], math.prod(shape[1:])):
+            raise ValueError(f"generators of {tuple(g.shape)} entries for the shape {shape}")
         return cls(g, h, shape)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form
+from kogata.coding.budget import Cost
+from kogata.coding.plane import Plane, checked_shape
+from kogata.forms.base import Dense, Form, width
 from kogata.forms.hadamard import hadamard, hadamard_factors, transformed
 from kogata.forms.tied import MAX_ENTRIES
 from kogata.job import Role
@@ -76,9 +77,17 @@ class Fastfood(Form):
         return {"seed": self.seed, "shape": list(self.shape)}
 
     @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """A Hadamard matrix, the permutations, and the transforms of one block at a time."""
+        (stretches, size), _, (_, columns) = sizes(checked_shape(header["shape"], 1))
+        entries, wide = stretches * size * columns, width(parts)
+        scratch = wide * (3 * size * size + 5 * size * columns + entries) + 24 * stretches * size
+        return Cost(keep=wide * entries, scratch=scratch, work=(16 + 2 * math.isqrt(size)) * entries + 4 * size * size)
+
+    @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError when the diagonals, the seed and the shape do not fit."""
-        shape, seed, diagonals = header["shape"], header["seed"], [parts[name] for name in ("s", "g", "b")]
+        shape, seed, diagonals = checked_shape(header["shape"], 1), header["seed"], [parts[name] for name in ("s", "g", "b")]
         if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_ENTRIES:
             raise ValueError(f"shape {shape}")
         if not (isinstance(seed, int) and 0 <= seed < 2**32):

@@ -33,7 +33,7 @@ class Repeat(IndexMap):
     def index(self, shape: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
         """See :class:`IndexMap`; the base has one filter for each group of copies."""
         base = _base(shape, size, self.copies)
-        return _stacked([base] * self.copies, shape), torch.ones(tuple(shape), dtype=torch.int8)
+        return base.repeat_interleave(self.copies, 0), torch.ones(tuple(shape), dtype=torch.int8)
 
     def rows(self, outputs: int) -> tuple[Tensor, Tensor]:
         """Each row of the base, ``copies`` times."""
@@ -117,13 +117,12 @@ class Crops(IndexMap):
         """See :class:`IndexMap`; kernels must be square and smaller than ``extent``."""
         kernel = _square(shape)
         outputs, inputs = shape[:2]
-        offsets = crops(kernel, self.extent)
-        whole = outputs // max(1, len(offsets)) * inputs * self.extent**2
-        if not offsets or outputs % len(offsets) or size != whole:
+        copies = (self.extent - kernel + 1) ** 2 if self.extent > kernel else 0
+        if not copies or outputs % copies or size != outputs // copies * inputs * self.extent**2:
             raise ValueError(f"{list(shape)} is not all crops of filters of extent {self.extent} with {size} entries")
         base = torch.arange(size, dtype=torch.int32).reshape(-1, inputs, self.extent, self.extent)
-        cut = [base[:, :, y : y + kernel, x : x + kernel] for y, x in offsets]
-        return _stacked(cut, shape), torch.ones(tuple(shape), dtype=torch.int8)
+        cut = base.unfold(2, kernel, 1).unfold(3, kernel, 1)  # [filters, inputs, y, x, kernel, kernel]
+        return cut.permute(0, 2, 3, 1, 4, 5).reshape(tuple(shape)), torch.ones(tuple(shape), dtype=torch.int8)
 
 
 FILTER_MAPS: tuple[type[IndexMap], ...] = (Repeat, Opposite, Orbit, Crops)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kogata.coding.budget import Cost
 from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form
+from kogata.forms.base import Dense, Form, width
 from kogata.job import Role
 
 
@@ -67,6 +68,13 @@ class Masked(Form):
     def header(self) -> dict[str, Any]:
         """Empty: the plane of the mask has the shape."""
         return {}
+
+    @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """Positions and values of the kept entries, and the tensor."""
+        mask, wide = planes["mask"], width(parts)
+        kept = int(np.count_nonzero(mask))
+        return Cost(keep=wide * mask.size + 4 * kept, scratch=wide * mask.size + 16 * kept, work=4 * (mask.size + kept))
 
     @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:

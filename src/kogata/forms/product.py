@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form
+from kogata.coding.budget import Cost
+from kogata.coding.plane import Plane, checked_shape
+from kogata.forms.base import Dense, Form, width
 from kogata.job import Role
 
 _EQUATION = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]+")
@@ -87,9 +88,30 @@ class Product(Form):
         return {"equation": self.equation, "shape": list(self.shape)}
 
     @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """The contraction of factors from left to right, as :func:`torch.einsum` computes it.
+
+        Each step multiplies what there is by the next factor, and sums over the letters that appear nowhere else.
+        """
+        inputs, _, output = str(header["equation"]).partition("->")
+        terms = inputs.split(",")
+        sizes: dict[str, int] = {}
+        for term, part in zip(terms, parts.values(), strict=True):
+            sizes |= zip(term, part.shape, strict=True)
+        last = {letter: number for number, term in enumerate(terms) for letter in term} | dict.fromkeys(output, len(terms))
+        held, largest, work = set(terms[0]), 0, 0
+        for number, term in enumerate(terms[1:], 1):
+            largest = max(largest, math.prod(sizes[letter] for letter in held))  # the last product is the form itself
+            met = held | set(term)
+            work += math.prod(sizes[letter] for letter in met)
+            held = {letter for letter in met if last[letter] > number}
+        wide, entries = width(parts), math.prod(sizes[letter] for letter in output)
+        return Cost(keep=wide * entries, scratch=wide * (entries + 2 * largest), work=entries + work)
+
+    @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError when the equation, the factors and the shape do not fit."""
-        equation, shape, factors = header["equation"], header["shape"], list(parts.values())
+        equation, shape, factors = header["equation"], checked_shape(header["shape"], 1), list(parts.values())
         if not (isinstance(equation, str) and _EQUATION.fullmatch(equation)):
             raise ValueError(f"equation {equation!r}")
         inputs, output = equation.split("->")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form, index_dtype
+from kogata.coding.budget import Cost
+from kogata.coding.plane import Plane, checked_shape
+from kogata.forms.base import Dense, Form, index_dtype, passes
 from kogata.job import Role
 
 MAX_ENTRIES = 1 << 31  # largest number of entries of a weight that a file may ask for; guards against damaged files
@@ -76,9 +77,15 @@ class Stacked(Form):
         return {"kernel": list(self.shape[2:])}
 
     @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """The parts with zeros about them, one after another and in the order of the outputs."""
+        inputs = max((size for part in parts.values() for size in part.shape[1:2]), default=0)
+        return passes(planes["member"].size * inputs * math.prod(checked_shape(header["kernel"])), parts, extra=16)
+
+    @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError when the parts do not fit the kernel, each other, or the outputs."""
-        kernel, filters = header["kernel"], list(parts.values())
+        kernel, filters = checked_shape(header["kernel"], 1), list(parts.values())
         member_O = planes["member"]
         if member_O.ndim != 1 or not member_O.size or len({part.shape[1:2] for part in filters}) != 1:
             raise ValueError(f"parts of shapes {[tuple(part.shape) for part in filters]} for outputs {member_O.shape}")

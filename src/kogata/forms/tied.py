@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kogata.coding.plane import Plane
-from kogata.forms.base import PIECE, Dense, Form
+from kogata.coding.budget import Cost
+from kogata.coding.plane import Plane, checked_shape
+from kogata.forms.base import PIECE, Dense, Form, passes
 from kogata.forms.filter_maps import FILTER_MAPS
 from kogata.forms.index_map import IndexMap, whole
 from kogata.forms.structured_maps import STRUCTURED_MAPS
@@ -127,9 +128,14 @@ class Tied(Form):
         return {"map": [self.map.TAG, fields], "shape": list(self.shape)}
 
     @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """Index and sign of each entry, the temporary arrays of the map, and the entries of the base that they pick."""
+        return passes(math.prod(checked_shape(header["shape"])), parts, extra=48)
+
+    @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError on a map that is unknown or does not fit, or on a shape out of bounds."""
-        (name, fields), shape, base = header["map"], header["shape"], parts["base"]
+        (name, fields), shape, base = header["map"], checked_shape(header["shape"], 1), parts["base"]
         kinds = {kind.TAG: kind for kind in MAPS}
         if name not in kinds:
             raise ValueError(f"index map {name!r} is none of {', '.join(kinds)}")

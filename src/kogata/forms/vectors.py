@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kogata.coding.plane import Plane
-from kogata.forms.base import Dense, Form, index_dtype
+from kogata.coding.budget import Cost
+from kogata.coding.plane import Plane, checked_shape
+from kogata.forms.base import Dense, Form, index_dtype, passes
 from kogata.forms.product import MAX_ENTRIES
 from kogata.job import Role
 
@@ -64,9 +65,15 @@ class Vectors(Form):
         return {"shape": list(self.shape)}
 
     @classmethod
+    def cost(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Cost:
+        """Indices as 32-bit integers, and all sub-vectors, before the last ones are cropped."""
+        return passes(planes["index"].size * max(1, *parts["table"].shape[2:]), parts, extra=16)
+
+    @classmethod
     def restore(cls, header: Mapping[str, Any], planes: Mapping[str, np.ndarray], parts: Mapping[str, Form]) -> Self:
         """Rebuild; raises ValueError when the indices, the table and the shape do not fit."""
-        shape, index, table = header["shape"], torch.from_numpy(planes["index"].astype(np.int32)), parts["table"]
+        shape, table = checked_shape(header["shape"], 1), parts["table"]
+        index = torch.from_numpy(planes["index"].astype(np.int32))
         if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_ENTRIES or len(table.shape) != 3 or index.ndim != 2:
             raise ValueError(f"shape {shape}, a table of {tuple(table.shape)} and indices of {tuple(index.shape)}")
         spaces, clusters, length = table.shape

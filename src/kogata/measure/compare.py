@@ -82,7 +82,7 @@ def report(
     dense, ours = job.reference, job.model
     latency: tuple[Latency | None, Latency | None] = None, None
     if engine is not None and not notes:  # a note says that the engine cannot run this model
-        stored = read_file(folder.model, forms=foreign_forms(job.model))
+        stored = read_file(folder.model, forms=foreign_forms(job.model), into=job.reference)
         try:
             dense, ours = sessions(stored, job.model, job.reference, inputs, engine)
             engine.export(stored, folder.engine)

@@ -53,7 +53,9 @@ def _unfolded(
     groups: int,
 ) -> Iterator[Tensor]:  # fmt: skip
     padded = functional.pad(inputs, [side for pair in reversed(sides) for side in pair])
-    for piece in padded.split(max(1, PIECE // (max(1, padded[0].numel()) * math.prod(kernel)))):
+    if not padded.numel():
+        return  # an empty batch, such as the last of a loader
+    for piece in padded.split(max(1, PIECE // (padded[0].numel() * math.prod(kernel)))):
         columns = _two(piece, kernel, stride, dilation) if len(kernel) < 3 else _three(piece, kernel, stride, dilation)
         samples, width, _ = columns.shape
         grouped = columns.reshape(samples, groups, width // groups, -1).permute(1, 0, 3, 2).flatten(1, 2)

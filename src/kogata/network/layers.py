@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kogata.job import Kind, Layout
 
+FULL = "kogata_full"  # on a layer that lost channels: its integer attributes before it lost any
 Integers = Mapping[str, tuple[str | None, ...]]
 """For each tensor the attribute that gives the size of each of its first axes; None where that axis may not shrink."""
 
@@ -126,3 +127,18 @@ def shrunk(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
             raise ValueError(f"{found['out_channels']} output channels are no multiple of {each} for each input channel")
         found["in_channels"] = found["groups"] = found["out_channels"] // each
     return {name: value for name, value in found.items() if value != cast("int", getattr(layer, name))}
+
+
+def resize(layer: nn.Module, sizes: Mapping[str, int]) -> None:
+    """Set these integer attributes of a layer that lost channels, and let it remember what they were at first."""
+    full = full_sizes(layer)
+    for attribute, size in sizes.items():
+        full.setdefault(attribute, cast("int", getattr(layer, attribute)))
+        setattr(layer, attribute, size)
+    if sizes:
+        setattr(layer, FULL, full)
+
+
+def full_sizes(layer: nn.Module) -> dict[str, int]:
+    """The integer attributes that a layer had before it lost channels; empty if it lost none."""
+    return dict(cast("Mapping[str, int]", layer.__dict__.get(FULL, {})))

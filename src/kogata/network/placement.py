@@ -81,6 +81,8 @@ class Placement:
         rest = [n for n in columns if n not in leading and n not in inner]  # of size 1
         order = [*(place[n] for n in (*leading, *rows)), len(batch), *(place[n] for n in (*inner, *rest))]
         for piece in self.use.rows():
+            if not piece.numel():
+                continue  # an empty batch, such as the last of a loader
             moved = piece.permute(order)
             width = math.prod(moved.shape[len(leading) + len(rows) + 1 :])
             moved = moved.reshape(*moved.shape[: len(leading)], -1, width)

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -63,10 +62,9 @@ def hold(model: nn.Module, site: Site, form: Form) -> None:
     """The same, with a form that is dense too."""
     for module, parameter in _owners(model, site):
         # Parametrizing empties the parameter it takes over, in place; other copies of the model share that one. So it
-        # gets an empty parameter of its own, which only remembers dtype and device.
-        dtype = cast("Tensor", getattr(module, parameter)).dtype
-        device = next((leaf.values.device for _, leaf in form.leaves()), None)
-        setattr(module, parameter, nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False))
+        # gets an empty parameter of its own, which only remembers device and dtype: those of the form, whatever was there.
+        leaf = next((leaf.values for _, leaf in form.leaves()), cast("Tensor", getattr(module, parameter)))
+        setattr(module, parameter, nn.Parameter(leaf.new_empty(0), requires_grad=False))
         parametrize.register_parametrization(module, parameter, form, unsafe=True)
         if isinstance(module, nn.RNNBase):
             _follow(module)

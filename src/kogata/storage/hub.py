@@ -27,7 +27,9 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
     return path
 
 
-def from_pretrained(folder: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = ()) -> nn.Module:
+def from_pretrained(
+    folder: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = (), max_bytes: int | None = None
+) -> nn.Module:
     """Load ``folder/model.kogata`` into the model ``into`` and return it. See :func:`kogata.load` for arguments and errors.
 
     >>> import tempfile, torch, kogata
@@ -37,4 +39,4 @@ def from_pretrained(folder: Path | str, into: nn.Module, *, forms: Sequence[type
     ...     torch.equal(kogata.from_pretrained(folder, into=other).weight, net.weight)
     True
     """
-    return load(Path(folder) / FILE, into, forms=forms)
+    return load(Path(folder) / FILE, into, forms=forms, max_bytes=max_bytes)

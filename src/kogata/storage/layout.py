@@ -62,13 +62,15 @@ class Artifact:
 
     ``forms`` has a form for each weight, by all names of the weight; ``quantizers`` has activation quantizers by the path of
     their module. ``kept`` has the indices of the remaining entries of each shortened list of layers, by its path, outer lists
-    first. ``graph`` is the engine graph, if there is one.
+    first. ``full`` has the integer attributes that each layer with fewer channels had before, by its path; it is None in files
+    of schema 1, which do not say. ``graph`` is the engine graph, if there is one.
     """
 
     forms: Mapping[tuple[str, ...], Form]
     buffers: Mapping[str, Tensor]
     quantizers: Mapping[str, Quantizer]
     kept: Mapping[str, tuple[int, ...]]
+    full: Mapping[str, Mapping[str, int]] | None
     graph: EngineGraph | None
     packed: PackedFile
     source: Path

@@ -14,12 +14,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
+
+from kogata.coding.budget import Budget, Cost
 from kogata.coding.coder import read_varint, write_varint
 from kogata.errors import UsageError
 
 Entry = list[Any]
 MAX_MANIFEST = 16 << 20  # largest inflated size in bytes; far above that of a model with ten thousand weights
 MAX_EXPANDED = 64 << 20  # largest total length of all entries; a single byte can repeat a long pattern
+MANIFEST_PIECE = 1 << 16  # bytes inflated at a time
+MAX_NESTING = 64  # of brackets; 16 forms within each other nest 36 of them
 MAX_NUMBER = 1 << 53  # numbers must be smaller in magnitude, so that readers may store them as doubles
 
 
@@ -51,16 +56,17 @@ def write_manifest(entries: Sequence[Entry]) -> bytes:
     return _deflated(bytes(body))
 
 
-def read_manifest(data: bytes) -> Iterator[Entry]:
+def read_manifest(data: bytes, budget: Budget) -> Iterator[Entry]:
     """The inverse of :func:`write_manifest`; yields one entry at a time.
 
-    Raises ValueError, or another error that malformed JSON causes, when ``data`` is damaged.
+    Raises ValueError, or another error that malformed JSON causes, when ``data`` is damaged, and FileFormatError when it is
+    over the budget.
     """
-    body = inflated(data, -zlib.MAX_WBITS)
+    body = inflated(data, -zlib.MAX_WBITS, budget)
     size, at = read_varint(body, 0)
     if size > len(body) - at:
         raise ValueError(f"its manifest declares {size} bytes of patterns, but ends before")
-    patterns = json.loads(body[at : at + size])
+    patterns = parsed(body[at : at + size])
     if not isinstance(patterns, list):
         raise ValueError("its manifest holds no list of patterns")
     count, at = read_varint(body, at + size)
@@ -72,8 +78,10 @@ def read_manifest(data: bytes) -> Iterator[Entry]:
         which.append(kind)
     patterns = cast("list[Any]", patterns)
     lengths, counts = [len(json.dumps(pattern, separators=(",", ":"))) for pattern in patterns], Counter(which)
-    if sum(lengths[kind] for kind in which) > MAX_EXPANDED:
+    expanded = sum(lengths[kind] for kind in which)
+    if expanded > MAX_EXPANDED:
         raise ValueError(f"its manifest expands to more than {MAX_EXPANDED} bytes")
+    budget.charge("its manifest", Cost(keep=8 * expanded, work=32 * expanded))
     rows: list[Iterator[tuple[int, ...]]] = []
     for kind, pattern in enumerate(patterns):
         found: list[int] = []
@@ -89,17 +97,39 @@ def read_manifest(data: bytes) -> Iterator[Entry]:
         yield _with_numbers(patterns[kind], iter(next(rows[kind], ())))
 
 
-def inflated(data: bytes, window: int) -> bytes:
-    """Inflate a whole DEFLATE stream of at most ``MAX_MANIFEST`` bytes; ``window`` is that of :func:`zlib.decompressobj`."""
-    inflater = zlib.decompressobj(window)
-    text = inflater.decompress(data, MAX_MANIFEST)
-    if inflater.unconsumed_tail or not inflater.eof:
+def inflated(data: bytes, window: int, budget: Budget) -> bytes:
+    """Inflate a whole DEFLATE stream of at most ``MAX_MANIFEST`` bytes; ``window`` is that of :func:`zlib.decompressobj`.
+
+    Each byte is charged with what its parsed value can take: 24 bytes of memory, as in ``[{},{}]``, and 400 operations, which
+    is the time of a varint in Python.
+    """
+    inflater, text = zlib.decompressobj(window), b""
+    while not inflater.eof and len(text) < MAX_MANIFEST and (piece := inflater.decompress(data, MANIFEST_PIECE)):
+        budget.charge("its manifest", Cost(keep=24 * len(piece), work=400 * len(piece)))
+        data, text = inflater.unconsumed_tail, text + piece
+    if inflater.unconsumed_tail or not inflater.eof or len(text) > MAX_MANIFEST:
         raise ValueError(f"its manifest is longer than {MAX_MANIFEST} bytes, or cut off")
     if inflater.unused_data:
         raise ValueError(f"{len(inflater.unused_data)} bytes follow its manifest")
     return text
 
 
+def parsed(text: bytes) -> Any:
+    """Parse JSON of a file. Raises ValueError where it is nested too deeply, or has fractions, infinities or long numbers."""
+    brackets = np.frombuffer(_QUOTED.sub(b"", text), np.uint8) | 32  # [ ] { } differ in one bit, as { } { }
+    nesting = (brackets == ord("{")).astype(np.int8) - (brackets == ord("}")).astype(np.int8)
+    if nesting.size and int(np.cumsum(nesting, dtype=np.int64).max()) > MAX_NESTING:
+        raise ValueError(f"its manifest nests more than {MAX_NESTING} brackets")
+    return json.loads(text, parse_int=_whole, parse_float=_whole, parse_constant=_whole)
+
+
+def _whole(text: str) -> int:
+    if len(text) > 17:  # a sign and the digits of 2**53
+        raise ValueError(f"the number {text[:20]} of its manifest is too long")
+    return int(text)
+
+
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
 
 

@@ -1,25 +1,25 @@
-"""Read a ``.kogata`` file. Nothing in it is executed, and every size is checked before memory is allocated."""
+"""Read a ``.kogata`` file. Nothing in it is executed, and whatever takes memory or time is first charged to one budget."""
 
 from __future__ import annotations
 
 import json
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import zstandard
+from torch import Tensor, nn
 
 from kogata._version import __version__
-from kogata.coding import CODERS, Plane, PlaneKind, decode
+from kogata.coding import CODERS, Budget, Cost, Plane, PlaneKind, PlaneSpec, decode
 from kogata.coding.packed import packed_bytes
-from kogata.coding.plane import INTEGER_DTYPES, MAX_ALPHABET
+from kogata.coding.plane import INTEGER_DTYPES, MAX_ALPHABET, PIECE, checked_shape
 from kogata.errors import FileFormatError, UsageError
 from kogata.forms import FORMS, Form
-from kogata.forms.base import float_tensor
+from kogata.forms.base import float_tensor, nodes
 from kogata.network.quantizers import QUANTIZERS, Quantizer
 from kogata.storage import schema1
 from kogata.storage.layout import (
@@ -33,29 +33,51 @@ from kogata.storage.layout import (
     file_header,
     plane_spec,
 )  # fmt: skip
-from kogata.storage.manifest import Entry, joined, read_manifest
+from kogata.storage.manifest import MAX_NUMBER, Entry, joined, read_manifest
 
 _CODERS = {coder.tag: coder.name for coder in CODERS}
 _QUANTIZERS = {quantizer.TAG: quantizer for quantizer in QUANTIZERS}
 
 
-def read_file(path: Path, *, forms: Sequence[type[Form]] = ()) -> Artifact:
-    """Read and check a file. ``forms`` are form classes of other packages that it may hold.
+# Without another limit, a file may take 64 MiB of memory and 1 KiB for each of its bytes, or 32 times what its model takes.
+BASE_LIMIT, LIMIT_PER_BYTE, LIMIT_PER_MODEL = 64 << 20, 1 << 10, 32
+MAX_DEPTH = 16  # of forms within forms
+# What Python's objects for a form or a plane take besides their arrays.
+OBJECT = Cost(keep=4 << 10, work=60_000)
 
-    Raises FileFormatError when the file is missing, damaged, too new, too large, or holds an unknown form. Raises UsageError
-    when one of ``forms`` has no tag or shares its tag with another form.
+
+def read_file(
+    path: Path, *, forms: Sequence[type[Form]] = (), into: nn.Module | None = None, max_bytes: int | None = None
+) -> Artifact:
+    """Read and check a file.
+
+    :param forms: form classes of other packages that it may hold.
+    :param into: the model that it is meant for, if that is known. It raises the default of ``max_bytes``.
+    :param max_bytes: the most memory, in bytes, that its contents may take while they are decoded and as dense weights. The
+        work that they may take is limited in proportion. By default 64 MiB and 1 KiB for each byte of the file; at least 32
+        times the memory of ``into``.
+
+    Raises FileFormatError when the file is missing, damaged, too new, over the limit, or holds an unknown form. Raises
+    UsageError when one of ``forms`` has no tag or shares its tag with another form.
     """
     known = _known(forms)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror}.") from None
+    if max_bytes is None:
+        held = sum(tensor.nbytes for tensor in (*into.parameters(), *into.buffers())) if into is not None else 0
+        max_bytes = max(BASE_LIMIT + LIMIT_PER_BYTE * len(data), LIMIT_PER_MODEL * held)
+    budget = Budget(max_bytes)
     try:
-        return _Reader(Path(path), data, known).artifact()
+        return _Reader(Path(path), data, known, budget).artifact()
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, zlib.error, struct.error, RecursionError) as error:
-        raise FileFormatError(f"{path}: is damaged or not a .kogata file: {type(error).__name__}: {error}.") from None
+    except MemoryError:  # the machine has less than the limit allows
+        raise
+    except Exception as error:  # contents can be wrong in more ways than there are checks; to a caller all mean the same
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise FileFormatError(f"{path}: is damaged or not a .kogata file: {reason}.") from error
 
 
 def _known(forms: Sequence[type[Form]]) -> dict[str, type[Form]]:
@@ -70,8 +92,8 @@ def _known(forms: Sequence[type[Form]]) -> dict[str, type[Form]]:
 class _Reader:
     """Parses one file in memory."""
 
-    def __init__(self, path: Path, data: bytes, known: Mapping[str, type[Form]]) -> None:
-        self.path, self.known = path, known
+    def __init__(self, path: Path, data: bytes, known: Mapping[str, type[Form]], budget: Budget) -> None:
+        self.path, self.known, self.budget = path, known, budget
         if len(data) < 8 or not 2 <= (length := struct.unpack_from("<Q", data)[0]) <= min(len(data) - 8, 4096):
             raise ValueError("it has no safetensors header of a sensible size")
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
@@ -91,13 +113,16 @@ class _Reader:
         manifest = bytes(self.payload[4 : 4 + size])
         self.offset = self.manifest_bytes = 4 + size
         rest = len(self.payload) - self.offset
-        self.entries = read_manifest(manifest) if schema > 1 else schema1.entries_of(manifest, rest)
+        self.entries = read_manifest(manifest, budget) if schema > 1 else schema1.entries_of(manifest, rest, budget)
         self.forms = dict[tuple[str, ...], Form]()
         self.buffers, self.quantizers = dict[str, Tensor](), dict[str, Quantizer]()
         self.kept, self.bindings = dict[str, tuple[int, ...]](), dict[str, tuple[str, str, bool]]()
         self.tensors, self.seen = list[str](), set[str]()
         self.graph_bytes: int | None = None
+        self.full = dict[str, dict[str, int]]()
+        self.schema = schema
         self.providers = dict[str, str]()
+        self.work = dict[str, int]()  # to decode each weight and compute it once, by name
 
     def artifact(self) -> Artifact:
         """Decode the whole file."""
@@ -105,7 +130,7 @@ class _Reader:
             self._read(entry)
         graph = None
         if self.graph_bytes is not None:
-            graph = EngineGraph(data=self._take(self.graph_bytes, "an engine graph"), bindings=self.bindings)
+            graph = self._graph(self.graph_bytes)
         if self.offset != len(self.payload):
             raise ValueError(f"{len(self.payload) - self.offset} bytes follow its last plane")
         packed = PackedFile(
@@ -113,9 +138,22 @@ class _Reader:
             graph_bytes=self.graph_bytes or 0,
         )  # fmt: skip
         return Artifact(
-            forms=self.forms, buffers=self.buffers, quantizers=self.quantizers, kept=self.kept, graph=graph, packed=packed,
-            source=self.path,
+            forms=self.forms, buffers=self.buffers, quantizers=self.quantizers, kept=self.kept,
+            full=self.full if self.schema > 1 else None, graph=graph, packed=packed, source=self.path,
         )  # fmt: skip
+
+    def _graph(self, length: int) -> EngineGraph:
+        """The engine graph. Its parsed text, and the weights that are filled in for it, are charged here."""
+        graph = EngineGraph(data=self._take(length, "an engine graph"), bindings=self.bindings)
+        text = max(0, zstandard.frame_content_size(graph.data))
+        self.budget.charge("its engine graph", Cost(keep=4 * text, work=64 * text))
+        trees = {names[0]: dict(nodes(form)) for names, form in self.forms.items()}
+        for tensor, path, _ in self.bindings.values():
+            size = self.buffers[tensor].nbytes if tensor in self.buffers else 8 * trees[tensor][path].shape.numel()
+            self.budget.charge(
+                f"the initializer of {tensor} in its engine graph", Cost(keep=size, work=self.work.get(tensor, 0))
+            )
+        return graph
 
     def _read(self, entry: Entry) -> None:
         """Process one entry of the manifest and decode the planes that it declares."""
@@ -123,21 +161,30 @@ class _Reader:
             case ["weight", [first, *others], node]:
                 names = tuple(self._name(name) for name in (first, *others))
                 self.tensors.append(names[0])
-                self.forms[names] = self._form(node, names[0], "")
+                before = self.budget.work
+                self.forms[names] = form = self._form(node, names[0], "", MAX_DEPTH)
+                if len(types := {str(leaf.values.dtype) for _, leaf in form.leaves()}) > 1:
+                    raise ValueError(f"{names[0]} mixes the float types {', '.join(sorted(types))}")
+                self.work[names[0]] = self.budget.work - before
             case ["buffer", parts, dtype, plane]:
                 self.tensors.append(name := self._name(parts))
                 array = self._plane(plane, name, "buffer")
+                self.budget.charge(name, Cost(keep=8 * array.size, work=array.size))
                 floats = plane_spec(plane[0], (), 1).kind is PlaneKind.FLOATS
                 self.buffers[name] = float_tensor(array, dtype) if floats else torch.from_numpy(array.astype(_integer(dtype)))
             case ["integers", parts, dtype, shape, values]:
                 self.tensors.append(name := self._name(parts))
                 if len(values) > INLINE:
                     raise ValueError(f"its buffer {name} holds {len(values)} numbers in the manifest; the limit is {INLINE}")
-                self.buffers[name] = torch.from_numpy(np.array(values, np.int64).astype(_integer(dtype)).reshape(shape))
+                numbers = np.array(checked_shape(values, -MAX_NUMBER), np.int64).astype(_integer(dtype))
+                self.buffers[name] = torch.from_numpy(numbers.reshape(checked_shape(shape)))
             case ["quantizer", parts, tag, header]:
                 self.quantizers[joined(parts)] = _quantizer(tag, header)
             case ["kept", parts, places]:
                 self.kept[joined(parts)] = tuple(places)
+            case ["full", parts, sizes]:
+                checked_shape(list(sizes.values()), 1)
+                self.full[joined(parts)] = dict(sizes)
             case ["graph", length] if self.graph_bytes is None:
                 self.graph_bytes = length
             case ["bound", number, parts, path, transposed] if self.graph_bytes is not None and number >= 0:
@@ -155,13 +202,17 @@ class _Reader:
         self.seen.add(name)
         return name
 
-    def _form(self, node: Sequence[Any], site: str, path: str) -> Form:
+    def _form(self, node: Sequence[Any], site: str, path: str, depth: int) -> Form:
         tag, header, planes, parts = node
+        if not depth:
+            raise ValueError(f"{site} nests more than {MAX_DEPTH} forms")
+        self.budget.charge(f"a form of {site}", OBJECT._replace(keep=OBJECT.keep + 8 * len(path)))
         kind = self.known.get(tag)
         if kind is None:
             raise FileFormatError(self._unknown(tag, site))
         arrays = {key: self._plane(plane, site, f"{path}{key}") for key, plane in planes.items()}
-        forms = {key: self._form(part, site, f"{path}{key}.") for key, part in parts.items()}
+        forms = {key: self._form(part, site, f"{path}{key}.", depth - 1) for key, part in parts.items()}
+        self.budget.charge(f"{site}, {path or tag}", kind.cost(header, arrays, forms))
         return kind.restore(header, arrays, forms)
 
     def _unknown(self, tag: str, site: str) -> str:
@@ -183,18 +234,31 @@ class _Reader:
 
     def _plane(self, entry: Sequence[Any], site: str, name: str) -> np.ndarray:
         typed, shape, length, *alphabet = entry
-        spec = plane_spec(typed, tuple(int(n) for n in shape), *(alphabet or [0]))
+        spec = plane_spec(typed, checked_shape(shape), *(alphabet or [0]))
         if spec.kind is PlaneKind.SYMBOLS and not 1 <= spec.alphabet <= MAX_ALPHABET:
             raise ValueError(f"it declares a plane of {spec.alphabet} symbols; the limit is {MAX_ALPHABET}")
-        if min(spec.shape, default=0) < 0 or spec.nbytes > MAX_PLANE:
+        if spec.nbytes > MAX_PLANE:
             raise ValueError(f"it declares a plane of shape {spec.shape}; the limit is {MAX_PLANE} bytes")
         data = self._take(length, "a plane")
-        array = decode(data, spec)
+        self.budget.charge(f"a plane of {site}", OBJECT._replace(keep=OBJECT.keep + 8 * len(name)))
+        self.budget.charge(f"a histogram of {site}", _histogram(spec))
+        array = decode(data, spec, self.budget)
         self.stored.append(Stored(
             site=site, plane=name, elements=spec.size, coder=_CODERS[data[0]], bytes=length,
             packed_bytes=packed_bytes(spec), entropy_bits=Plane(array, spec).entropy_bits(),
         ))  # fmt: skip
         return array
+
+
+def _histogram(spec: PlaneSpec) -> Cost:
+    """The cost of the entropy of a plane: a count for each symbol, or for each distinct integer, which must be sorted."""
+    match spec.kind:
+        case PlaneKind.SYMBOLS:
+            return Cost(scratch=32 * spec.alphabet + 8 * min(spec.size, PIECE), work=16 * spec.alphabet + 4 * spec.size)
+        case PlaneKind.INTEGERS:
+            return Cost(scratch=24 * spec.size, work=100 * spec.size)
+        case _:
+            return Cost(work=spec.size)
 
 
 def _integer(dtype: object) -> np.dtype[Any]:

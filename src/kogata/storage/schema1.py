@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from kogata.coding.budget import Budget
 from kogata.coding.plane import FLOAT_DTYPES, INTEGER_DTYPES, PlaneKind
-from kogata.storage.manifest import Entry, inflated, pieces
+from kogata.storage.manifest import Entry, inflated, parsed, pieces
 
 
-def entries_of(data: bytes, rest: int) -> list[Entry]:
+def entries_of(data: bytes, rest: int, budget: Budget) -> list[Entry]:
     """The entries of a deflated manifest; ``rest`` is the number of bytes that follow it in the file.
 
     Raises KeyError, TypeError or ValueError when the manifest is damaged.
     """
-    manifest = cast("Mapping[str, Any]", json.loads(inflated(data, zlib.MAX_WBITS)))
+    manifest = cast("Mapping[str, Any]", parsed(inflated(data, zlib.MAX_WBITS, budget)))
     sites = cast("Sequence[Any]", manifest["sites"])
     entries: list[Entry] = [["weight", [pieces(name) for name in names], _node(tree)] for names, tree in sites]
     entries += [["buffer", pieces(name), dtype, _plane(plane)] for name, (dtype, plane) in manifest["buffers"].items()]

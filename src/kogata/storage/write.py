@@ -15,7 +15,7 @@ from kogata.coding.packed import packed_bytes
 from kogata.errors import UsageError
 from kogata.forms import FORMS, Form
 from kogata.forms.base import float_plane, nodes
-from kogata.network import depth
+from kogata.network import depth, layers
 from kogata.network.quantizers import quantizers_of
 from kogata.network.sites import buffers_of, form_at, sites_of
 from kogata.storage.layout import INLINE, SCHEMA, EngineGraph, PackedFile, Stored, file_header, plane_entry
@@ -38,6 +38,9 @@ def pack(model: nn.Module, graph: EngineGraph | None = None, coders: tuple[Coder
     for path, quantizer in quantizers_of(model):
         entries.append(["quantizer", pieces(path), quantizer.TAG, quantizer.header()])
     entries += [["kept", pieces(path), list(places)] for path, places in depth.shortened(model).items()]
+    for path, module in model.named_modules():
+        if full := layers.full_sizes(module):
+            entries.append(["full", pieces(path), full])
     if graph is not None:
         entries += _graph_entries(graph, [*(site.name for site in sites), *buffers])
     manifest = write_manifest(entries)

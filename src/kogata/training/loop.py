@@ -236,6 +236,12 @@ class _Fit:
                 f"{self.what}: the loss became {float(total)} in epoch {number}. Check the data and the loss for NaN, or lower "
                 f"the learning rate ({self.settings.learning_rate})."
             )
+        for name, buffer in self.bare.named_buffers():
+            if buffer.is_floating_point() and not torch.isfinite(buffer).all():
+                raise DataError(
+                    f"{self.what}: the buffer {name} became NaN or infinite in epoch {number}. Scale the training data down: "
+                    f"squares of activations overflow {str(buffer.dtype).removeprefix('torch.')}."
+                )
 
     def _validate(self) -> float | None:
         if self.task.validate is None:

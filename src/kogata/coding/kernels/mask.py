@@ -36,11 +36,12 @@ def _estimates(column: int, around: int, row: int, expected: int, r: int, c: int
 
     Counts of ones are shrunk towards a prior: the column's count towards that of its neighbours (``around``, the ones in six
     columns), which is shrunk towards the density of the mask so far. ``expected`` is the number of ones that an average row
-    would have up to this column.
+    would have up to this column. It and the density are both 0 at the start of a row while the mask has no more than one one in
+    65536 cells; the ratio of the two counts is then undefined, and a divisor of 1 keeps it finite.
     """
     by_neighbours = ((around << 16) + 60 * density) // (6 * r + 60)
     by_column = ((column << 16) + 16 * by_neighbours) // (r + 16)
-    by_both = by_column * ((row << 16) + 8 * density) // (expected + 8 * density)
+    by_both = by_column * ((row << 16) + 8 * density) // max(expected + 8 * density, 1)
     by_row = ((row << 16) + 20 * density) // (c + 20)
     return _within(by_both), _within(by_row), by_column
 

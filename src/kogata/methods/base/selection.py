@@ -24,6 +24,8 @@ def reason_against(method: Method, site: Site, roles: Collection[Role]) -> str:
 
 def wrong_kind(about: About, site: Site) -> str:
     """The reason why a method is not meant for the layer of a site; empty when it is."""
+    if 0 in site.shape:
+        return f"it holds no numbers: its shape is {site.shape}"
     return "" if site.kind in about.layers else f"it is for {', '.join(about.layers)} layers, this is {site.kind}"
 
 

@@ -157,8 +157,10 @@ def repaired(weight: Tensor, gram_II: Tensor, gone: Tensor, ridge: float) -> Ten
     stays = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, gone, False)
     stays = stays.repeat_interleave(weight_OI.shape[1] // weight.shape[1])  # one entry for each position of the kernel
     gram_KK, gram_KD = gram_II[stays][:, stays], gram_II[stays][:, ~stays]
-    damping = (ridge * gram_KK.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
-    solved_KO = torch.linalg.solve(gram_KK + damping * torch.eye(len(gram_KK)), gram_KD @ weight_OI[:, ~stays].T)
+    energy_K = gram_KK.diagonal()
+    # An input that is always 0 gets a diagonal of 1, which leaves its column as it is; without it the matrix would be singular.
+    damping_K = torch.where(energy_K > 0, ridge * energy_K.mean(), 1.0)
+    solved_KO = torch.linalg.solve(gram_KK + damping_K.diag(), gram_KD @ weight_OI[:, ~stays].T)
     fitted_OI = weight_OI.clone()
     fitted_OI[:, stays] += solved_KO.T
     return fitted_OI.reshape(weight.shape)

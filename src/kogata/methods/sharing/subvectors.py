@@ -45,14 +45,17 @@ def clustered(points_SOD: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
 def seeded(points_SOD: Tensor, clusters: int, random: torch.Generator) -> Tensor:
     """The initial centroids of k-means++, ``[S, K, D]``."""
     spaces, rows, _ = points_SOD.shape
+    # The odds do not depend on the unit. A power of two near the largest entry is exact, and squares then never overflow.
+    exponent = torch.frexp(points_SOD.abs().amax()).exponent
+    unit_SOD = torch.ldexp(points_SOD, -exponent)
     every = torch.arange(spaces)
-    chosen_SD = points_SOD[every, torch.randint(rows, (spaces,), generator=random)]
-    table, distance_SO = [chosen_SD], torch.full((spaces, rows), torch.inf)
+    chosen_S = torch.randint(rows, (spaces,), generator=random)
+    table, distance_SO = [points_SOD[every, chosen_S]], torch.full((spaces, rows), torch.inf)
     for _ in range(1, clusters):
-        distance_SO = torch.minimum(distance_SO, (points_SOD - chosen_SD[:, None]).square().sum(2))
+        distance_SO = torch.minimum(distance_SO, (unit_SOD - unit_SOD[every, chosen_S][:, None]).square().sum(2))
         odds_SO = distance_SO.where(distance_SO.sum(1, keepdim=True) > 0, 1.0)  # if every point is a centroid, draw any
-        chosen_SD = points_SOD[every, torch.multinomial(odds_SO, 1, generator=random)[:, 0]]
-        table.append(chosen_SD)
+        chosen_S = torch.multinomial(odds_SO, 1, generator=random)[:, 0]
+        table.append(points_SOD[every, chosen_S])
     return torch.stack(table, dim=1)
 
 

@@ -151,8 +151,7 @@ def remove(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
     for path, layer in twin.named_modules():
         before = model.get_submodule(path)
         shapes = {n: tuple(t.shape) for n, t in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
-        for attribute, value in layers.shrunk(before, shapes).items():
-            setattr(layer, attribute, value)
+        layers.resize(layer, layers.shrunk(before, shapes))
     return twin
 
 
