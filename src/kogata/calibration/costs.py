@@ -22,6 +22,7 @@ def macs(model: nn.Module, inputs: Any) -> dict[str, int]:
     An output entry costs one product for each weight of its row. Weights that the forward pass multiplies several times count
     each time; those whose products cannot be seen are left out.
 
+    >>> import torch
     >>> macs(nn.Linear(8, 4), torch.ones(3, 8))
     {'weight': 32}
     """

@@ -149,6 +149,8 @@ class _Reader:
         self.budget.charge("its engine graph", Cost(keep=4 * text, work=64 * text))
         trees = {names[0]: dict(nodes(form)) for names, form in self.forms.items()}
         for tensor, path, _ in self.bindings.values():
+            if tensor not in self.buffers and path not in trees.get(tensor, {}):
+                raise ValueError(f"its engine graph takes part {path!r} of {tensor}, which the file does not hold")
             size = self.buffers[tensor].nbytes if tensor in self.buffers else 8 * trees[tensor][path].shape.numel()
             self.budget.charge(
                 f"the initializer of {tensor} in its engine graph", Cost(keep=size, work=self.work.get(tensor, 0))
