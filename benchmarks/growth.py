@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kogata.job import Task
     from kogata.methods.base.method import Method
 
-MINUTES = 10
+MINUTES = 9
 SEED = 0
 METHODS = ("round-to-nearest", "k-means", "magnitude", "gptq", "svd", "wanda", "half", "hashed")
 LAYERS = (10, 30, 100, 300, 1000)
