@@ -86,6 +86,18 @@ class LoopedExperts(nn.Module):
         return torch.cat(found)
 
 
+class GroupedExperts(nn.Module):
+    """Each expert multiplies the tokens sent to it, in one operation; the second gets none, and the last ones go nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 12, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.tensor([len(x) // 3, len(x) // 3, len(x) // 2, len(x) - 2], dtype=torch.int32)
+        return functional.grouped_mm(x, self.weight.transpose(1, 2), offs=ends)[:-2]
+
+
 class Cross(nn.Module):
     """Attention whose keys and values come from elsewhere than its queries."""
 
@@ -225,6 +237,12 @@ def _looped(model: nn.Module, x: Tensor) -> Rows:
     return {"weight": [(weight[e], x[e::2]) for e in range(2)]}
 
 
+def _grouped(model: nn.Module, x: Tensor) -> Rows:
+    weight, ends = model.get_parameter("weight").detach(), [len(x) // 3, len(x) // 2, len(x) - 2]
+    starts = [0, *ends]
+    return {"weight": [(weight[e], x[starts[n] : ends[n]]) for n, e in enumerate((0, 2, 3))]}
+
+
 def _cross(model: nn.Module, x: Tensor) -> Rows:
     layer, others = model.get_submodule("attention"), x.flip(1).cumsum(1)
     three = [x, others, others if model.same else 2 * others]  # type: ignore[attr-defined]
@@ -325,6 +343,7 @@ CASES: Mapping[str, Case] = {
     "einsum": Case(EinsumExperts, lambda: torch.randn(30, 16), _einsum),
     "bmm": Case(BatchedExperts, lambda: torch.randn(30, 16), _bmm),
     "looped": Case(LoopedExperts, lambda: torch.randn(30, 16), _looped),
+    "grouped": Case(GroupedExperts, lambda: torch.randn(30, 16), _grouped),
     "cross": Case(lambda: Cross(same=True), _sequence, _cross),
     "qkv": Case(lambda: Cross(same=False), _sequence, _cross),
     "tied": Case(TiedWords, lambda: torch.randint(0, 40, (6, 5)), _tied),

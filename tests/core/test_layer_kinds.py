@@ -23,6 +23,7 @@ from kogata.methods import GPTQ, SVD, KMeans, MagnitudePruning, RoundToNearest, 
 from kogata.methods.base.method import Method
 from kogata.network import surgery
 from kogata.network.batch import evaluating
+from kogata.network.operations import grouped_mm
 from kogata.network.sites import form_at, leaves_of, selected_sites, sites_of
 from kogata.storage.load import load
 from kogata.storage.write import pack, write_file
@@ -72,7 +73,7 @@ def test_grams_are_those_of_loops(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_multiply_accumulates_are_those_of_the_rows(name: str) -> None:
     job, inputs = job_of(CASES[name])
-    if name in ("bmm", "looped", "packed"):  # one sample is not enough for these
+    if name in ("bmm", "looped", "grouped", "packed"):  # one sample is not enough for these
         pytest.skip("its batch is no batch of samples")
     wanted = CASES[name].rows(job.model, inputs[:1])
     assert macs(job.model, inputs) == {
@@ -288,3 +289,18 @@ def test_attention_gets_its_statistics_through_the_layers_before_it() -> None:
     assert gram_GII is not None
     assert_near(gram_GII[0], rows.T @ rows / len(rows), 1e-5)
     assert math.isfinite(power(changed.get_parameter("attention.out_proj.weight"), gram_GII))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "ends"),
+    [
+        ((10, 16), (3, 16, 8), [4, 4, 10]),
+        ((3, 8, 16), (16, 10), [2, 7, 10]),
+        ((8, 12), (12, 8), [3, 3, 10]),
+        ((3, 8, 16), (3, 16, 8), None),
+    ],
+)
+def test_a_stand_in_computes_what_it_stands_for(left: tuple[int, ...], right: tuple[int, ...], ends: list[int] | None) -> None:
+    a, b = torch.randn(left), torch.randn(*right[:-2], right[-1], right[-2]).mT  # PyTorch wants the right one column by column
+    offs = None if ends is None else torch.tensor(ends, dtype=torch.int32)
+    assert_near(grouped_mm(a, b, offs), functional.grouped_mm(a, b, offs=offs), 1e-5)

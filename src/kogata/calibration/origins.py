@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from kogata.network.operations import STAND_INS
 from kogata.network.placement import same_storage
 
 ENTRYWISE = frozenset({
@@ -77,7 +78,12 @@ def shadows(func: Any, recipe: Any, sources: Sequence[Origin], outputs: Sequence
 
 @lru_cache(maxsize=64)
 def opened(func: Any) -> Callable[..., Any] | None:
-    """A Python function of PyTorch that shows the operations within it, rather than itself, to a mode; None for others."""
+    """A function that computes the same and shows the operations within it to a mode; None where there is none.
+
+    It is a stand-in, or a Python function of PyTorch without what makes a mode see it as one operation.
+    """
+    if func in STAND_INS:
+        return STAND_INS[func]
     if not isinstance(func, types.FunctionType) or not func.__module__.startswith("torch"):
         return None
     hidden = {name: lambda *_: False for name in func.__globals__ if name.startswith("has_torch_function")}

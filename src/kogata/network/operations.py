@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -159,6 +160,34 @@ PRODUCTS: Mapping[Any, tuple[tuple[str, ...] | None, Callable[[Tensor, Arguments
     **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), (_TRANSPOSED, _transposed)),
 }
 """For each function the names of its positional arguments, and what it makes of an operand."""
+
+
+def grouped_mm(
+    mat_a: Tensor, mat_b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """``torch.nn.functional.grouped_mm`` as one product for each group: group n ends at ``offs[n]`` of the axis that is cut."""
+    if offs is None:
+        result = mat_a @ mat_b
+    else:
+        groups = list(pairwise([0, *cast("list[int]", offs.tolist())]))
+        if mat_a.ndim == 2 and mat_b.ndim == 3:
+            parts = [mat_a[start:stop] @ mat_b[n] for n, (start, stop) in enumerate(groups)]
+            result = torch.cat([*parts, mat_a.new_zeros(len(mat_a) - groups[-1][1], mat_b.shape[-1])])
+        elif mat_a.ndim == 3:
+            parts = [mat_a[n] @ mat_b[:, start:stop] for n, (start, stop) in enumerate(groups)]
+            result = torch.cat([*parts, mat_b.new_zeros(mat_a.shape[1], mat_b.shape[1] - groups[-1][1])], 1)
+        else:
+            result = torch.stack([mat_a[:, start:stop] @ mat_b[start:stop] for start, stop in groups])
+    result = result if bias is None else result + bias
+    return result if out_dtype is None else result.to(out_dtype)
+
+
+STAND_INS: Mapping[Any, Callable[..., Tensor]] = {
+    func: grouped_mm
+    for module, name in ((functional, "grouped_mm"), (torch, "_grouped_mm"))
+    if (func := getattr(module, name, None)) is not None  # releases of PyTorch differ in which they have
+}
+"""Functions that run several products as one operation, each with one that computes the same by products of its own."""
 
 LOOKUPS = frozenset({functional.embedding, functional.embedding_bag})
 """Functions that read rows of a weight as they are: nothing multiplies it."""
