@@ -19,7 +19,7 @@ from kogata.measure import compare
 from kogata.methods.base.method import Method
 from kogata.methods.base.order import check_order
 from kogata.network import surgery
-from kogata.network.sites import model_bits
+from kogata.network.sites import model_bits, unwrapped
 from kogata.recipes.recipe import Recipe
 from kogata.report import html
 from kogata.report.data import Report
@@ -77,6 +77,7 @@ def compress(
         or layer that a step removes.
     :param command: the command line to show in the report.
     """
+    model = unwrapped(model)
     recipe = method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
     job = replace(first_job(model, task, seed=seed), explain=explain)
     if teacher is not None:

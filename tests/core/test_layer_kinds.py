@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kogata import Task
+from kogata import Task, compress
 from kogata.calibration.costs import macs
 from kogata.calibration.gather import gather
 from kogata.calibration.prepare import prepare
@@ -24,7 +25,7 @@ from kogata.methods.base.method import Method
 from kogata.network import surgery
 from kogata.network.batch import evaluating
 from kogata.network.operations import grouped_mm
-from kogata.network.sites import form_at, leaves_of, selected_sites, sites_of
+from kogata.network.sites import form_at, leaves_of, selected_sites, sites_of, unwrapped
 from kogata.storage.load import load
 from kogata.storage.write import pack, write_file
 from kogata.testing.comparisons import assert_near
@@ -267,6 +268,21 @@ def test_compiled_models_are_seen_every_time() -> None:
     for _ in range(3):
         job.model(torch.randn(5, 8))
         assert not any(row.note for row in GPTQ(bits=4).apply(job).ledger)
+
+
+def test_the_names_of_a_wrapped_model_are_its_own(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+    def compiled(model: nn.Module) -> nn.Module:
+        return cast("nn.Module", torch.compile(model, backend="eager"))
+
+    inputs = torch.randn(5, 8)
+    for name, wrap in (("compiled", compiled), ("parallel", nn.DataParallel[nn.Module])):
+        model = wrap(build())
+        result = compress(model, Task(calibration=[inputs]), RoundToNearest(bits=8), output=tmp_path / name, engine=None)
+        for into in (build(), wrap(build())):
+            assert torch.equal(unwrapped(load(result.path, into=into))(inputs), result.model(inputs))
 
 
 def test_kinds_are_those_of_what_is_computed() -> None:

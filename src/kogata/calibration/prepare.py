@@ -16,7 +16,7 @@ from kogata.job import Job, Role, Seen, Task
 from kogata.network import surgery
 from kogata.network.batch import evaluating
 from kogata.network.originals import refuse_shared_code
-from kogata.network.sites import sites_of
+from kogata.network.sites import sites_of, unwrapped
 
 
 def prepare(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
@@ -46,6 +46,7 @@ def first_job(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
 
     Methods never change the model of a job, so that a run needs no copy.
     """
+    model = unwrapped(model)
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
             continue  # extra state of a module

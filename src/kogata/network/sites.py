@@ -17,6 +17,21 @@ from kogata.network.layers import LISTS, kind_of
 from kogata.network.placement import is_plain
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model in what ``torch.compile``, ``nn.DataParallel`` or its distributed kin put around it: its names have no prefix.
+
+    >>> list(unwrapped(nn.DataParallel(nn.Linear(2, 2))).state_dict())
+    ['weight', 'bias']
+    """
+    while True:
+        inner = model.__dict__.get("_modules", {}).get("_orig_mod")  # of torch.compile, whose import takes seconds
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def buffers_of(model: nn.Module) -> dict[str, Tensor]:
     """Everything persistent that is not a site: running means, integer tables, parameters of lists and of other libraries."""
     sites = {name for site in sites_of(model) for name in (site.name, *site.aliases)}

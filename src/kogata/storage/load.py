@@ -14,7 +14,7 @@ from kogata.errors import DataError, FileFormatError
 from kogata.forms import Form
 from kogata.network import depth, layers, surgery
 from kogata.network.quantizers import attach_quantizer
-from kogata.network.sites import buffers_of, form_at, sites_of
+from kogata.network.sites import buffers_of, form_at, sites_of, unwrapped
 from kogata.storage.layout import Artifact
 from kogata.storage.read import read_file
 
@@ -40,6 +40,7 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = (),
     ...     torch.equal(kogata.load(f"{folder}/net.kogata", into=other).weight, net.weight)
     True
     """
+    given, into = into, unwrapped(into)
     _refuse_unmade(path, into)
     artifact = read_file(Path(path), forms=forms, into=into, max_bytes=max_bytes)
     trial = surgery.clone(into)  # errors are found on this copy, before ``into`` is changed
@@ -69,7 +70,7 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = (),
         kept = nn.Parameter(tensor, requires_grad=before.requires_grad) if isinstance(before, nn.Parameter) else tensor
         setattr(into.get_submodule(owner), key, kept)
     _follow(into, dtypes)
-    return into
+    return given
 
 
 def _refuse_unmade(path: Path | str, model: nn.Module) -> None:

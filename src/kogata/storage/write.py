@@ -17,7 +17,7 @@ from kogata.forms import FORMS, Form
 from kogata.forms.base import float_plane, nodes
 from kogata.network import depth, layers
 from kogata.network.quantizers import quantizers_of
-from kogata.network.sites import buffers_of, form_at, sites_of
+from kogata.network.sites import buffers_of, form_at, sites_of, unwrapped
 from kogata.storage.layout import INLINE, SCHEMA, EngineGraph, PackedFile, Stored, file_header, plane_entry
 from kogata.storage.manifest import MAX_NUMBER, Entry, pieces, write_manifest
 from kogata.system.atomic import writing
@@ -28,6 +28,7 @@ def pack(model: nn.Module, graph: EngineGraph | None = None, coders: tuple[Coder
 
     Raises UsageError while the model is still wrapped for training by a method, and for a form without a unique tag.
     """
+    model = unwrapped(model)
     writer, entries = _Writer(coders), list[Entry]()
     sites, buffers = sites_of(model), buffers_of(model)
     for site in sites:
