@@ -83,8 +83,8 @@ def normalized() -> Job:
     for layer in (net[1], net[4]):
         layer.get_buffer("running_mean").normal_()
         layer.get_buffer("running_var").uniform_(0.5, 2)
-        nn.init.uniform_(layer.weight)
-        nn.init.uniform_(layer.bias)
+        layer.get_parameter("weight").data.uniform_()
+        layer.get_parameter("bias").data.uniform_()
     net[1].get_buffer("running_mean")[0] = 1e-6  # no normal half-precision number, but not 0 either
     net[2].register_buffer("table", torch.rand(16))
     return prepare(net, Task(calibration=[torch.randn(4, 3, 8, 8)]))
