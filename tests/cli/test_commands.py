@@ -34,7 +34,7 @@ def test_methods_as_json(kogata: Run) -> None:
     assert (lines["wanda"]["data"], lines["wanda"]["training"]) == (True, False)
     assert (lines["recover"]["data"], lines["recover"]["training"]) == (True, True)
     assert lines["magnitude"]["data"] is False
-    assert [setting["name"] for setting in lines["half"]["settings"]] == ["buffers"]
+    assert [setting["name"] for setting in lines["half"]["settings"]] == []
     assert lines["gptq"]["settings"][:2] == [
         {"name": "bits", "type": "a whole number", "allowed": "1 to 8", "required": True, "default": None},
         {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kogata.errors import UsageError
 from kogata.forms import Dense, Form, Masked, Role
 from kogata.forms.stored import apart
-from kogata.job import Job, Kind, Site
+from kogata.job import Job, Kind, Site, Where
 from kogata.network.layers import LISTS, kind_of
 from kogata.network.placement import is_plain
 
@@ -102,13 +102,13 @@ def _known(job: Job, site: Site) -> Site:
 def selected_sites(job: Job) -> tuple[Site, ...]:
     """The sites that all restrictions of the job allow; matrices, unless a restriction asks for vectors.
 
-    Raises UsageError when a glob matches no site of the model.
+    Raises UsageError when a restriction matches no site of the model, unless it asks for all vectors: a model may have none.
     """
     chosen = known_sites(job)
     for where in job.where:
         hits = [site for site in chosen if site.kind in where.kinds and any(where.wants(*names) for names in _names(site))]
         wanted = [site for site in hits if (site.role is Role.VECTOR) == where.vectors]
-        if not wanted:
+        if not wanted and where != Where(vectors=True):
             asked = "biases and normalization vectors" if where.vectors else "weights"
             known = ", ".join(site.name for site in chosen if (site.role is Role.VECTOR) == where.vectors) or "none"
             raise UsageError(

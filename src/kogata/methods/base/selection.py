@@ -69,7 +69,8 @@ def follow(
 ) -> Mapping[Site, frozenset[Role]]:  # fmt: skip
     """The roles after ``method`` has worked on ``sites``, without running it.
 
-    Sites in ``unfit`` stay as they are. Raises NotApplicable when the method can work on none of the sites.
+    Sites in ``unfit`` stay as they are. Raises NotApplicable when there are sites and the method can work on none of them.
+    Where nothing is selected, the step itself says so when it runs.
     """
     after, reasons, worked = dict(roles), dict[str, None](), False
     for site in sites:
@@ -83,7 +84,7 @@ def follow(
             worked = True
             if method.leaves != method.accepts:  # otherwise each leaf keeps its role
                 after[site] = (roles[site] - method.accepts) | method.leaves
-    if not worked:
+    if reasons and not worked:
         raise NotApplicable(
             f"{method.ABOUT.name}: it takes {role_words(method.accepts)} of {', '.join(method.ABOUT.layers)} layers, but at "
             f"this point of the chain {'; '.join(list(reasons)[:5])}. Structure comes first, then sparsity, then precision."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -12,11 +13,13 @@ from kogata.calibration.stats import Stats
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Form, Role
 from kogata.forms.base import squared_distance
-from kogata.job import Job, Row, Site
+from kogata.job import Job, Kind, Row, Site
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.network import surgery
 from kogata.network.sites import buffers_of
+
+RUNNING = ("running_mean", "running_var")  # PyTorch's names, which the frozen normalization layers of other libraries share
 
 
 @final
@@ -24,25 +27,23 @@ from kogata.network.sites import buffers_of
 class Half(WeightMethod):
     """Round weights, factors, scales and centroids to half precision. It comes last in a chain.
 
-    Weights above 65,504, the largest half-precision number, stay as they are.
+    Weights above 65,504, the largest half-precision number, stay as they are. Restricted to vectors, it rounds biases,
+    normalization vectors, and also the running statistics of normalization layers. A buffer of such a layer stays as it is if
+    one of its numbers would become infinite, or 0 without being 0, such as a variance below 2.9e-8. All other float buffers
+    stay: nothing tells how exact they must be.
 
-    :param buffers: also round float buffers, such as the running statistics of normalization layers. A buffer with numbers
-        outside the normal range of half precision, such as a variance below 6e-5, stays as it is.
-
-    >>> from kogata import chain
+    >>> from kogata import Where, chain, only
     >>> from kogata.methods import Half, KMeans
     >>> from kogata.testing.models import job_of
-    >>> job = chain(KMeans(clusters=16), Half()).apply(job_of("conv"))
-    >>> job.ledger[-1].bits_after < job.ledger[-1].bits_before
+    >>> job = chain(KMeans(clusters=16), Half(), only(Half(), Where(vectors=True))).apply(job_of("conv"))
+    >>> all(row.bits_after < row.bits_before for row in job.ledger if not row.note)
     True
     """
-
-    buffers: bool = False
 
     ABOUT = About(
         name="half",
         family="quantization",
-        summary="16-bit floats for weights, scales or centroids",
+        summary="16-bit floats for weights, scales, centroids or normalization",
         paper="IEEE 754-2008, binary16",
         accepts=frozenset(Role),
         leaves=frozenset(Role),
@@ -61,11 +62,9 @@ class Half(WeightMethod):
         return Dense(rounded, Role.VECTOR)
 
     def apply(self, job: Job) -> Job:
-        """Round the selected weights and, if asked, the buffers. Raises NotApplicable when none becomes smaller."""
-        if not self.buffers:
-            return super().apply(job)
+        """Round the selected weights, and buffers where vectors are selected. Raises NotApplicable when none gets smaller."""
         model = surgery.clone(job.model)
-        rows = [_rounded(model, name, tensor) for name, tensor in _selected_buffers(job)]
+        rows = [_round_buffer(model, name, tensor) for name, tensor in _selected_buffers(job)]
         rounded = replace(job, model=model, ledger=(*job.ledger, *rows))
         try:
             return super().apply(rounded)
@@ -75,26 +74,42 @@ class Half(WeightMethod):
             return rounded
 
 
-def _selected_buffers(job: Job) -> list[tuple[str, Tensor]]:
-    """The float32 and float64 buffers that the globs of all restrictions select."""
-    return [
-        (name, tensor) for name, tensor in buffers_of(job.model).items()
-        if tensor.dtype in (torch.float32, torch.float64) and not isinstance(tensor, nn.Parameter)
-        and all(where.wants(name, name.rpartition(".")[0]) for where in job.where)
-    ]  # fmt: skip
+def _selected_buffers(job: Job) -> Iterator[tuple[str, Tensor]]:
+    """The float32 and float64 buffers that the restrictions of the job select, if they select vectors."""
+    if not job.where:
+        return
+    for name, tensor in buffers_of(job.model).items():
+        floats = tensor.dtype in (torch.float32, torch.float64) and not isinstance(tensor, nn.Parameter)
+        module = name.rpartition(".")[0]
+        if floats and all(w.vectors and Kind.OTHER in w.kinds and w.wants(name, module) for w in job.where):
+            yield name, tensor
 
 
-def _rounded(model: nn.Module, name: str, tensor: Tensor) -> Row:
-    """Round a buffer of ``model``, keeping its dtype, and return its row of the ledger."""
-    before, after = 8.0 * tensor.nbytes, 16.0 * tensor.numel()
-    values, limits = tensor.detach(), torch.finfo(torch.float16)
-    size = values.abs()
-    if not ((size == 0) | (size >= limits.smallest_normal) & (size <= limits.max)).all():
-        note = "it has numbers outside the normal range of half precision"
+def _round_buffer(model: nn.Module, name: str, tensor: Tensor) -> Row:
+    """Round a buffer of ``model``, keeping its dtype, unless there is a reason against it; return its row of the ledger."""
+    before = 8.0 * tensor.nbytes
+    path, _, key = name.rpartition(".")
+    owner, values = model.get_submodule(path), tensor.detach()
+    if note := _reason_against(owner, values):
         return Row(method=Half.ABOUT.name, site=name, bits_before=before, bits_after=before, note=note)
     rounded = values.half().to(values.dtype)
-    owner, _, key = name.rpartition(".")
-    setattr(model.get_submodule(owner), key, rounded)
+    setattr(owner, key, rounded)
     norm = float(values.double().square().sum())
     predicted = squared_distance(rounded, values) / norm if norm else 0.0
-    return Row(method=Half.ABOUT.name, site=name, bits_before=before, bits_after=after, predicted=predicted)
+    return Row(
+        method=Half.ABOUT.name, site=name, bits_before=before, bits_after=16.0 * values.numel(), predicted=predicted
+    )  # fmt: skip
+
+
+def _reason_against(owner: nn.Module, values: Tensor) -> str:
+    """Why a buffer of the layer ``owner`` stays as it is; empty when it is to be rounded."""
+    if any(dict(owner.named_buffers(recurse=False)).get(name) is None for name in RUNNING):
+        return "it is no buffer of a layer with running statistics"
+    rounded = values.half().to(values.dtype)
+    if torch.equal(rounded, values):
+        return "it holds half-precision numbers already"
+    if not torch.isfinite(rounded).all():
+        return "it holds numbers above 65,504, the largest half-precision number, or no numbers at all (NaN)"
+    if ((rounded == 0) & (values != 0)).any():
+        return "it holds numbers too small for half precision, which would become 0"
+    return ""
