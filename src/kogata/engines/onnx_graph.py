@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from kogata.errors import EngineError, FileFormatError
 from kogata.forms import Form
 from kogata.forms.base import nodes
+from kogata.network.nesting import leaves
 from kogata.network.sites import buffers_of, form_at, sites_of
 from kogata.storage.layout import Artifact, EngineGraph
 
@@ -50,7 +51,7 @@ def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
     free = [_free(value) for value in (kwargs or dict(enumerate(args))).values()]
     names = list(kwargs or ())
     shapes: Any = dict(zip(names, free, strict=True)) if kwargs else tuple(free)
-    with _quiet():
+    with _quiet(), _flat_outputs(model):
         try:
             program = _program(model, args, kwargs, shapes)
         except Exception:  # the exporter raises many kinds; retry with a fixed batch size, which reports the reason
@@ -73,6 +74,25 @@ def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | N
 
 def _free(value: Any) -> Any:
     return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.ndim and value.shape[0] > 1 else None
+
+
+@contextmanager
+def _flat_outputs(model: nn.Module) -> Generator[None, None, None]:
+    """Let the model return a tuple of its tensors: the exporter knows neither dataclasses nor plain values among outputs.
+
+    An output that holds objects of other classes stays as it is, because tensors may be hidden in them.
+    """
+
+    def flat(_: nn.Module, __: Any, output: Any) -> Any:
+        parts = list(leaves(output))
+        known = all(part is None or isinstance(part, Tensor | bool | int | float | str) for part in parts)
+        return tuple(part for part in parts if isinstance(part, Tensor)) if known else output
+
+    handle = model.register_forward_hook(flat)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
