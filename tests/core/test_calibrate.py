@@ -22,7 +22,7 @@ from kogata.methods import SVD, MagnitudePruning, Wanda
 from kogata.methods.base.compose import only
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites, sites_of
-from kogata.testing.comparisons import assert_untouched, snapshot
+from kogata.testing.comparisons import assert_near, assert_untouched, snapshot
 
 BOTH = frozenset({Stat.SQUARE, Stat.GRAM})
 
@@ -162,6 +162,61 @@ def test_a_forward_loop_calibrates() -> None:
     first, targets = first_batch(model, job.task)
     assert torch.equal(first[0], inputs[:2])
     assert targets is None
+
+
+def test_a_loop_may_reuse_the_memory_of_its_batches() -> None:
+    inputs, buffer = torch.randn(3, 5, 6) * torch.tensor([0.1, 1.0, 10.0])[:, None, None], torch.empty(5, 6)
+
+    def loop(network: nn.Module) -> None:
+        for rows in inputs:
+            network(buffer.copy_(rows))
+
+    found = stats(prepare(nn.Linear(6, 2), Task(calibration=loop)))["weight"].gram_GII  # type: ignore[arg-type]
+    assert found is not None
+    rows = inputs.flatten(0, 1)
+    assert_near(found[0], rows.T @ rows / len(rows), 1e-5)
+
+
+class Past:
+    """A cache that every call extends, as in the generation of text."""
+
+    def __init__(self) -> None:
+        self.rows = torch.zeros(0, 6)
+
+    def extended(self, rows: Tensor) -> Tensor:
+        self.rows = torch.cat([self.rows, rows])
+        return self.rows
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, *args: Tensor, **kwargs: Any) -> Tensor:
+        return self.inner(kwargs["past"].extended(kwargs["x"])).sum(0, keepdim=True)
+
+
+def test_a_cache_that_every_call_extends_is_as_long_as_it_was_at_each_call() -> None:
+    """Three calls see one, two and three rows, however often they are repeated."""
+    rows = torch.randn(3, 6)
+
+    def loop(network: nn.Module) -> None:
+        past = Past()
+        for x in rows:
+            network(x=x[None], past=past)
+
+    job = prepare(Remembering(), Task(calibration=loop))  # type: ignore[arg-type]
+    wanted = torch.cat([rows[:1], rows[:2], rows[:3]])
+    for _ in range(2):
+        found = stats(job)["inner.weight"].gram_GII
+        assert found is not None
+        assert_near(found[0], wanted.T @ wanted / 6, 1e-5)
+
+
+def test_a_call_that_cannot_be_repeated_is_refused() -> None:
+    with pytest.raises(DataError, match="1 positional and 1 keyword arguments"):
+        prepare(Remembering(), Task(calibration=lambda network: network(torch.ones(1, 6), x=1)))  # type: ignore[arg-type]
 
 
 def test_a_forward_loop_that_never_calls_the_model() -> None:

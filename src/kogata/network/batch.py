@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -22,12 +23,25 @@ def split(batch: Any) -> tuple[Any, Any]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output: a mapping is passed as keywords, a tuple or list as positions, anything else as one argument."""
+    """The model's output: a mapping is passed as keywords, a tuple or list as positions, anything else as one argument.
+
+    Objects that are no tensors, such as a cache that the model extends, are copied for each call: a batch may be used again.
+    """
+    inputs = mapped(_own, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list):
         return model(*cast("Sequence[Any]", inputs))
     return model(inputs)
+
+
+def _own(part: Any) -> Any:
+    if part is None or isinstance(part, Tensor | bool | int | float | str | nn.Module):
+        return part
+    try:
+        return copy.deepcopy(part)
+    except Exception:  # whatever the object raises; it then cannot be kept from change
+        return part
 
 
 def take(value: Any, rows: int) -> Any:
