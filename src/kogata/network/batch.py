@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -47,6 +47,14 @@ def _own(part: Any) -> Any:
 def take(value: Any, rows: int) -> Any:
     """The first ``rows`` of every tensor in a nesting."""
     return mapped(lambda part: part[:rows] if isinstance(part, Tensor) and part.ndim else part, value)
+
+
+def count_of(batches: Iterable[Any]) -> int | None:
+    """How many batches there are, where they can tell. A DataLoader has a length, but fails to give that of a stream."""
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:
+        return None
 
 
 def row(value: Any, n: int) -> Any:
