@@ -236,10 +236,24 @@ def test_models_that_cannot_be_exported_say_why() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) if float(x.sum()) > 0 else x
 
-    with pytest.raises(EngineError, match="Branching cannot be exported to ONNX: "):
+    with pytest.raises(EngineError, match="Branching cannot be exported to ONNX: Could not guard on data-dependent"):
         OnnxRuntime().open_model(Branching(), torch.randn(2, 4))
     with torch.no_grad():
         assert Eager().open_model(Branching(), torch.ones(2, 4))(torch.ones(2, 4)).shape == (2, 4)
+
+
+def test_an_output_that_hides_tensors_is_named_as_the_reason() -> None:
+    class Cache:
+        def __init__(self, rows: Tensor) -> None:
+            self.rows = rows
+
+    class Caching(nn.Linear):
+        def forward(self, input: Tensor) -> Any:
+            return super().forward(input), Cache(input)
+
+    with pytest.raises(EngineError, match=r"Caching cannot be exported to ONNX: .*Cache'> in output") as caught:
+        OnnxRuntime().open_model(Caching(4, 4), torch.randn(2, 4))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_exported_graph_is_deterministic_and_names_no_file(job: Job) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from kogata.calibration.probe import Probe
 from kogata.calibration.watch import Watch
@@ -95,7 +95,7 @@ def _refuse_unusable(model: nn.Module) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         reason = ""
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             reason = "has no shape yet; call the model once on a batch, so that its lazy layers are made"
         elif tensor.is_meta:
             reason = "is on the meta device, which holds no numbers; load the weights first"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -58,12 +59,21 @@ def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
             try:
                 program = _program(model, args, kwargs, None)
             except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise EngineError(f"onnxruntime: {type(model).__name__} cannot be exported to ONNX: {reason}") from error
+                raise EngineError(
+                    f"onnxruntime: {type(model).__name__} cannot be exported to ONNX: {_reason(error)}"
+                ) from error
     proto = cast("onnx.ModelProto", program.model_proto)
     _strip_zero_biases(proto.graph)
     _strip_notes(proto)
     return proto
+
+
+def _reason(error: BaseException) -> str:
+    """What the first cause of an error says, in one line: the exporter's own message only names the step that failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split("\n")
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
 
 
 def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, shapes: Any) -> Any:
