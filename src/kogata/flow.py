@@ -26,6 +26,7 @@ from kogata.report.data import Report
 from kogata.storage.folder import Folder, open_folder
 from kogata.storage.load import load
 from kogata.storage.write import foreign_forms, pack, write_file
+from kogata.system.modes import ordinary
 
 log = logging.getLogger("kogata.run")
 
@@ -45,6 +46,7 @@ class Result:
     report: Report
 
 
+@ordinary()
 def compress(
     model: nn.Module, task: Task, method: Method | Recipe, *, teacher: nn.Module | None = None,
     output: Path | str | None = None, seed: int = 0, engine: Engine | None = DEFAULT_ENGINE, resume: bool = False,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
+import kogata
 from kogata import Task
 from kogata.calibration.batches import first_batch
 from kogata.calibration.gather import gather
@@ -18,11 +21,11 @@ from kogata.calibration.stats import Gathered, Stat
 from kogata.errors import DataError
 from kogata.forms import Dense, Masked, Role
 from kogata.job import Job
-from kogata.methods import SVD, MagnitudePruning, Wanda
-from kogata.methods.base.compose import only
+from kogata.methods import GPTQ, OBD, SVD, KMeans, MagnitudePruning, Recover, Wanda
+from kogata.methods.base.compose import chain, only
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites, sites_of
-from kogata.testing.comparisons import assert_untouched, snapshot
+from kogata.testing.comparisons import assert_near, assert_untouched, snapshot
 
 BOTH = frozenset({Stat.SQUARE, Stat.GRAM})
 
@@ -164,6 +167,61 @@ def test_a_forward_loop_calibrates() -> None:
     assert targets is None
 
 
+def test_a_loop_may_reuse_the_memory_of_its_batches() -> None:
+    inputs, buffer = torch.randn(3, 5, 6) * torch.tensor([0.1, 1.0, 10.0])[:, None, None], torch.empty(5, 6)
+
+    def loop(network: nn.Module) -> None:
+        for rows in inputs:
+            network(buffer.copy_(rows))
+
+    found = stats(prepare(nn.Linear(6, 2), Task(calibration=loop)))["weight"].gram_GII  # type: ignore[arg-type]
+    assert found is not None
+    rows = inputs.flatten(0, 1)
+    assert_near(found[0], rows.T @ rows / len(rows), 1e-5)
+
+
+class Past:
+    """A cache that every call extends, as in the generation of text."""
+
+    def __init__(self) -> None:
+        self.rows = torch.zeros(0, 6)
+
+    def extended(self, rows: Tensor) -> Tensor:
+        self.rows = torch.cat([self.rows, rows])
+        return self.rows
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, *args: Tensor, **kwargs: Any) -> Tensor:
+        return self.inner(kwargs["past"].extended(kwargs["x"])).sum(0, keepdim=True)
+
+
+def test_a_cache_that_every_call_extends_is_as_long_as_it_was_at_each_call() -> None:
+    """Three calls see one, two and three rows, however often they are repeated."""
+    rows = torch.randn(3, 6)
+
+    def loop(network: nn.Module) -> None:
+        past = Past()
+        for x in rows:
+            network(x=x[None], past=past)
+
+    job = prepare(Remembering(), Task(calibration=loop))  # type: ignore[arg-type]
+    wanted = torch.cat([rows[:1], rows[:2], rows[:3]])
+    for _ in range(2):
+        found = stats(job)["inner.weight"].gram_GII
+        assert found is not None
+        assert_near(found[0], wanted.T @ wanted / 6, 1e-5)
+
+
+def test_a_call_that_cannot_be_repeated_is_refused() -> None:
+    with pytest.raises(DataError, match="1 positional and 1 keyword arguments"):
+        prepare(Remembering(), Task(calibration=lambda network: network(torch.ones(1, 6), x=1)))  # type: ignore[arg-type]
+
+
 def test_a_forward_loop_that_never_calls_the_model() -> None:
     with pytest.raises(DataError, match="never calls the model"):
         prepare(nn.Linear(6, 2), Task(calibration=lambda model: None))  # type: ignore[arg-type]
@@ -221,6 +279,53 @@ def test_models_and_data_that_cannot_be_used() -> None:
         prepare(nn.Linear(6, 2), Task(calibration=[torch.full((3, 6), float("nan"))]))
     with pytest.raises(DataError, match="is complex"):
         prepare(nn.Linear(6, 2, dtype=torch.complex64), Task(calibration=[inputs]))
+
+
+class Holding(nn.Sequential):
+    """A linear layer, with another tensor beside it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(nn.Linear(6, 2))
+        self.register_buffer("other", tensor)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Holding(torch.ones(4).to(torch.float8_e4m3fn)), "other has the dtype torch.float8_e4m3fn"),
+        (Holding(torch.eye(4).to_sparse()), "other has the layout torch.sparse_coo"),
+        (nn.Linear(6, 2, device="meta"), "weight is on the meta device"),
+        (nn.Sequential(nn.LazyLinear(3)), "0.weight has no shape yet"),
+    ],
+    ids=["float8", "sparse", "meta", "lazy"],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_tensors_without_usable_numbers_are_refused_by_name(model: nn.Module, reason: str) -> None:
+    with pytest.raises(DataError, match=f"model: {reason}"):
+        prepare(model, Task(calibration=[torch.randn(3, 6)]))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_modes_around_a_call_do_not_enter(mode: Any) -> None:
+    model, inputs = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(16, 6)
+    task = Task(calibration=[(inputs, torch.randint(0, 3, (16,)))], loss=nn.functional.cross_entropy)
+    for method in (OBD(sparsity=0.5), GPTQ(bits=4)):
+        wanted = kogata.compress(model, task, method, engine=None).model(inputs)
+        with mode():
+            found = kogata.compress(model, task, method, engine=None).model
+        torch.testing.assert_close(found(inputs), wanted)
+
+
+def test_training_data_may_be_a_stream() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return ((torch.full((6,), float(n)), n % 3) for n in range(16))
+
+    task = Task(
+        calibration=[torch.randn(4, 6)], train=DataLoader(Stream(), batch_size=4), loss=nn.functional.cross_entropy
+    )  # fmt: skip
+    result = kogata.compress(nn.Linear(6, 3), task, chain(KMeans(clusters=4), Recover(epochs=2)), engine=None)
+    assert [epoch.epoch for step in result.report.steps for epoch in step.epochs] == [1, 2]
 
 
 @pytest.mark.parametrize("field", ["calibration", "train"])

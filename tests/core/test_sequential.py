@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from kogata.calibration.prepare import prepare
 from kogata.calibration.sequential import in_turn
 from kogata.calibration.stats import Stat
 from kogata.forms import Dense
+from kogata.methods import GPTQ
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites
 from kogata.testing.models import Attention
@@ -31,7 +33,7 @@ def run(model: nn.Module, batches: list[Tensor], names: list[str], change: Calla
         return lambda layer, args, kwargs: seen[name].append(args[0].clone())
 
     layers = [(name, model.get_submodule(name), visit(name)) for name in names]
-    for name in in_turn([partial(model, batch) for batch in batches], layers):
+    for name in in_turn([partial(model, batch) for batch in batches], [model], layers):
         change(name)
     return seen
 
@@ -85,6 +87,61 @@ def test_batches_may_take_different_ways() -> None:
     assert len(seen["left"]) == 2
 
 
+class Skip(nn.Module):
+    """A skip connection held in a local variable, on the model itself, or by a hook on a layer of PyTorch."""
+
+    def __init__(self, held: str) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(16, 4)
+        self.held, self.kept, self.parts = held, None, list[Tensor]()
+        self.register_buffer("scale", torch.ones(()))
+        if held == "hook":
+            self.first.register_forward_hook(keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, rows = self.first(x).relu(), len(x)
+        if self.held == "self":
+            self.kept, self.rows, self.scale = kept, rows, torch.tensor(float(rows))
+        self.parts.append(self.second(kept).relu())
+        if self.held == "self":
+            kept, rows = self.kept, self.scale
+            assert self.rows == len(x)
+            del self.rows
+        elif self.held == "hook":
+            kept = self.first.output.relu()
+        return self.last(torch.cat([self.parts.pop(0), kept], 1)) * rows
+
+
+def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+    module.output = output
+
+
+@pytest.mark.parametrize("held", ["self", "hook"])
+def test_what_a_forward_keeps_on_its_modules_is_its_own_in_each_batch(held: str) -> None:
+    plain, keeping = Skip("variable").eval(), Skip(held).eval()
+    keeping.load_state_dict(plain.state_dict())
+    rows = [torch.randn(rows, 6) * scale for rows, scale in ((4, 0.2), (3, 1.0), (5, 5.0))]
+    for batches in (rows, [torch.cat(rows)[:4], torch.cat(rows)[4:8]]):  # of equal sizes, another's can be read without error
+        found, wanted = (GPTQ(bits=3).apply(prepare(net, Task(calibration=batches))).model for net in (keeping, plain))
+        for name in ("first", "second", "last"):
+            weights = [surgery.plain(model).get_submodule(name).get_parameter("weight") for model in (found, wanted)]
+            torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_a_forward_reads_the_context_variables_of_the_caller() -> None:
+    factor = ContextVar[float]("factor")
+
+    class Scaled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * factor.get()
+
+    token = factor.set(2.0)
+    try:
+        GPTQ(bits=4).apply(prepare(Scaled(6, 8), Task(calibration=[torch.randn(16, 6)])))
+    finally:
+        factor.reset(token)
+
+
 def test_an_error_of_the_forward_is_raised_and_all_threads_end() -> None:
     class Fails(nn.Module):
         def __init__(self) -> None:
@@ -107,7 +164,7 @@ def test_an_error_of_the_forward_is_raised_and_all_threads_end() -> None:
 def test_a_caller_that_leaves_leaves_nothing_behind() -> None:
     model, threads = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), threading.active_count()
     layers = [(name, model.get_submodule(name), lambda layer, args, kwargs: None) for name in ("0", "1")]
-    with closing(in_turn([partial(model, torch.randn(2, 3)) for _ in range(4)], layers)) as names:
+    with closing(in_turn([partial(model, torch.randn(2, 3)) for _ in range(4)], [model], layers)) as names:
         assert next(names) == "0"
         assert threading.active_count() == threads + 4
     assert threading.active_count() == threads

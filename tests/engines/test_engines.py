@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kogata.measure.latency import MINIMUM, WARM_UP, interleaved
 from kogata.methods import SVD, KMeans, MagnitudePruning
 from kogata.methods.base.compose import chain
 from kogata.network import surgery
-from kogata.network.batch import call
+from kogata.network.batch import call, tensors
 from kogata.storage.layout import EngineGraph
 from kogata.storage.load import load
 from kogata.storage.read import read_file
@@ -43,6 +44,66 @@ class TwoInputs(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"sum": self.left(x) + self.right(y), "left": self.left(x)}
+
+
+@dataclass
+class Scored:
+    """Outputs as libraries of language models give them: attributes, nesting, and entries that are no tensors."""
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+    loss: Tensor | None = None
+    step: int = 3
+
+
+class Structured(nn.Module):
+    """Returns the structure asked for; ``negate`` is a plain value, fixed when a graph is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor, scale: Tensor, negate: bool = False, kind: str = "dataclass") -> Any:
+        hidden = self.first(x).relu()
+        logits = self.last(hidden) * (-scale if negate else scale)
+        return {
+            "dataclass": Scored(logits, (hidden, x)), "list": [logits, {"hidden": hidden, "none": None}], "tensor": logits,
+        }[kind]  # fmt: skip
+
+
+def structure_of(value: Any) -> Any:
+    """Classes and plain values of a nesting, with the shapes of its tensors."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, Mapping):
+        return type(value), {key: structure_of(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value), [structure_of(part) for part in value]
+    return (type(value), structure_of(vars(value))) if isinstance(value, Scored) else value
+
+
+@pytest.mark.parametrize("kind", ["dataclass", "list", "tensor"])
+def test_a_session_beside_a_model_returns_the_structure_of_its_outputs(kind: str) -> None:
+    model, x, scale = Structured().eval().requires_grad_(False), torch.randn(4, 12), torch.rand(4, 1)
+    session = OnnxRuntime().open_model(model, {"scale": scale, "x": x, "negate": True, "kind": kind})
+    found, wanted = session(x[:2], scale[:2], negate=True, kind=kind), model(x[:2], scale[:2], True, kind)
+    assert structure_of(found) == structure_of(wanted)
+    for ours, theirs in zip(tensors(found), tensors(wanted), strict=True):
+        assert_near(ours, theirs, 1e-5)
+    with pytest.raises(DataError, match="negate=False was given, but True of the calibration data is built into the graph"):
+        session(x, scale, negate=False, kind=kind)
+
+
+def test_a_score_that_reads_an_attribute_of_the_outputs_is_the_same_in_the_engine() -> None:
+    model, x, scale = Structured().eval(), torch.randn(16, 12), torch.rand(16, 1)
+    task = Task(
+        calibration=[{"x": x, "scale": scale, "negate": False}],
+        evaluate=lambda network: float((network(x, scale).logits.argmax(1) == 0).float().mean()),
+    )
+    inside, outside = (kogata.compress(model, task, KMeans(clusters=4), engine=e).report for e in (OnnxRuntime(), None))
+    assert inside.notes == ()
+    assert inside.compressed.latency_ms is not None
+    assert inside.compressed.score == pytest.approx(outside.compressed.score)
 
 
 def with_graph(job: Job, inputs: Any, path: Path) -> Path:
@@ -175,10 +236,24 @@ def test_models_that_cannot_be_exported_say_why() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.layer(x) if float(x.sum()) > 0 else x
 
-    with pytest.raises(EngineError, match="Branching cannot be exported to ONNX: "):
+    with pytest.raises(EngineError, match="Branching cannot be exported to ONNX: Could not guard on data-dependent"):
         OnnxRuntime().open_model(Branching(), torch.randn(2, 4))
     with torch.no_grad():
         assert Eager().open_model(Branching(), torch.ones(2, 4))(torch.ones(2, 4)).shape == (2, 4)
+
+
+def test_an_output_that_hides_tensors_is_named_as_the_reason() -> None:
+    class Cache:
+        def __init__(self, rows: Tensor) -> None:
+            self.rows = rows
+
+    class Caching(nn.Linear):
+        def forward(self, input: Tensor) -> Any:
+            return super().forward(input), Cache(input)
+
+    with pytest.raises(EngineError, match=r"Caching cannot be exported to ONNX: .*Cache'> in output") as caught:
+        OnnxRuntime().open_model(Caching(4, 4), torch.randn(2, 4))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_exported_graph_is_deterministic_and_names_no_file(job: Job) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kogata.errors import DataError
 from kogata.job import Task
 from kogata.network.batch import evaluating, move, split
+from kogata.network.nesting import leaves
 
 
 def first_batch(model: nn.Module, task: Task) -> tuple[Any, Any]:
@@ -44,7 +46,7 @@ def _calls(model: nn.Module, task: Task, most: int | None) -> Iterator[tuple[Any
     caught: list[Any] = []
 
     def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments) if kwargs else args)
+        caught.append(_kept(_inputs(model, args, kwargs)))
         if len(caught) == most:
             raise _Stop
 
@@ -57,6 +59,28 @@ def _calls(model: nn.Module, task: Task, most: int | None) -> Iterator[tuple[Any
     finally:
         handle.remove()
     return iter([(inputs, None) for inputs in caught])
+
+
+def _inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The inputs of a call: a tuple of positions, or keywords. Raises DataError for a call that is neither."""
+    if not kwargs:
+        return args
+    if not args:
+        return kwargs
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [part.name for part in parameters if part.kind is part.POSITIONAL_OR_KEYWORD]
+    if len(names) < len(args):
+        raise DataError(
+            f"calibration: {type(model).__name__} is called with {len(args)} positional and {len(kwargs)} keyword arguments, "
+            "but its forward names fewer parameters; call it with keywords alone, or with positions alone."
+        )
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _kept(inputs: Any) -> Any:
+    """A copy of inputs as they are now: the caller's loop may write the next batch into the same tensors, or extend a cache."""
+    memo = {id(part): part.detach().clone() for part in leaves(inputs) if isinstance(part, Tensor)}  # deepcopy refuses results
+    return copy.deepcopy(inputs, cast("dict[int, Any]", memo))
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it ends the user's loop early

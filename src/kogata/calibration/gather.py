@@ -91,7 +91,7 @@ def _arrivals(
         for name, site in watch.sites.items():
             if name not in calls:
                 yield site, None
-        with closing(in_turn(forwards, layers, watches, calls)) as names:
+        with closing(in_turn(forwards, [each.model for each in watches], layers, watches, calls)) as names:
             for name in names:
                 if name in norms:
                     if changed:

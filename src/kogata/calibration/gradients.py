@@ -9,6 +9,7 @@ original is that of v · output with random signs v.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -24,7 +25,10 @@ from kogata.job import Job, Site, Task
 from kogata.network import surgery
 from kogata.network.batch import call, length, row, tensors
 from kogata.network.placement import Placement
+from kogata.network.rows import first_rows
 from kogata.network.sites import form_at
+
+log = logging.getLogger("kogata")
 
 
 def gradient_statistics(
@@ -77,9 +81,18 @@ def of_samples(
     for parameter in parameters:
         parameter.requires_grad_()
     for inputs, targets in batches:
-        for n in range(length(inputs)):
-            loss = _loss(job.task, forward(row(inputs, n)), row(targets, n), signs)
+        for part, wanted in _samples(model, inputs, targets):
+            loss = _loss(job.task, forward(part), wanted, signs)
             yield cast("Sequence[Tensor | None]", torch.autograd.grad(loss, parameters, allow_unused=True))
+
+
+def _samples(model: nn.Module, inputs: Any, targets: Any) -> Iterator[tuple[Any, Any]]:
+    """Each sample of a batch with its target; the whole batch as one, with a warning, where it has no rows that are samples."""
+    count = length(inputs)
+    if count > 1 and first_rows(model, inputs) is inputs:
+        log.warning("calibration: no single sample can be taken from a batch, so gradients are those of whole batches")
+        return iter([(inputs, targets)])
+    return ((row(inputs, n), row(targets, n)) for n in range(count))
 
 
 def _follow(outer: dict[str, Tensor], name: str, placement: Placement, output: Tensor) -> None:

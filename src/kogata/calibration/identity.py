@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from kogata.calibration.batches import first_batches
 from kogata.job import Job
+from kogata.network.batch import count_of
 
 BATCHES = 2  # looked at
 
@@ -40,7 +41,7 @@ def _looked(data: Any, job: Job) -> list[Any]:
     with _seeded(job.seed):
         if callable(data):
             return list(first_batches(job.reference, job.task, BATCHES))
-        size = len(data) if isinstance(data, Sized) else None
+        size = count_of(cast("Iterable[Any]", data))
         entries = _indexed(data)
         if entries is None:
             return [size, *islice(cast("Iterable[Any]", data), BATCHES)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from kogata.calibration.probe import Probe
 from kogata.calibration.watch import Watch
@@ -17,8 +18,10 @@ from kogata.network import surgery
 from kogata.network.batch import evaluating
 from kogata.network.originals import refuse_shared_code
 from kogata.network.sites import sites_of, unwrapped
+from kogata.system.modes import ordinary
 
 
+@ordinary()
 def prepare(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
     """A job of your own, for methods applied one by one and training in a loop of your own.
 
@@ -47,6 +50,7 @@ def first_job(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
     Methods never change the model of a job, so that a run needs no copy.
     """
     model = unwrapped(model)
+    _refuse_unusable(model)
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
             continue  # extra state of a module
@@ -77,6 +81,33 @@ def first_job(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
     except Exception as error:  # whatever the user's model or loss raises
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"task {task.name!r}: the model fails on the first calibration batch: {reason}") from error
+
+
+def _refuse_unusable(model: nn.Module) -> None:
+    """Raises DataError for modules and tensors whose numbers are not there, or not in a form that can be worked with."""
+    for path, module in model.named_modules():
+        where, kind = path or "the model itself", type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise DataError(f"model: {where} is TorchScript, whose weights cannot be replaced; give the module it was made of.")
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise DataError(
+                f"model: {where} ({kind}) is quantized already, so its weights are packed; give the model in floating point."
+            )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        reason = ""
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+            reason = "has no shape yet; call the model once on a batch, so that its lazy layers are made"
+        elif tensor.is_meta:
+            reason = "is on the meta device, which holds no numbers; load the weights first"
+        elif tensor.layout != torch.strided:
+            reason = f"has the layout {tensor.layout}; only dense tensors can be stored. Make it dense with .to_dense()"
+        elif tensor.is_quantized:
+            reason = "is a quantized tensor; give the model in floating point"
+        elif tensor.is_floating_point() and tensor.itemsize < 2:
+            reason = f"has the dtype {tensor.dtype}, in which PyTorch does not calculate; convert it with .to(torch.bfloat16)"
+        if reason:
+            raise DataError(f"model: {name} {reason}.")
 
 
 def _seen(model: nn.Module, inputs: Any) -> dict[str, Seen]:

@@ -6,11 +6,12 @@ through what it has become. So one pass shows every layer the inputs that come o
 while the statistics of only one layer are held.
 
 A generator cannot be suspended inside a call of the user's forward; a thread can, and it keeps its own autograd, autocast and
-function modes.
+function modes. Context variables are those of the caller, and what a forward keeps on its modules is kept apart for each batch.
 """
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kogata.calibration.attributes import Apart
 from kogata.calibration.watch import Reach, Watch
 from kogata.system import memory
 
@@ -34,13 +36,14 @@ class _Abandoned(BaseException):
 class _Batch:
     """One batch on its way through the model."""
 
-    def __init__(self, forward: Callable[[], object]) -> None:
+    def __init__(self, forward: Callable[[], object], models: Sequence[nn.Module]) -> None:
         self.waiting: str | None = None  # the layer it has arrived at
         self.error: BaseException | None = None
         self.visits = Counter[str]()
         self._forward, self._abandoned = forward, False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._attributes, context = Apart(models), contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
 
     @property
     def ident(self) -> int | None:
@@ -52,8 +55,9 @@ class _Batch:
         self.waiting = None
         if self._thread.ident is None:
             self._thread.start()
-        self._go.release()
-        self._stopped.acquire()
+        with self._attributes.installed():
+            self._go.release()
+            self._stopped.acquire()
         memory.release()  # what this thread has freed, before the next one asks for as much
         if self.error is not None:
             raise self.error
@@ -70,8 +74,9 @@ class _Batch:
         """End the thread where it waits."""
         if self._thread.is_alive():
             self._abandoned = True
-            self._go.release()
-            self._thread.join()
+            with self._attributes.installed():
+                self._go.release()
+                self._thread.join()
 
     def _run(self) -> None:
         self._go.acquire()
@@ -87,20 +92,22 @@ class _Batch:
 
 def in_turn(
     forwards: Sequence[Callable[[], object]],
+    models: Sequence[nn.Module],
     layers: Sequence[tuple[str, nn.Module, Visit]],
     watches: Sequence[Watch] = (),
     calls: Mapping[str, int] | None = None,
 ) -> Generator[str, None, None]:
     """The name of each layer or weight, when every one of ``forwards`` has arrived at it and its visit has seen all inputs.
 
-    ``layers`` are looked at as they are called, the weights of ``watches`` as an operation multiplies them; forwards that are
-    to be watched are runs of a watch. What is used several times in one forward is handed over at its last use, its visit
-    having seen all of them; ``calls`` says how often that is (see ``count``; counted here unless it is given).
+    ``models`` are those that the forwards run; what a forward keeps on their modules is kept apart for each. ``layers`` are
+    looked at as they are called, the weights of ``watches`` as an operation multiplies them; forwards that are to be watched
+    are runs of a watch. What is used several times in one forward is handed over at its last use, its visit having seen all of
+    them; ``calls`` says how often that is (see ``count``; counted here unless it is given).
     """
     if not (forwards and (layers or watches)):
         return
     calls = calls or count(forwards[0], layers, watches)
-    batches = [_Batch(forward) for forward in forwards]
+    batches = [_Batch(forward, models) for forward in forwards]
     done: set[str] = set()
 
     def reach(name: str, look: Callable[[], None]) -> None:

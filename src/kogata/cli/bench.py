@@ -36,6 +36,7 @@ def run(
     from kogata.measure import compare
     from kogata.measure.sizes import dense_bytes
     from kogata.network import surgery
+    from kogata.network.rows import first_rows
     from kogata.storage.load import load
     from kogata.storage.read import read_file
     from kogata.tasks.taskfile import open_task
@@ -47,7 +48,8 @@ def run(
     if (where := engine.engine()) is not None:
         inputs = first_batch(model, opened)[0]
         dense, ours = compare.sessions(stored, loaded, model, inputs, where)
-        latency = compare.latencies(ours, dense, inputs)
+        sample = compare.runnable((dense, ours), first_rows(model, inputs), inputs)
+        latency = compare.latencies(ours, dense, sample)
     found = {
         "bytes": file.stat().st_size, "score": compare.score(opened, ours), "engine": str(engine),
         "latency_ms": _median(latency[0]),

@@ -15,7 +15,10 @@ from kogata.storage.layout import Artifact, EngineGraph
 
 
 class Session(nn.Module, ABC):
-    """A model loaded in an engine. It is called with tensors like the original model, so a task can evaluate it."""
+    """A model loaded in an engine, for a task to evaluate in the place of the original model.
+
+    It is called like the original model and returns outputs of the same structure and classes.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from kogata.errors import EngineError, FileFormatError
 from kogata.forms import Form
 from kogata.forms.base import nodes
+from kogata.network.nesting import leaves
 from kogata.network.sites import buffers_of, form_at, sites_of
 from kogata.storage.layout import Artifact, EngineGraph
 
@@ -50,19 +52,28 @@ def export(model: nn.Module, inputs: Any) -> onnx.ModelProto:
     free = [_free(value) for value in (kwargs or dict(enumerate(args))).values()]
     names = list(kwargs or ())
     shapes: Any = dict(zip(names, free, strict=True)) if kwargs else tuple(free)
-    with _quiet():
+    with _quiet(), _flat_outputs(model):
         try:
             program = _program(model, args, kwargs, shapes)
         except Exception:  # the exporter raises many kinds; retry with a fixed batch size, which reports the reason
             try:
                 program = _program(model, args, kwargs, None)
             except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise EngineError(f"onnxruntime: {type(model).__name__} cannot be exported to ONNX: {reason}") from error
+                raise EngineError(
+                    f"onnxruntime: {type(model).__name__} cannot be exported to ONNX: {_reason(error)}"
+                ) from error
     proto = cast("onnx.ModelProto", program.model_proto)
     _strip_zero_biases(proto.graph)
     _strip_notes(proto)
     return proto
+
+
+def _reason(error: BaseException) -> str:
+    """What the first cause of an error says, in one line: the exporter's own message only names the step that failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split("\n")
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
 
 
 def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, shapes: Any) -> Any:
@@ -73,6 +84,25 @@ def _program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | N
 
 def _free(value: Any) -> Any:
     return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.ndim and value.shape[0] > 1 else None
+
+
+@contextmanager
+def _flat_outputs(model: nn.Module) -> Generator[None, None, None]:
+    """Let the model return a tuple of its tensors: the exporter knows neither dataclasses nor plain values among outputs.
+
+    An output that holds objects of other classes stays as it is, because tensors may be hidden in them.
+    """
+
+    def flat(_: nn.Module, __: Any, output: Any) -> Any:
+        parts = list(leaves(output))
+        known = all(part is None or isinstance(part, Tensor | bool | int | float | str) for part in parts)
+        return tuple(part for part in parts if isinstance(part, Tensor)) if known else output
+
+    handle = model.register_forward_hook(flat)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import numpy as np
 import onnx
@@ -19,18 +21,72 @@ from kogata.engines.lowering.checked import lowered
 from kogata.engines.lowering.costs import ONNXRUNTIME, Costs
 from kogata.errors import DataError, EngineError
 from kogata.forms import Form
+from kogata.network.batch import call, evaluating
+from kogata.network.nesting import leaves, refilled
 from kogata.storage.layout import Artifact, EngineGraph
 from kogata.storage.read import read_file
 from kogata.system.atomic import writing
 from kogata.system.trial import crash_of
 
+_ARRAYS = (Tensor, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Example:
+    """The inputs that a graph was made with, the model's output for them, and the names of its positional parameters.
+
+    Tensors of ``inputs`` are of no interest; other values in them are built into the graph.
+    """
+
+    inputs: Any
+    output: Any
+    positions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Any) -> Example:
+        """One call of the model."""
+        parameters = inspect.signature(model.forward).parameters.values()
+        names = (part.name for part in takewhile(lambda part: part.kind is part.POSITIONAL_OR_KEYWORD, parameters))
+        with evaluating(model):
+            return cls(inputs, call(model, inputs), tuple(names))
+
+    def count(self) -> int:
+        """The tensors in the output."""
+        return sum(isinstance(part, Tensor) for part in leaves(self.output))
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call with its arguments by name if the graph was made with names, whose order need not be that of the model.
+
+        Raises DataError when a value that is no tensor differs from the one built into the graph.
+        """
+        given = dict(zip(self.positions, args, strict=False)) | dict(kwargs)
+        made = self.inputs if isinstance(self.inputs, Mapping) else self._by_position()
+        for name, built in cast("Mapping[str, Any]", made).items():
+            if isinstance(built, bool | int | float | str) and name in given and given[name] != built:
+                raise DataError(
+                    f"onnxruntime: {name}={given[name]!r} was given, but {built!r} of the calibration data is built into the "
+                    "graph."
+                )
+        if isinstance(self.inputs, Mapping) and len(args) <= len(self.positions):
+            return (), given
+        return args, dict(kwargs)
+
+    def _by_position(self) -> dict[str, Any]:
+        parts: Any = self.inputs if isinstance(self.inputs, tuple | list) else (self.inputs,)
+        return dict(zip(self.positions, parts, strict=False))
+
 
 @final
 class OnnxSession(Session):
-    """A graph in ONNX Runtime, with as many threads as PyTorch uses. It is called with tensors or arrays on the CPU."""
+    """A graph in ONNX Runtime, with as many threads as PyTorch uses. It is called with tensors or arrays on the CPU.
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
+    A graph returns a flat list of tensors. A session of a model that is at hand returns them in the structure of that model's
+    outputs, such as a dataclass with ``.logits``, so that a task's ``evaluate`` finds what it expects.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, example: Example | None = None) -> None:
         super().__init__()
+        self._example = example
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -42,20 +98,39 @@ class OnnxSession(Session):
             raise EngineError(f"onnxruntime: cannot load the graph: {str(error).splitlines()[0]}") from None
         self._inputs = [value.name for value in self._session.get_inputs()]
 
-    def forward(self, *args: Tensor | np.ndarray, **kwargs: Tensor | np.ndarray) -> Any:
-        """The outputs: a tensor, or a tuple of tensors. Raises DataError when the inputs do not fit the graph."""
-        given = dict(zip(self._inputs, args, strict=False)) | kwargs
-        if len(given) < len(args) + len(kwargs):
-            raise DataError(
-                f"onnxruntime: {len(args) + len(kwargs)} inputs do not fit the graph, which takes {', '.join(self._inputs)}."
-            )
-        feed = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in given.items()}
+        if example is not None and (wanted := example.count()) != (found := len(self._session.get_outputs())):
+            raise EngineError(f"onnxruntime: the graph returns {found} tensors where the model's outputs hold {wanted}.")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs, structured like the model's where it is known, otherwise a tensor or a tuple of tensors.
+
+        Raises DataError when the inputs do not fit the graph, or hold another value than the one that the graph was made with.
+        """
+        if self._example is not None:
+            args, kwargs = self._example.named(args, kwargs)
+        feed = self._feed(args, kwargs)
         try:
             outputs = self._session.run(None, feed)
         except Exception as error:  # as above
             raise DataError(f"onnxruntime: inputs {_shapes(feed)} do not fit the graph: {str(error).splitlines()[0]}") from None
         tensors = tuple(torch.from_numpy(output) for output in outputs)
+        if self._example is not None:
+            return refilled(self._example.output, tensors)
         return tensors[0] if len(tensors) == 1 else tensors
+
+    def _feed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The arrays of a call by the names of the graph: positions in order, keywords by name, nested ones numbered."""
+        values = [part for part in leaves(args) if isinstance(part, _ARRAYS)]
+        named = dict[str, Any]()
+        for name, value in kwargs.items():
+            parts = [part for part in leaves(value) if isinstance(part, _ARRAYS)]
+            named |= {name: value} if isinstance(value, _ARRAYS) else {f"{name}_{n}": part for n, part in enumerate(parts)}
+        given = dict(zip(self._inputs, values, strict=False)) | named
+        if len(given) < len(values) + len(named):
+            raise DataError(
+                f"onnxruntime: {len(values) + len(named)} inputs do not fit the graph, which takes {', '.join(self._inputs)}."
+            )
+        return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in given.items()}
 
 
 @final
@@ -77,13 +152,13 @@ class OnnxRuntime(Engine):
 
     def open_model(self, model: nn.Module, inputs: Any) -> Session:
         """Export the model and load the graph."""
-        return OnnxSession(self._exported(model, inputs))
+        return OnnxSession(self._exported(model, inputs), Example.of(model, inputs))
 
     def open_file(self, artifact: Artifact, model: nn.Module, inputs: Any) -> Session:
-        """Load the graph and the weights of the file; ``model`` is not used."""
+        """Load the graph and the weights of the file; ``model`` shows the structure of the outputs."""
         if artifact.graph is None:
             raise EngineError(f"onnxruntime: {artifact.source} has no engine graph; load it with the model's class.")
-        return OnnxSession(onnx_graph.fill(artifact))
+        return OnnxSession(onnx_graph.fill(artifact), Example.of(model, inputs))
 
     def _exported(self, model: nn.Module, inputs: Any) -> onnx.ModelProto:
         """The graph, tried in a copy of this process: on some operators ONNX Runtime crashes instead of raising."""

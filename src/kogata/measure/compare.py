@@ -22,7 +22,8 @@ from kogata.measure.latency import interleaved
 from kogata.measure.sizes import dense_bytes
 from kogata.measure.times import layer_times
 from kogata.network import surgery
-from kogata.network.batch import call, evaluating, take
+from kogata.network.batch import call, evaluating, length
+from kogata.network.rows import first_rows
 from kogata.network.sites import form_at, left_alone, sites_of
 from kogata.recipes.recipe import Recipe
 from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
@@ -33,6 +34,7 @@ from kogata.storage.write import foreign_forms
 from kogata.system.environment import environment
 
 log = logging.getLogger("kogata")
+FIXED = "Latencies are those of the whole first calibration batch: the engine's graph takes no other batch size."
 
 
 def graph(job: Job, engine: Engine | None) -> tuple[EngineGraph | None, list[str]]:
@@ -51,11 +53,20 @@ def sessions(path: Artifact, loaded: nn.Module, dense: nn.Module, inputs: Any, e
     return engine.open_model(dense, inputs), engine.open_file(path, loaded, inputs)
 
 
-def latencies(ours: Session, dense: Session, inputs: Any) -> tuple[Latency, Latency]:
-    """The latencies for one sample of the file and of the dense model, measured interleaved."""
-    sample = take(inputs, 1)
+def latencies(ours: Session, dense: Session, sample: Any) -> tuple[Latency, Latency]:
+    """The latencies of the file and of the dense model for ``sample``, measured interleaved."""
     first, second = interleaved([lambda: call(dense, sample), lambda: call(ours, sample)])
     return second, first
+
+
+def runnable(pair: Sequence[Session], sample: Any, inputs: Any) -> Any:
+    """``sample``, or the whole batch where a session takes no other size than that of ``inputs``."""
+    try:
+        for session in pair:
+            call(session, sample)
+    except DataError:
+        return inputs
+    return sample
 
 
 def score(task: Task, model: nn.Module) -> float | None:
@@ -79,6 +90,7 @@ def report(
     with ``job.reference``, its layers with those of ``original``.
     """
     inputs = first_batch(job.reference, job.task)[0]
+    sample = first_rows(job.reference, inputs)
     dense, ours = job.reference, job.model
     latency: tuple[Latency | None, Latency | None] = None, None
     if engine is not None and not notes:  # a note says that the engine cannot run this model
@@ -86,7 +98,9 @@ def report(
         try:
             dense, ours = sessions(stored, job.model, job.reference, inputs, engine)
             engine.export(stored, folder.engine)
-            latency = latencies(ours, dense, inputs)
+            timed = runnable((dense, ours), sample, inputs)
+            latency = latencies(ours, dense, timed)
+            notes = notes if timed is sample else [*notes, FIXED]
         except EngineError as error:  # the file is valid nevertheless, so the report is made without a latency
             notes = [*notes, str(error)]
     built = Report(
@@ -101,22 +115,22 @@ def report(
             parameters=sum(form_at(job.model, site).kept() for site in sites_of(job.model)),
             latency_ms=latency[0],
         ),
-        layers=layers(job, original, packed, inputs, engine), rest_bytes=rest(packed, job.model),
-        steps=tuple(steps), notes=(*notes, *_idle(steps), *_extra(job.model), *_left(job)),
+        layers=layers(job, original, packed, sample, engine), rest_bytes=rest(packed, job.model),
+        steps=tuple(steps), notes=(*notes, *_idle(steps), *_extra(job.model), *_whole(sample, inputs), *_left(job)),
         targets={target.goal: target.text for target in recipe.targets},
     )  # fmt: skip
     return dataclasses.replace(built, missed=tuple(m for t in recipe.targets if (m := t.miss(built))))
 
 
-def layers(job: Job, original: nn.Module, packed: PackedFile, inputs: Any, engine: Engine | None) -> tuple[Layer, ...]:
+def layers(job: Job, original: nn.Module, packed: PackedFile, sample: Any, engine: Engine | None) -> tuple[Layer, ...]:
     """One entry for each matrix of the loaded model. With an engine it includes the layer's time, measured in PyTorch."""
     sites = [site for site in sites_of(job.model) if site.role is Role.MATRIX]
-    costs = macs(original, inputs)
+    costs = macs(original, sample)
     spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
     if engine is not None:
         plain = surgery.densify(surgery.clone(original))
-        pair = {"dense": plain, "ours": lowered(job.model, inputs, EAGER, engine.rules)}
-        spent = layer_times(pair, {site.module for site in sites}, inputs)
+        pair = {"dense": plain, "ours": lowered(job.model, sample, EAGER, engine.rules)}
+        spent = layer_times(pair, {site.module for site in sites}, sample)
     stored, changes = defaultdict[str, list[Stored]](list), defaultdict[str, list[Row]](list)
     for plane in packed.planes:
         stored[plane.site].append(plane)
@@ -169,6 +183,16 @@ def _extra(model: nn.Module) -> list[str]:
     return [
         f"the extra state (get_extra_state) of {', '.join(owners)} is not in the file; set it on a model before you load the "
         "file into it."
+    ]
+
+
+def _whole(sample: Any, inputs: Any) -> list[str]:
+    """A note where costs and latencies are of more than one sample."""
+    if sample is not inputs or length(inputs) == 1:
+        return []
+    return [
+        "Multiply-accumulates and latencies are those of the whole first calibration batch: no single sample of it could be "
+        "taken along the first axis of its tensors."
     ]
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from kogata.network.batch import call, evaluating, take
+from kogata.network.batch import call, evaluating
 
 _RUNS = 20
 
 
-def layer_times(models: Mapping[str, nn.Module], paths: set[str], inputs: Any) -> dict[str, dict[str, float]]:
+def layer_times(models: Mapping[str, nn.Module], paths: set[str], sample: Any) -> dict[str, dict[str, float]]:
     """The median time in milliseconds of the module at each path, for several models measured in turns on one sample."""
-    sample = take(inputs, 1)
     spent: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     handles: list[Any] = []
     for name, model in models.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.errors import DataError
+from kogata.network.nesting import leaves, mapped
 
 
 def split(batch: Any) -> tuple[Any, Any]:
@@ -21,7 +23,11 @@ def split(batch: Any) -> tuple[Any, Any]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output: a mapping is passed as keywords, a tuple or list as positions, anything else as one argument."""
+    """The model's output: a mapping is passed as keywords, a tuple or list as positions, anything else as one argument.
+
+    Objects that are no tensors, such as a cache that the model extends, are copied for each call: a batch may be used again.
+    """
+    inputs = mapped(_own, inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list):
@@ -29,58 +35,47 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
+def _own(part: Any) -> Any:
+    if part is None or isinstance(part, Tensor | bool | int | float | str | nn.Module):
+        return part
+    try:
+        return copy.deepcopy(part)
+    except Exception:  # whatever the object raises; it then cannot be kept from change
+        return part
+
+
 def take(value: Any, rows: int) -> Any:
-    """The first ``rows`` of every tensor in a nesting of mappings and sequences."""
-    if isinstance(value, Tensor):
-        return value[:rows] if value.ndim else value
-    if isinstance(value, Mapping):
-        return {key: take(part, rows) for key, part in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, tuple | list):
-        return tuple(take(part, rows) for part in cast("Sequence[Any]", value))
-    return value
+    """The first ``rows`` of every tensor in a nesting."""
+    return mapped(lambda part: part[:rows] if isinstance(part, Tensor) and part.ndim else part, value)
+
+
+def count_of(batches: Iterable[Any]) -> int | None:
+    """How many batches there are, where they can tell. A DataLoader has a length, but fails to give that of a stream."""
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:
+        return None
 
 
 def row(value: Any, n: int) -> Any:
     """Row ``n`` of every tensor in a nesting, as a batch of one."""
-    if isinstance(value, Tensor):
-        return value[n : n + 1] if value.ndim else value
-    if isinstance(value, Mapping):
-        return {key: row(part, n) for key, part in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, tuple | list):
-        return tuple(row(part, n) for part in cast("Sequence[Any]", value))
-    return value
+    return mapped(lambda part: part[n : n + 1] if isinstance(part, Tensor) and part.ndim else part, value)
 
 
 def length(value: Any) -> int:
-    """The rows of the first tensor with rows in a nesting; 1 when there is none."""
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    if isinstance(value, Tensor) and value.ndim:
-        return len(value)
-    return next((rows for part in cast("Iterable[Any]", parts) if (rows := length(part)) > 1), 1)
+    """The rows of the first tensor with more than one in a nesting; 1 when there is none."""
+    rows = (len(part) for part in leaves(value) if isinstance(part, Tensor) and part.ndim)
+    return next((count for count in rows if count > 1), 1)
 
 
 def move(value: Any, device: torch.device) -> Any:
     """The same nesting with every tensor on ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: move(part, device) for key, part in cast("Mapping[Any, Any]", value).items()}
-    if isinstance(value, tuple | list):
-        return tuple(move(part, device) for part in cast("Sequence[Any]", value))
-    return value
+    return mapped(lambda part: part.to(device, non_blocking=True) if isinstance(part, Tensor) else part, value)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every float tensor of a nested output, in order. Mappings include the output classes of transformers."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for part in cast("Mapping[Any, Any]", value).values():
-            yield from tensors(part)
-    elif isinstance(value, tuple | list):
-        for part in cast("Sequence[Any]", value):
-            yield from tensors(part)
+    """Every float tensor of a nested output, in order."""
+    return (part for part in leaves(value) if isinstance(part, Tensor) and part.is_floating_point())
 
 
 def output_error(output: Any, reference: Any) -> Tensor:

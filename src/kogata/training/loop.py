@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kogata.errors import DataError, FileFormatError, UsageError
 from kogata.job import Epoch, Task
-from kogata.network.batch import call, evaluating, move, split
+from kogata.network.batch import call, count_of, evaluating, move, split
 from kogata.settings import Range, check
 from kogata.system import progress
 from kogata.system.atomic import writing
@@ -189,7 +189,7 @@ class _Fit:
     def _epoch(self, number: int) -> Epoch:
         self.model.train()
         batches = cast("Iterable[Any]", self.task.train)
-        count = len(batches) if isinstance(batches, Sized) else None
+        count = count_of(batches)
         total, steps, rate = torch.zeros((), device=self.accelerator.device), 0, self.settings.learning_rate
         shard = islice(batches, self.accelerator.process_index, None, self.accelerator.num_processes)
         share = None if count is None else math.ceil(count / self.accelerator.num_processes)

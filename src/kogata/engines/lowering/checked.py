@@ -11,7 +11,8 @@ from kogata.engines.lowering.costs import Costs
 from kogata.engines.lowering.lower import cheaper_layers, with_layers
 from kogata.engines.lowering.rules import RULES, Rules
 from kogata.network import surgery
-from kogata.network.batch import call, evaluating, output_error, take
+from kogata.network.batch import call, evaluating, output_error
+from kogata.network.rows import first_rows
 
 log = logging.getLogger("kogata")
 TOLERANCE = 1e-5  # largest relative squared error of the outputs; that of rounding is far smaller
@@ -25,9 +26,10 @@ def lowered(model: nn.Module, inputs: Any, costs: Costs, rules: Rules = RULES) -
     those that fail stay dense. If no single layer is the cause, all layers stay dense. A warning in the log names them and the
     reason.
     """
-    layers, dense, sample = cheaper_layers(model, costs, rules), surgery.densify(surgery.clone(model)).eval(), take(inputs, 1)
+    layers, dense = cheaper_layers(model, costs, rules), surgery.densify(surgery.clone(model)).eval()
     if not layers:
         return dense
+    sample = first_rows(dense, inputs)
     with evaluating(dense):
         wanted = call(dense, sample)
 

@@ -84,7 +84,7 @@ class BRECQ(Method):
                 model, job.task
             )  # each batch also runs through the unchanged model, which gives the outputs to preserve
             forwards = [partial(call, each, inputs) for inputs, _ in batches for each, _ in sides]
-            with closing(in_turn(forwards, layers)) as arrived:
+            with closing(in_turn(forwards, [each for each, _ in sides], layers)) as arrived:
                 for name in arrived:
                     chosen = [site for site, note in notes.items() if not note and _within(site, name)]
                     (before, unchanged), (_, changed) = sides

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from kogata.network import layers, surgery
-from kogata.network.batch import call, evaluating, output_error, take
+from kogata.network.batch import call, evaluating, output_error
 from kogata.network.channels.tracing import Ties, trace
+from kogata.network.rows import first_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +65,11 @@ Cut = tuple[Group, Tensor]
 
 
 def coupled(model: nn.Module, inputs: Any) -> Coupling:
-    """Every group of removable channels of ``model``, found and tried on two rows of ``inputs``.
+    """Every group of removable channels of ``model``, found and tried on two rows of ``inputs``, or on all if it has no rows.
 
     Raises NotApplicable when ``torch.export`` cannot trace the model.
     """
-    sample = take(inputs, 2)
+    sample = first_rows(model, inputs, 2)
     ties = trace(model, sample)
     groups, refused = list[Group](), dict[str, str]()
     for group in _groups(ties):

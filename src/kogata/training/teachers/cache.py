@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from kogata.errors import DataError
-from kogata.network.batch import move, split, tensors
+from kogata.network.batch import count_of, move, split, tensors
 from kogata.network.fingerprint import fingerprint
 from kogata.system import progress
 from kogata.training.loop import autocast
@@ -170,7 +170,7 @@ def _fill(
     device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     live, writer, done = Live(teacher, layers), _Writer(part, precision, len(known)), set[int]()
     seen: Seen | None = None
-    with progress.bar("Caching the teacher", len(batches) if isinstance(batches, Sized) else None) as line:
+    with progress.bar("Caching the teacher", count_of(batches)) as line:
         for batch in batches:
             inputs = split(batch)[0]
             rows = [numbers.get(key, -1) for key in keys(inputs)]
