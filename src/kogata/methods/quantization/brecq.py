@@ -47,7 +47,8 @@ class BRECQ(Method):
     """Round to ``bits`` (1 to 8) every weight in the modules whose paths match one of the globs ``blocks``.
 
     Each block is trained on at least ``iterations`` batches of calibration data; its inputs and outputs are kept in memory for
-    this. Raises UsageError when a glob matches no module or one matched module contains another.
+    this. Running statistics of batch normalization stay as they are, because the rounding is learnt for them. Raises UsageError
+    when a glob matches no module or one matched module contains another.
 
     >>> from kogata.methods import BRECQ
     >>> from kogata.testing.models import job_of
