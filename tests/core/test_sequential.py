@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -108,8 +108,8 @@ class Skip(nn.Module):
             assert self.rows == len(x)
             del self.rows
         elif self.held == "hook":
-            kept = self.first.output.relu()
-        return self.last(torch.cat([self.parts.pop(0), kept], 1)) * rows
+            kept = cast("Tensor", self.first.output).relu()
+        return self.last(torch.cat([self.parts.pop(0), cast("Tensor", kept)], 1)) * rows
 
 
 def keep(module: nn.Module, args: Any, output: Tensor) -> None:
