@@ -6,12 +6,14 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from numba.core import caching
 
 from kogata.errors import DataError, UsageError
 from kogata.system import compiled
 from kogata.system.atomic import remove_leftovers, writing
 from kogata.system.lock import locked
+from kogata.system.modes import ordinary
 
 
 def test_loops_compile_without_a_folder_to_keep_them(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -56,3 +58,14 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Pa
         (tmp_path / name).write_text("")
     remove_leftovers(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} == {"file", ".mine", "other.part", ".file.part"}
+
+
+def test_autocast_within_ordinary_modes_sees_weights_as_they_become() -> None:
+    layer, inputs = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    with ordinary():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            before = layer(inputs)
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not torch.equal(layer(inputs), before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 
@@ -16,10 +16,17 @@ def ordinary() -> Generator[None, None, None]:
     ...     torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     (True, False)
     """
-    devices = {"cpu", *(["cuda"] if torch.cuda.is_available() else [])}
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(mode=False))
-        stack.enter_context(torch.enable_grad())
-        for device in sorted(devices):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        yield
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    enabled, cached = {device: torch.is_autocast_enabled(device) for device in devices}, torch.is_autocast_cache_enabled()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        try:
+            # Not by a context of autocast: only the outermost one drops the weights that it has cast, so that training within
+            # it would go on with those of the first step.
+            for device in devices:
+                torch.set_autocast_enabled(device, False)
+            torch.set_autocast_cache_enabled(cached and not any(enabled.values()))
+            yield
+        finally:
+            for device, before in enabled.items():
+                torch.set_autocast_enabled(device, before)
+            torch.set_autocast_cache_enabled(cached)
