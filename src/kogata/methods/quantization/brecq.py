@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.calibration.batches import calibration_batches
+from kogata.calibration.normalization import renewed
 from kogata.calibration.sequential import in_turn
 from kogata.errors import UsageError
 from kogata.forms import Role
@@ -94,7 +95,7 @@ class BRECQ(Method):
                     unchanged[name].clear()
                     changed[name].clear()
         rows = rows_of(self.ABOUT.name, job.model, model, notes)
-        return replace(job, model=model, ledger=(*job.ledger, *rows))
+        return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)))
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles; raises NotApplicable when no selected site has a matrix."""

@@ -64,15 +64,16 @@ class Half(WeightMethod):
         """Round the selected weights and, if asked, the buffers. Raises NotApplicable when none becomes smaller."""
         if not self.buffers:
             return super().apply(job)
-        model = surgery.clone(job.model)
-        rows = [_rounded(model, name, tensor) for name, tensor in _selected_buffers(job)]
-        rounded = replace(job, model=model, ledger=(*job.ledger, *rows))
+        idle: NotApplicable | None = None
         try:
-            return super().apply(rounded)
-        except NotApplicable:
-            if all(row.note for row in rows):
-                raise
-            return rounded
+            after = super().apply(job)  # first, because running statistics follow the rounded weights
+        except NotApplicable as error:
+            after, idle = job, error
+        model = surgery.clone(after.model)
+        rows = [_rounded(model, name, tensor) for name, tensor in _selected_buffers(after)]
+        if idle is not None and all(row.note for row in rows):
+            raise idle
+        return replace(after, model=model, ledger=(*after.ledger, *rows))
 
 
 def _selected_buffers(job: Job) -> list[tuple[str, Tensor]]:
