@@ -1,8 +1,8 @@
 """Running statistics of batch normalization follow what a step changes in the layers before it.
 
-Frantar, Alistarh, "Optimal Brain Compression", 2022 (2208.11580) resets the statistics after compression to those of calibration
-data. Here they move by the difference that the step makes on the same samples, so that a net that is left as it was keeps its
-statistics to the last bit, and calibration data that differs from the training data does not replace what training has learnt.
+Frantar, Alistarh, "Optimal Brain Compression", 2022 (2208.11580) resets the statistics after compression to those of the
+calibration data. Here they move by the difference that the step makes on the same samples. So a net that is left as it was
+keeps its statistics to the last bit, and a few samples do not replace what training has learnt from many.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ def move(layer: nn.Module, before: Moments, after: Moments) -> bool:
 def renewed(before: Job, after: Job, kept: Mapping[str, Tensor] | None = None) -> Job:
     """The job ``after`` a step, with the statistics of its normalization layers moved by what the step changed.
 
-    The statistics start from those of the job ``before``, whatever was done to them while the step gathered inputs. Both models
-    run once on the first ``ENOUGH`` samples of the calibration data, the new one layer by layer: the inputs of each normalization
-    are those behind the ones already moved. Nothing runs in a model without running statistics. The model of ``after`` is
-    changed in place and must be a copy; ``Job.renewed`` names the layers.
+    The statistics start from those of the job ``before``, whatever was done to them while the step gathered inputs. Both
+    models run once on the first ``ENOUGH`` samples of the calibration data, the new one layer by layer, so that each layer gets
+    its inputs from those already moved. Nothing runs in a model without running statistics. The model of ``after`` is changed
+    in place and must be a copy; ``Job.renewed`` names the layers.
 
     :param kept: the channels that are left, where a step removed some, by the name of the layer.
     """
