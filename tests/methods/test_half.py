@@ -69,6 +69,9 @@ def test_running_statistics_are_rounded_where_half_precision_holds_them() -> Non
     found = dict(after.model.named_buffers())
     for name, tensor in job.model.named_buffers():
         assert torch.equal(tensor, before[name]), "the job that was given is as it was"
+    for name, tensor in (
+        Half().apply(job).model.named_buffers()
+    ):  # statistics follow the rounded weights before they are rounded
         kept = name == "4.running_var" or not tensor.is_floating_point()
         wanted = tensor if kept else torch.from_numpy(tensor.numpy().astype(np.float16).astype(np.float32))
         assert found[name].dtype == tensor.dtype
@@ -82,8 +85,12 @@ def test_running_statistics_are_rounded_where_half_precision_holds_them() -> Non
 
 def test_buffers_are_left_alone_unless_asked_for_and_picked() -> None:
     job = normalized()
-    for method in (Half(), only(Half(buffers=True), Where(layers=("0*",)))):
-        assert all(map(torch.equal, method.apply(job).model.buffers(), job.model.buffers()))
+    first = Where(layers=("0*",))
+    without, unpicked = (only(Half(buffers=asked), first).apply(job).model for asked in (False, True))
+    assert all(map(torch.equal, unpicked.buffers(), without.buffers()))
+    followed = without.get_buffer("1.running_mean")
+    assert not torch.equal(followed, followed.half().float()), "it is no half, though it follows the rounded weight"
+    torch.testing.assert_close(followed, job.model.get_buffer("1.running_mean"), rtol=0, atol=1e-3)
     again = Half(buffers=True)
     once = Half().apply(job)
     late, early = again.apply(once).model, again.apply(job).model
