@@ -17,7 +17,6 @@ from kogata.calibration.prepare import prepare
 from kogata.flow import compress
 from kogata.job import Job, Task
 from kogata.methods import (
-    BRECQ,
     GPTQ,
     ChannelPruning,
     DynamicActivations,
@@ -170,7 +169,6 @@ def test_values_that_overflow_leave_the_statistics() -> None:
         RoundToNearest(bits=2),
         Wanda(sparsity=0.5),
         GPTQ(bits=2),
-        BRECQ(bits=2, blocks=("0", "3"), iterations=2),
         DynamicActivations(bits=2),
         MagnitudePruning(sparsity=0.5, rounds=2),
     ],

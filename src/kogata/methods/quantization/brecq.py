@@ -24,7 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from kogata.calibration.batches import calibration_batches
-from kogata.calibration.normalization import renewed
 from kogata.calibration.sequential import in_turn
 from kogata.errors import UsageError
 from kogata.forms import Role
@@ -48,7 +47,8 @@ class BRECQ(Method):
     """Round to ``bits`` (1 to 8) every weight in the modules whose paths match one of the globs ``blocks``.
 
     Each block is trained on at least ``iterations`` batches of calibration data; its inputs and outputs are kept in memory for
-    this. Raises UsageError when a glob matches no module or one matched module contains another.
+    this. Running statistics of batch normalization stay as they are, because the rounding is learnt for them. Raises UsageError
+    when a glob matches no module or one matched module contains another.
 
     >>> from kogata.methods import BRECQ
     >>> from kogata.testing.models import job_of
@@ -95,7 +95,7 @@ class BRECQ(Method):
                     unchanged[name].clear()
                     changed[name].clear()
         rows = rows_of(self.ABOUT.name, job.model, model, notes)
-        return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)))
+        return replace(job, model=model, ledger=(*job.ledger, *rows))
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles; raises NotApplicable when no selected site has a matrix."""
