@@ -69,9 +69,7 @@ def test_running_statistics_are_rounded_where_half_precision_holds_them() -> Non
     found = dict(after.model.named_buffers())
     for name, tensor in job.model.named_buffers():
         assert torch.equal(tensor, before[name]), "the job that was given is as it was"
-    for name, tensor in (
-        Half().apply(job).model.named_buffers()
-    ):  # they follow the weights before they are rounded
+    for name, tensor in Half().apply(job).model.named_buffers():  # they follow the weights before they are rounded
         kept = name == "4.running_var" or not tensor.is_floating_point()
         wanted = tensor if kept else torch.from_numpy(tensor.numpy().astype(np.float16).astype(np.float32))
         assert found[name].dtype == tensor.dtype
