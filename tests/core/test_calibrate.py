@@ -327,6 +327,7 @@ def test_layers_are_fitted_behind_normalization_that_followed() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
     inputs = 3 * torch.randn(1500, 6) + 1
     job, twin = prepare(model, Task(calibration=[inputs[:700], inputs[700:]])), surgery.clone(model, share=False)
+    gram = torch.zeros(())
     for site, gathered in gather(job, dict.fromkeys(selected_sites(job), frozenset({Stat.GRAM})), twin):
         if site.name == "0.weight":
             twin.get_submodule("0").weight = nn.Parameter(2 * twin.get_submodule("0").get_parameter("weight").detach())
