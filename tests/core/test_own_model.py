@@ -191,7 +191,9 @@ class Bound(nn.Module):
 
 
 def test_bound_methods_are_no_reason_to_refuse() -> None:
-    kogata.prepare(Bound(), Task(calibration=[torch.randn(2, 8)]))
+    net = Bound()
+    job = kogata.prepare(net, Task(calibration=[torch.randn(2, 8)]))
+    shares_nothing(job.model, net)
 
 
 class Delegating(nn.Module):

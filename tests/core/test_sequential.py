@@ -137,7 +137,8 @@ def test_a_forward_reads_the_context_variables_of_the_caller() -> None:
 
     token = factor.set(2.0)
     try:
-        GPTQ(bits=4).apply(prepare(Scaled(6, 8), Task(calibration=[torch.randn(16, 6)])))
+        job = GPTQ(bits=4).apply(prepare(Scaled(6, 8), Task(calibration=[torch.randn(16, 6)])))
+        assert [row.note for row in job.ledger] == [""]
     finally:
         factor.reset(token)
 

@@ -69,3 +69,9 @@ def test_autocast_within_ordinary_modes_sees_weights_as_they_become() -> None:
             layer.weight.mul_(2)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not torch.equal(layer(inputs), before)
+
+
+def test_no_loop_needs_a_folder_for_its_machine_code() -> None:
+    """numba's own ``cache=True`` fails where no folder can be written to; ``cached_njit`` does not."""
+    sources = Path(compiled.__file__).parents[1].rglob("*.py")
+    assert [path.name for path in sources if "cache=True" in path.read_text(encoding="utf-8")] == ["compiled.py"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kogata.network.nesting import leaves, mapped
 from kogata.network.operations import STAND_INS
 from kogata.network.placement import same_storage
 
@@ -26,20 +26,19 @@ ENTRYWISE = frozenset({
 """Names of functions whose result has each entry where the operand has it, without the underscores about them."""
 
 
-@dataclass(frozen=True, eq=False)
 class Origin:
     """Where a tensor comes from: the weight of this ``name``, or a call of which all tensors come from it and from constants.
 
     ``shadow`` is a meta tensor of the tensor's shape with strides and offset as it lies in the weight; None where its entries
-    are no entries of the weight, such as a mean, or of more than one weight.
+    are no entries of the weight, such as a mean, or of more than one weight. ``item`` is its place among the call's outputs.
+    No dataclass: as an argument of a call it is one leaf.
     """
 
-    name: str
-    shadow: Tensor | None
-    func: Callable[..., Any] | None = None
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    item: int | None = None  # of the call's outputs
+    def __init__(
+        self, name: str, shadow: Tensor | None, func: Callable[..., Any] | None = None, args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None, item: int | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.shadow, self.func, self.args, self.kwargs, self.item = name, shadow, func, args, kwargs or {}, item
 
     def value(self, weight: Callable[[str], Tensor]) -> Tensor:
         """The tensor computed anew from what the weights are now."""
@@ -94,23 +93,4 @@ def opened(func: Any) -> Callable[..., Any] | None:
 
 def tensors_in(*values: Any) -> list[Tensor]:
     """Every tensor of nested arguments."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found += tensors_in(*cast("Sequence[Any]", value))
-        elif isinstance(value, dict):
-            found += tensors_in(*cast("dict[Any, Any]", value).values())
-    return found
-
-
-def mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same nesting with every part changed."""
-    if isinstance(value, tuple | list):
-        parts = [mapped(change, part) for part in cast("Sequence[Any]", value)]
-        made = cast("Any", type(cast("object", value)))
-        return made(*parts) if hasattr(made, "_fields") else made(parts)
-    if isinstance(value, dict):
-        return {key: mapped(change, part) for key, part in cast("dict[Any, Any]", value).items()}
-    return change(value)
+    return [part for part in leaves(values) if isinstance(part, Tensor)]

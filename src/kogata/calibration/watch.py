@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kogata.calibration.origins import Origin, mapped, opened, shadows, tensors_in
+from kogata.calibration.origins import Origin, opened, shadows, tensors_in
 from kogata.calibration.recurrent import RECURRENT, recurrent_uses
 from kogata.forms import Separate, Transposed
 from kogata.job import Kind, Layout, Seen, Site
 from kogata.network.batch import call
+from kogata.network.nesting import mapped
 from kogata.network.operations import LOOKUPS, Use, use_of
 from kogata.network.placement import Axis, Placement, is_plain, placed
 from kogata.network.sites import form_at, form_of

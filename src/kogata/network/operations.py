@@ -123,22 +123,14 @@ def _einsum(operand: Tensor, call: Arguments) -> Use | None:
     return Use(kind=Kind.LINEAR, roles=roles, rows=pieces)
 
 
-def _convolution(operand: Tensor, call: Arguments) -> Use | None:
+def _convolved(roles: str, pieces: Callable[..., Iterator[Tensor]], operand: Tensor, call: Arguments) -> Use | None:
+    """A convolution, whose groups lie one after another along the first axis; ``pieces`` makes rows of its inputs."""
     if call["weight"] is not operand:
         return None
     groups, spatial = int(call.get("groups", 1)), operand.ndim - 2
     view = (groups, operand.shape[0] // groups, *operand.shape[1:])
-    rows = partial(patches, call["input"], operand.shape[2:], call, groups)
-    return Use(kind=Kind.CONV, roles="boi" + "i" * spatial, rows=rows, view=view, channels=-1 - spatial)
-
-
-def _transposed(operand: Tensor, call: Arguments) -> Use | None:
-    if call["weight"] is not operand:
-        return None
-    groups, spatial = int(call.get("groups", 1)), operand.ndim - 2
-    view = (groups, operand.shape[0] // groups, *operand.shape[1:])
-    rows = partial(transposed_patches, call["input"], operand.shape[2:], call, groups)
-    return Use(kind=Kind.CONV, roles="bio" + "i" * spatial, rows=rows, view=view, channels=-1 - spatial)
+    rows = partial(pieces, call["input"], operand.shape[2:], call, groups)
+    return Use(kind=Kind.CONV, roles=roles + "i" * spatial, rows=rows, view=view, channels=-1 - spatial)
 
 
 _PAIR, _SWAPPED, _ADDED = ("left", "right"), ("right", "left"), ("input", "left", "right")
@@ -156,8 +148,11 @@ PRODUCTS: Mapping[Any, tuple[tuple[str, ...] | None, Callable[[Tensor, Arguments
     functional.linear: (("input", "weight", "bias"), _linear),
     torch.einsum: (None, _einsum),
     **{func: (names, _matmul) for names, functions in _MATMULS.items() for func in functions},
-    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (_CONVOLVED, _convolution)),
-    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), (_TRANSPOSED, _transposed)),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (_CONVOLVED, partial(_convolved, "boi", patches))),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+        (_TRANSPOSED, partial(_convolved, "bio", transposed_patches)),
+    ),
 }
 """For each function the names of its positional arguments, and what it makes of an operand."""
 

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from kogata.errors import DataError
 from kogata.network.batch import call, evaluating
+from kogata.network.nesting import leaves
 
 MOST = 3  # names in a message
 
@@ -55,7 +56,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        for value in _arguments((args, kwargs or {})):
+        for value in leaves((args, kwargs or {})):
             if id(value) in self.names:
                 self.seen[self.names[id(value)]] = None
         return func(*args, **(kwargs or {}))
@@ -72,18 +73,6 @@ def _alias(tensor: Tensor) -> Tensor:
     """Another tensor object with the same memory."""
     alias = tensor.detach()
     return nn.Parameter(alias, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else alias
-
-
-def _arguments(value: Any) -> Iterator[Any]:
-    """Every tensor in a nesting of arguments, whatever its dtype."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in cast("Mapping[Any, Any]", value).values():
-            yield from _arguments(part)
-    elif isinstance(value, tuple | list):
-        for part in cast("tuple[Any, ...]", value):
-            yield from _arguments(part)
 
 
 def _holders(model: nn.Module) -> Iterator[str]:

@@ -7,11 +7,12 @@ Small planes have as many symbols as elements, so building the code takes longer
 # Numba has no type stubs and its scalars are no ints to a type checker; the annotations are for readers and callers.
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kogata.system.compiled import cached_njit
 
-@njit(cache=True, nogil=True)
+
+@cached_njit()
 def package_merge(coins: NDArray[np.int64], limit: int) -> NDArray[np.uint8]:
     """Code lengths of at least two symbols, given their counts in ascending order; at most 2**``limit`` symbols.
 

@@ -46,7 +46,7 @@ def _gain(count: int, freq: int) -> float:
     return count * np.log((freq + 1) / freq)
 
 
-@njit(cache=True, nogil=True)
+@cached_njit()
 def frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Frequencies that sum to ``SCALE``, each at least 1, with the least code length for these positive counts."""
     n = len(counts)
