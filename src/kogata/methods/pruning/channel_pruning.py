@@ -8,7 +8,8 @@ Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019 
     taylor: I_c = Σ_n |∂L_n/∂z_c|,   fisher: I_c = Σ_n (∂L_n/∂z_c)²,   ∂L_n/∂z_c = Σ_{w reads c} w · ∂L_n/∂w.
 He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017 (1707.06168), eq. 3, the repair:
     W' = argmin ‖X Wᵀ − X_K W'ᵀ‖² + λ ‖W' − W_K‖² = W_K + W_D G_DK (G_KK + λ)⁻¹,   G = XᵀX,
-where K are the columns that stay, D the columns that are removed, and X the inputs of the layer before the removal.
+where K are the columns that stay, D the columns that are removed, and X the inputs of the layer before the removal. Which
+channels go is decided by their score; the LASSO by which that paper selects them (its eq. 2) is not used.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class ChannelPruning(ChannelMethod):
     ``sparsity`` is the fraction of channels to remove, in [0, 1): of each group of coupled channels (``scope`` "layer"), or of
     all groups together ("global"), where norms are compared relative to the mean of their group. ``score`` is the importance of
     a channel; "taylor" and "fisher" need a loss and targets, and raise DataError without them. With ``repair``, the layers that
-    read the channels are refitted to their former outputs; ``ridge`` is λ relative to the mean square of the remaining inputs.
+    read the channels are refitted to their former outputs, by the second step of He et al.; their LASSO, which would select the
+    channels, is not used. ``ridge`` is λ relative to the mean square of the remaining inputs.
     Raises NotApplicable when no channel can be removed.
 
     >>> from kogata.methods import ChannelPruning

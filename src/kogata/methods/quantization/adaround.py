@@ -7,6 +7,11 @@ Nagel, Amjad, van Baalen, Louizos, Blankevoort, "Up or Down? Adaptive Rounding f
 where β falls during the optimization, which drives each h to 0 or 1. The first term is tr Δ G Δᵀ with G = XᵀX, so the inputs
 need not be stored. For each row it is divided by the error of rounding to nearest, and λ by the number of weights in the row,
 so that one λ suits all layers. A row keeps rounding to nearest where that has the smaller error.
+
+Three refinements of the paper are left out. X are the inputs that the rounded layers before it give, on both sides of the
+error; its asymmetric reconstruction (equation 25) compares with the outputs for the original inputs. The activation function
+behind the layer is not part of the error. The grid spans the smallest to the largest weight of a group, and is not chosen by
+its squared error.
 """
 
 from __future__ import annotations
@@ -42,7 +47,8 @@ class AdaRound(WeightMethod):
     """Quantize weights to ``bits`` (1 to 8) with a rounding learnt in ``iterations`` steps of Adam, at least 1.
 
     ``group`` consecutive weights of a row share a scale and a zero point; None means the whole row (per-channel). Weights whose
-    inputs cannot be seen stay as they are.
+    inputs cannot be seen stay as they are. It is a simplification of the paper: without its asymmetric target, without the
+    activation function in the error, and with the grid of the weights' range.
 
     >>> from kogata import only
     >>> from kogata.methods import AdaRound

@@ -4,8 +4,12 @@ Li, Gong, Tan, Yang, Hu, Zhang, Yu, Wang, Gu, "BRECQ: Pushing the Limit of Post-
 ICLR 2021 (2102.05426), sections 3.2 and 3.3. One block after another solves
     min over V of ‖f(x̂; Ŵ(V)) − f(x; W)‖² + λ Σ 1 − |2h(V) − 1|^β,
 with AdaRound's rounding Ŵ(V), the inputs x̂ produced by the already rounded blocks before it, and the inputs x in the model
-before this step. The paper weights the outputs by their Fisher information; here all outputs have equal weight. The error is
-divided by that of rounding to nearest. A block keeps rounding to nearest if the learnt rounding is no better.
+before this step. The error is divided by that of rounding to nearest. A block keeps rounding to nearest if the learnt rounding
+is no better.
+
+The paper weights the outputs by their Fisher information, learns the steps of quantized activations in the same blocks, and
+chooses the grid by its squared error. Here all outputs have equal weight, activations are not quantized, and the grid spans the
+smallest to the largest weight of a row.
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ class BRECQ(Method):
     """Round to ``bits`` (1 to 8) every weight in the modules whose paths match one of the globs ``blocks``.
 
     Each block is trained on at least ``iterations`` batches of calibration data; its inputs and outputs are kept in memory for
-    this. Raises UsageError when a glob matches no module or one matched module contains another.
+    this. It simplifies the paper: all outputs of a block weigh the same, and the grid is that of the weights' range. Raises
+    UsageError when a glob matches no module or one matched module contains another.
 
     >>> from kogata.methods import BRECQ
     >>> from kogata.testing.models import job_of

@@ -7,6 +7,9 @@ other sub-spaces fixed, the best sub-vector of row o without sharing is
     t_o = G_ss⁻¹ ((w_o − ŵ_o) G_·s + ŵ_os G_ss),
 and a centroid c increases its error by (c − t_o)ᵀ G_ss (c − t_o). With G_ss = L Lᵀ this is ordinary k-means of Lᵀ t_o, so
 assignments are exact and centroids are least-squares solutions. No step increases the error.
+
+The paper cuts a convolution along its channels, with the same codebook at every place of the kernel. Here the flattened rows
+``[channels, *kernel]`` are cut: a sub-vector holds neighbouring places of one channel, and each cut has its own codebook.
 """
 
 from __future__ import annotations
@@ -39,8 +42,8 @@ class CorrectedPQ(WeightMethod):
     """Product quantization that minimizes the error of the outputs on the calibration data.
 
     ``clusters`` (1 to 32,768) is the number of shared vectors for each position in a row, and ``length`` (at least 1) the
-    number of columns in a vector. Weights with no more rows than ``clusters``, or with inputs that cannot be seen, stay as
-    they are.
+    number of columns in a vector. A convolution is cut along its flattened filters, not along channels alone as in the paper.
+    Weights with no more rows than ``clusters``, or with inputs that cannot be seen, stay as they are.
 
     >>> from kogata import only
     >>> from kogata.methods import CorrectedPQ

@@ -3,7 +3,8 @@
 Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (1612.01543), section 4:
     J = Σ_i h_i (w_i − c_k(i))² − λ Σ_i log2 p_k(i),
     k(i) = argmin_k h_i (w_i − c_k)² − λ log2 p_k,   c_k = Σ h w / Σ h over cluster k,   p_k its share of the weights,
-by alternating minimization. h is the diagonal of the Fisher information, in the same unit for all layers.
+by alternating minimization. h is the diagonal of the Fisher information, in the same unit for all layers, plus its mean over
+the layer (``scalar.importance``).
 
 The paper has one table for all layers. Here each layer has its own table and its own p, because the indices of each layer are
 coded separately. The joint problem is then Σ_layers J_layer with a common λ, and it separates into layers. With a common λ, one
@@ -44,7 +45,8 @@ class ECSQ(PlannedMethod[float]):
     """Share at most ``clusters`` values (1 to 32,768) in each layer, with indices of at most ``bits`` of entropy per weight.
 
     ``bits``, above 0, is the mean over the weights of all selected layers; layers to which the loss is most sensitive get more.
-    Pruned weights do not count. If Hessian-weighted k-means with ``clusters`` centroids already needs no more bits, it is used.
+    Pruned weights do not count. The importance of a weight is its entry of the Fisher diagonal plus the layer's mean of it. If
+    Hessian-weighted k-means with ``clusters`` centroids already needs no more bits, it is used.
     Raises DataError without a loss and targets.
 
     >>> from kogata import only

@@ -4,7 +4,7 @@ Choi, El-Khamy, Lee, "Towards the Limit of Network Quantization", ICLR 2017 (161
     min Σ_k Σ_{w_i in c_k} h_ii |w_i − c_k|²,  so that  c_k = Σ h_ii w_i / Σ h_ii,
 because at a minimum of the loss L the change of L is about ½ Σ h_ii (w_i − c_k)². The diagonal h of the Hessian is approximated
 by that of the Fisher information, the mean squared gradient. It takes one pass, is never negative, and at such a minimum has
-the same expectation.
+the same expectation. Its mean over the layer is added to every entry, which the paper does not do (``scalar.importance``).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from kogata.methods.sharing import scalar
 class HessianKMeans(WeightMethod):
     """Share ``clusters`` values (1 to 32,768) among all weights of a layer, minimizing the increase of the loss.
 
+    The importance of a weight is its entry of the Fisher diagonal plus the mean of the diagonal over the layer: damping by the
+    whole mean, so that a weight whose gradients happen to be 0 on the calibration data still counts.
     Raises DataError without a loss and targets.
 
     >>> from kogata import only
