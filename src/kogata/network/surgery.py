@@ -7,6 +7,7 @@ keeps working, and so do ``deepcopy``, ``torch.export`` and ONNX export.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -118,9 +119,13 @@ def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
     if share:
         tensors = [*model.parameters(), *model.buffers()]
         memo = {id(tensor): tensor for tensor in tensors}
-    for module in model.modules():  # deepcopy refuses computed tensors, such as the weight that a hook of weight_norm sets
-        computed = [value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
+    for module in model.modules():
+        held = vars(module).values()
+        # deepcopy refuses computed tensors, such as the weight that a hook of weight_norm sets
+        computed = [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
         memo |= {id(tensor): tensor.detach() if share else tensor.detach().clone() for tensor in computed}
+        # and takes most of its time for a module's tables of hooks, a dozen, nearly always empty
+        memo |= {id(table): OrderedDict() for table in held if type(table) is OrderedDict and not table}
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
         if parametrizations(module):
