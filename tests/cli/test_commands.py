@@ -27,6 +27,17 @@ def test_methods_lists_every_method_and_fits_80_columns(kogata: Run) -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_one_method_with_its_settings(kogata: Run) -> None:
+    out = kogata("methods", "gptq").stdout
+    assert max(map(len, out.splitlines())) <= 80
+    assert "arXiv 2210.17323" in out
+    assert "whose inputs cannot be observed stay as they are." in " ".join(out.split())
+    rows = [line.split() for line in out.splitlines()]
+    assert ["bits", "1", "to", "16", "required"] in rows or ["bits", "1", "to", "8", "required"] in rows
+    assert ["rounds", "0", "or", "more", "1"] in rows
+    assert "did you mean 'gptq'?" in kogata("methods", "gptc", code=2).stderr
+
+
 def test_methods_as_json(kogata: Run) -> None:
     lines = {line["method"]: line for line in json.loads(kogata("methods", "--json").stdout)}
     assert list(lines) == [method.ABOUT.name for method in METHODS]

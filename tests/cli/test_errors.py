@@ -42,8 +42,8 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        ("[{method: k-means, cluster: 8}]", "the key 'cluster' is none of clusters (did you mean 'clusters'?)"),
-        ("[{method: kmeans, clusters: 8}]", "method 'kmeans' is none of "),
+        ("[{method: k-means, cluster: 8}]", "the key 'cluster' is unknown; did you mean 'clusters'?"),
+        ("[{method: kmeans, clusters: 8}]", "method 'kmeans' is unknown; did you mean 'k-means'"),
         ("[{method: k-means, clusters: 8}, {method: svd, rank: 2}]", "Structure comes first"),
         ("[{method: k-means, clusters: 8, where: 'fc9.*'}]", "fc1.weight"),
     ],
@@ -117,6 +117,19 @@ def test_other_errors_are_called_bugs_and_keep_the_traceback(command: tuple[list
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "bug in Kogata" in done.stderr
+
+
+def test_an_error_in_code_that_kogata_calls_is_not_called_a_bug_of_kogata(
+    command: tuple[list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "theirs.py").write_text("from kogata.methods import KMeans\n\ndef run(**_):\n    raise RuntimeError('boom')\n")
+    program = "from kogata import cli; import theirs; cli.app = theirs.run; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=command[1] | {"PYTHONPATH": f"{command[1]['PYTHONPATH']}:{tmp_path}"},
+        capture_output=True, encoding="utf-8", timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"{tmp_path / 'theirs.py'}, line 4 raised it, which is not part of Kogata" in done.stderr
 
 
 def test_a_closed_pipe_is_quiet(command: tuple[list[str], dict[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -180,6 +181,19 @@ def test_missing_file(tmp_path: Path) -> None:
         read_file(tmp_path / "none.kogata")
     with pytest.raises(FileFormatError, match="cannot be read"):
         read_file(tmp_path)
+
+
+@pytest.mark.parametrize("schema", ["0", "-7", "x", "1.5", "²"])
+def test_a_schema_that_is_no_number_from_1_is_refused(schema: str, data: bytes, tmp_path: Path) -> None:
+    size = struct.unpack_from("<Q", data)[0]
+    payload = data[8 + size :]
+    said = json.loads(data[8 : 8 + size])
+    said["__metadata__"] |= {
+        "schema": schema, "sha256": hashlib.sha256(f"kogata {schema} {__version__} ".encode() + payload).hexdigest(),
+    }  # fmt: skip
+    header = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
+    with pytest.raises(FileFormatError, match=r"schema is .* no number from 1"):
+        read_bytes(struct.pack("<Q", len(header)) + header + payload, tmp_path)
 
 
 def test_a_newer_schema_says_to_upgrade(data: bytes, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_settings_of_a_foreign_method_are_checked_as_any(module: Module) -> None
     name = f"{module(METHOD)}:Mine"
     for settings, words in (
         ({"amount": 2.0}, "amount is 2.0; expected above 0 and below 1"),
-        ({"amount": 0.5, "name": "a"}, "the key 'name' is none of amount, names, recover"),
+        ({"amount": 0.5, "name": "a"}, "the key 'name' is unknown; did you mean 'names'"),
         ({}, "amount must be given"),
     ):
         with pytest.raises(UsageError, match=words) as caught:
@@ -148,7 +148,7 @@ def test_settings_of_a_foreign_method_are_checked_as_any(module: Module) -> None
 
 
 def test_names_that_are_no_references_are_told_of_them() -> None:
-    with pytest.raises(UsageError, match=r"method 'kmeans' is none of .*package\.module:Class"):
+    with pytest.raises(UsageError, match=r"method 'kmeans' is unknown; did you mean 'k-means'.*package\.module:Class"):
         parse("steps: [{method: kmeans}]", "r")
     with pytest.raises(UsageError, match="No module named 'nowhere'"):
         parse("steps: [{method: 'nowhere.at.all:Mine'}]", "r")

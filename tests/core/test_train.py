@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import socket
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +26,7 @@ from kogata.methods.base.method import Method
 from kogata.network import surgery
 from kogata.testing.comparisons import assert_equal
 from kogata.testing.models import job_of
+from kogata.training import checkpoint as checkpoints
 from kogata.training.loop import Training, fit, task_loss
 
 
@@ -213,8 +217,20 @@ def test_frozen_parameters_stay() -> None:
 def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
     checkpoint = tmp_path / "training.pt"
     trained(network(), task(Loader()), Training(epochs=1), checkpoint)
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(io.BytesIO(checkpoint.read_bytes()[: -checkpoints.DIGEST]), weights_only=True)
     assert state["history"][0]["epoch"] == 1
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_checkpoint_with_a_changed_bit_is_refused(place: float, bit: int, tmp_path: Path) -> None:
+    path = tmp_path / "training.pt"
+    checkpoints.save(path, {"model": {"weight": torch.ones(50)}})
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        checkpoints.load(path)
 
 
 def test_methods_are_frozen() -> None:

@@ -18,6 +18,7 @@ from kogata.engines import OnnxRuntime
 from kogata.errors import FileFormatError, UsageError
 from kogata.forms import Dense, Form, Masked, Role
 from kogata.job import Step
+from kogata.methods import RoundToNearest
 from kogata.network import surgery
 from kogata.network.sites import form_at, sites_of
 from kogata.storage import hub
@@ -143,9 +144,14 @@ def test_a_class_without_a_tag_of_its_own_is_not_taken(forms: tuple[type[Form], 
         read_file(path, forms=forms)
 
 
+@pytest.mark.parametrize("wrong", ["acme:Steps", nn.Linear, RoundToNearest(bits=4)])
+def test_what_is_no_form_is_refused(wrong: Any, path: Path) -> None:
+    with pytest.raises(UsageError, match="is no form; expected classes that extend"):
+        read_file(path, forms=(wrong,))
+
+
 def test_the_whole_flow_takes_it(tmp_path: Path) -> None:
     """What compress() writes it reads again, whatever forms its methods leave."""
-    from kogata.methods import RoundToNearest
     from kogata.methods.base.compose import only
 
     task = kogata.Task(calibration=[torch.randn(4, 8)])

@@ -17,7 +17,7 @@ from kogata.job import Job, Role, Seen, Task
 from kogata.network import surgery
 from kogata.network.batch import evaluating
 from kogata.network.originals import refuse_shared_code
-from kogata.network.sites import sites_of, unwrapped
+from kogata.network.sites import left_alone, sites_of, unwrapped
 from kogata.system.modes import ordinary
 
 
@@ -70,7 +70,8 @@ def first_job(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
                 "object that can be iterated again."
             )
     if not sites_of(model):
-        raise DataError(f"model: {type(model).__name__} has no weight that can be compressed.")
+        reasons = "".join(f" {name}: {reason}." for name, reason in left_alone(model).items())
+        raise DataError(f"model: {type(model).__name__} has no weight that can be compressed.{reasons}")
     job = Job(model=model, reference=model, task=task, seed=seed)
     try:
         inputs = Probe(job).inputs

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import logging
+import site
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,17 +64,31 @@ def main() -> None:
     except KogataError as error:
         print(f"error: {str(error).translate(_ESCAPES)}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        print("error: this is a bug in Kogata, not in what you typed; please report the lines above.", file=sys.stderr)
+        whose = _foreign(error)
+        told = f"{whose} raised it, which is not part of Kogata" if whose else "this is a bug in Kogata; please report it"
+        print(f"error: {told}. The lines above say where.", file=sys.stderr)
         sys.exit(1)
 
 
+def _foreign(error: Exception) -> str:
+    """The file and line where code failed that Kogata called, and that is neither Kogata's nor an installed package's."""
+    ours, installed = str(Path(__file__).parent.parent), tuple({sys.prefix, sys.base_prefix, *site.getsitepackages()})
+    foreign = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename.startswith(ours):
+            foreign = ""
+        elif not frame.filename.startswith((*installed, "<")):
+            foreign = f"{frame.filename}, line {frame.lineno}"
+    return foreign
+
+
 def _narrate() -> None:
-    """Log to stderr: Kogata's warnings and, on a terminal, the progress of long runs (training has its own bars)."""
+    """Log to stderr: Kogata's warnings, the steps of a run, and the epochs of a training where no terminal shows a bar."""
 
     def shown(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or (record.name == "kogata.run" and sys.stderr.isatty())
+        return record.levelno >= logging.WARNING or record.name == "kogata.run" or not sys.stderr.isatty()
 
     handler = logging.StreamHandler()
     handler.addFilter(shown)

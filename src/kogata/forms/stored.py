@@ -36,7 +36,8 @@ class Transposed(Form):
         """The entries in the order in which they are stored, of ``shape``."""
         matrix = self.part.dense().reshape([self.view[axis] for axis in self.axes])
         inverse = sorted(range(len(self.axes)), key=lambda n: self.axes[n])
-        return matrix.permute(inverse).reshape(self.shape)
+        # always of the same strides, however the part lies in memory: a product adds up in an order that depends on them
+        return matrix.permute(inverse).reshape(self.shape).contiguous()
 
     def kept(self) -> int:
         """The numbers of the part."""

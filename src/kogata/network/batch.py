@@ -84,7 +84,9 @@ def output_error(output: Any, reference: Any) -> Tensor:
     Raises DataError when they differ in structure or shape.
     """
     found, wanted = list(tensors(output)), list(tensors(reference))
-    if [t.shape for t in found] != [t.shape for t in wanted] or not found:
+    if not wanted:
+        raise DataError("model: its output holds no float tensor, so there is nothing that must stay as it is.")
+    if [t.shape for t in found] != [t.shape for t in wanted]:
         raise DataError(
             f"distillation: the outputs differ: shapes {[tuple(t.shape) for t in found]} against "
             f"{[tuple(t.shape) for t in wanted]} of the original model."

@@ -84,6 +84,8 @@ def _known(forms: Sequence[type[Form]]) -> dict[str, type[Form]]:
     """All known form classes by tag."""
     known = {form.TAG: form for form in FORMS}
     for form in forms:
+        if not isinstance(form, type) or not issubclass(form, Form):
+            raise UsageError(f"forms: {form!r} is no form; expected classes that extend kogata.forms.Form.")
         if not form.TAG or known.setdefault(form.TAG, form) is not form:
             raise UsageError(f"forms: {form.__name__} has the TAG {form.TAG!r}; expected one that no other form has.")
     return known
@@ -99,7 +101,8 @@ class _Reader:
         metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         if metadata["format"] != "kogata":
             raise ValueError(f"its format is {metadata['format']!r}")
-        schema = int(metadata["schema"])
+        if not (stated := str(metadata["schema"])).isdecimal() or not (schema := int(stated)):
+            raise ValueError(f"its schema is {stated[:80]!r}, which is no number from 1")
         if schema > SCHEMA:
             raise FileFormatError(
                 f"has schema {schema}, written by kogata {metadata['tool']}; this is kogata {__version__}, which reads "
@@ -221,11 +224,14 @@ class _Reader:
         """The error message for a form that is neither Kogata's nor among ``forms``; it says what to do."""
         said = f"{site} has a form with the tag {str(tag)[:80]!r}, which kogata {__version__} does not know"
         if tag not in self.providers:
-            return f"{said}. Upgrade kogata, or get the file again."
+            package, dot, _ = str(tag)[:80].partition(".")
+            other = f"It is probably one of the package {package!r}: pass its class in forms. Otherwise u" if dot else "U"
+            return f"{said}. {other}pgrade kogata, or get the file again."
         module, _, name = self.providers[tag][:200].rpartition(":")
         return (
             f"{said}. The file says that it is {name!r} of the module {module!r}. If you trust that package, import the class "
-            f"and pass it: load(..., forms=({name},)); read_file, from_pretrained, open and run take forms, too."
+            f"and pass it: load(..., forms=({name},)); read_file, from_pretrained, open and run take forms, too, and the "
+            f"commands take --form {module}:{name}."
         )
 
     def _take(self, length: int, what: str) -> bytes:

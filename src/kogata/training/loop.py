@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from kogata.job import Epoch, Task
 from kogata.network.batch import call, count_of, evaluating, move, split
 from kogata.settings import Range, check
 from kogata.system import progress
-from kogata.system.atomic import writing
 from kogata.system.environment import environment
+from kogata.training import checkpoint
 from kogata.training.wrapper import TrainingWrapper
 
 log = logging.getLogger("kogata")
@@ -264,18 +264,13 @@ class _Fit:
             "model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best,
             "history": [asdict(epoch) for epoch in self.history],
         }  # fmt: skip
-        with writing(self.checkpoint) as file:
-            written = _Written(file)
-            try:
-                torch.save(state, cast("IO[bytes]", written))
-            except RuntimeError as error:  # torch hides the error of a full disk behind its own
-                raise written.error or error from error
+        checkpoint.save(self.checkpoint, state)
 
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state = checkpoint.load(self.checkpoint)
             self.bare.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.best, self.history = state["best"], [Epoch(**epoch) for epoch in state["history"]]
@@ -285,23 +280,3 @@ class _Fit:
                 "it and repeat the command with --resume: the epochs of this step start anew, the steps before it are kept."
             ) from error
         log.info("%s: resumed after epoch %d", self.what, len(self.history))
-
-
-class _Written:
-    """A file that remembers why a write failed."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        """Write to the file."""
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        """Flush the file."""
-        self.file.flush()
