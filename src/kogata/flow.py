@@ -115,10 +115,11 @@ def run(job: Job, methods: Sequence[Method], folder: Folder) -> tuple[Job, list[
     for number, method in enumerate(methods[len(steps) :], len(steps) + 1):
         log.info("step %d of %d: %s", number, len(methods), method.title())
         started, before = time.perf_counter(), model_bits(job.model)
-        job, note = _applied(method, replace(job, folder=folder.training(number), epochs=()), done=bool(steps))
+        job, note = _applied(method, replace(job, folder=folder.training(number), epochs=(), renewed=()), done=bool(steps))
         steps.append(Step(
             name=method.title(), settings=method.settings(), seconds=time.perf_counter() - started, bits_before=before,
             bits_after=model_bits(job.model), loss=Probe(job).base, epochs=job.epochs, note=note,
+            renewed=job.renewed,
         ))  # fmt: skip
         folder.save(job, steps)
     return job, steps

@@ -170,6 +170,7 @@ class Step:
     loss: float | None
     epochs: tuple[Epoch, ...] = ()
     note: str = ""  # why the step changed nothing, if it did not
+    renewed: tuple[str, ...] = ()  # normalization layers whose running statistics followed what the step changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,7 @@ class Job:
     where: tuple[Where, ...] = ()  # the restrictions in force: a site must satisfy all of them
     ledger: tuple[Row, ...] = ()
     epochs: tuple[Epoch, ...] = ()  # epochs of the step in progress
+    renewed: tuple[str, ...] = ()  # normalization layers whose running statistics the step in progress has moved
     seen: Mapping[str, Seen] = field(default_factory=dict[str, Seen])  # what the calibration data showed of weights, by name
     folder: Path | None = None  # where training steps may write checkpoints
     explain: bool = False  # measure what each change alone does to the loss, at the cost of a forward for each

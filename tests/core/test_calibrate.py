@@ -15,14 +15,15 @@ import kogata
 from kogata import Task
 from kogata.calibration.batches import first_batch
 from kogata.calibration.gather import gather
+from kogata.calibration.normalization import PRIOR
 from kogata.calibration.prepare import prepare
 from kogata.calibration.probe import Probe
 from kogata.calibration.stats import Gathered, Stat
 from kogata.errors import DataError
 from kogata.forms import Dense, Masked, Role
 from kogata.job import Job
-from kogata.methods import GPTQ, OBD, SVD, KMeans, MagnitudePruning, Recover, Wanda
-from kogata.methods.base.compose import chain, only
+from kogata.methods import GPTQ, OBD, SVD, KMeans, MagnitudePruning, Recover
+from kogata.methods.base.compose import chain
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites, sites_of
 from kogata.testing.comparisons import assert_near, assert_untouched, snapshot
@@ -427,15 +428,21 @@ def test_fisher_is_that_of_the_model_in_evaluation_mode() -> None:
         torch.testing.assert_close(gathered.gradients.fisher[""], wanted[name])
 
 
-def test_batch_normalization_follows_what_was_changed_before_it() -> None:
+def test_layers_are_fitted_behind_normalization_that_followed() -> None:
+    """The Gram matrix of the layer behind is that of the net whose statistics have moved already."""
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
     inputs = 3 * torch.randn(1500, 6) + 1
-    job = prepare(model, Task(calibration=[inputs[:700], inputs[700:]]))
-    after = Wanda(sparsity=0.5).apply(job).model
-    reached = after.get_submodule("0")(inputs).detach()
-    norm, before = after.get_submodule("1"), model.get_submodule("1")
-    torch.testing.assert_close(norm.get_buffer("running_mean"), reached.mean(0))
-    torch.testing.assert_close(norm.get_buffer("running_var"), reached.var(0))
-    kept = only(Wanda(sparsity=0.5), "3").apply(job).model.get_submodule("1")
-    for name in ("running_mean", "running_var"):
-        assert torch.equal(kept.get_buffer(name), before.get_buffer(name)), "nothing before it has changed"
+    job, twin = prepare(model, Task(calibration=[inputs[:700], inputs[700:]])), surgery.clone(model, share=False)
+    gram = torch.zeros(0)
+    for site, gathered in gather(job, dict.fromkeys(selected_sites(job), frozenset({Stat.GRAM})), twin):
+        if site.name == "0.weight":
+            twin.get_submodule("0").weight = nn.Parameter(2 * twin.get_submodule("0").get_parameter("weight").detach())
+        elif gathered.gram_GII is not None:
+            gram = gathered.gram_GII[0]
+    reached = twin.get_submodule("0")(inputs).detach()
+    dense = model[0](inputs).detach()
+    known = 1500 / (1500 + PRIOR)
+    mean = known * (reached.mean(0) - dense.mean(0))
+    above, below = (known * part.var(0, correction=0) + 1 - known for part in (reached, dense))
+    out = ((reached - mean) / (above / below + 1e-5).sqrt()).relu()
+    torch.testing.assert_close(gram, out.T @ out / 1500, rtol=1e-4, atol=1e-4)

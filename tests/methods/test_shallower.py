@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from kogata import Task
 from kogata.calibration.batches import first_batch
+from kogata.calibration.normalization import PRIOR
 from kogata.calibration.prepare import prepare
 from kogata.errors import FileFormatError, NotApplicable, UsageError
 from kogata.job import Job
@@ -22,6 +24,7 @@ from kogata.network.sites import model_bits, sites_of
 from kogata.storage.load import load
 from kogata.storage.write import save
 from kogata.tasks.networks import cifar_resnet
+from kogata.testing.comparisons import assert_near
 
 
 class Stack(nn.Module):
@@ -113,7 +116,9 @@ def test_blocks_of_a_residual_net_that_are_alike_can_go(tmp_path: Path) -> None:
     net = cifar_resnet(20, width=0.25)
     job = job_of(net, torch.randn(2, 3, 32, 32))
     smaller = Shallower(keep=1).apply(job).model
-    wanted = nn.Sequential(*(layer for place, layer in enumerate(net) if place not in (4, 5, 8, 11))).eval()
+    wanted = copy.deepcopy(nn.Sequential(*(layer for place, layer in enumerate(net) if place not in (4, 5, 8, 11)))).eval()
+    for buffer, moved in zip(wanted.buffers(), smaller.buffers(), strict=True):
+        buffer.copy_(moved)
     assert torch.equal(output(job, smaller), output(job, wanted))
     save(smaller, tmp_path / "m.kogata")
     loaded = load(tmp_path / "m.kogata", into=cifar_resnet(20, width=0.25).eval())
@@ -173,3 +178,35 @@ def test_transformers_encoder() -> None:
     fewer.load_state_dict(smaller.state_dict())
     with torch.no_grad():
         assert torch.equal(smaller(**inputs).last_hidden_state, fewer(**inputs).last_hidden_state)
+
+
+class Normalized(nn.Module):
+    """A residual stack whose branches normalize by running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_running_statistics_of_layers_that_are_left_follow_from_their_own() -> None:
+    """Layer 3 becomes layer 1 and gets the inputs of layer 1: its mean moves from its own by the difference of both."""
+    torch.manual_seed(1)
+    model, inputs = Normalized(), torch.randn(500, 8)
+    for layer in model.layers:
+        nn.init.uniform_(layer.get_buffer("1.running_mean"))
+    job = job_of(model, inputs)
+    after = Shallower(keep=(0, 3), lists="layers").apply(job)
+    assert after.renewed == ("layers.1.1",)
+    with torch.no_grad():
+        states = [inputs]
+        for layer in model.layers:
+            states.append(states[-1] + layer(states[-1]))
+        was, now = (model.layers[3].get_submodule("0")(state).mean(0) for state in (states[3], states[1]))
+    wanted = model.layers[3].get_buffer("1.running_mean") + 500 / (500 + PRIOR) * (now - was)
+    assert_near(after.model.get_buffer("layers.1.1.running_mean"), wanted, 1e-5)
+    assert torch.equal(after.model.get_buffer("layers.0.1.running_mean"), model.layers[0].get_buffer("1.running_mean"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kogata.calibration.batches import calibration_batches
 from kogata.calibration.gradients import gradient_statistics
-from kogata.calibration.normalization import Moments, follows
+from kogata.calibration.normalization import Moments, follows, moments_of, move
 from kogata.calibration.sequential import Visit, count, in_turn
 from kogata.calibration.stats import GRADIENTS, INPUTS, Gathered, Gradients, Stat
 from kogata.calibration.watch import Watch
@@ -34,7 +34,7 @@ def gather(
     """Each site with what it needs to know of its layer, in the order in which ``model`` runs, while the caller changes it.
 
     Inputs are those that come out of what the caller has made of the layers before: one pass, which holds the statistics of
-    one layer. Batch normalization behind what was changed gets the statistics of the calibration data that now reach it. For
+    one layer. The running statistics of batch normalization behind what was changed move by what that changed. For
     ``Stat.CROSS`` each batch also runs through ``job.model``, beside its run through ``model``. Gradients are those of
     ``job.model``: the given ones, by the name of the site, or gathered before. A weight has inputs where an operation of the
     forward multiplies it, whatever its layer; for others they are None, and :class:`Gathered` says why. Sites that need no
@@ -81,12 +81,14 @@ def _arrivals(
     norms = {name: (module, Moments()) for name, module in model.named_modules() if follows(module)}
     layers: list[tuple[str, nn.Module, Visit]] = [(name, module, moments) for name, (module, moments) in norms.items()]
     changed, watches = False, [watch]
+    were: dict[str, Moments] | None = None  # the moments of the unchanged model, once they are needed
     crossed = [site for site, wanted in needs.items() if Stat.CROSS in wanted]
     if crossed:  # the unchanged run of a batch arrives just before the changed one
         unchanged = Watch(job.model, crossed, lambda name, placement: sums[name].unchanged(placement))
         watches = [unchanged, watch]
     with memory.returned(), evaluating(job.model), evaluating(model):
-        forwards = [partial(each.run, inputs) for inputs, _ in calibration_batches(model, job.task) for each in watches]
+        batches = [inputs for inputs, _ in calibration_batches(model, job.task)]
+        forwards = [partial(each.run, inputs) for inputs in batches for each in watches]
         calls = count(forwards[len(watches) - 1], layers, [watch])
         for name, site in watch.sites.items():
             if name not in calls:
@@ -95,7 +97,9 @@ def _arrivals(
             for name in names:
                 if name in norms:
                     if changed:
-                        norms[name][1].renew(norms[name][0])
+                        were = moments_of(job.model, batches) if were is None else were
+                        if name in were:
+                            move(norms[name][0], were[name], norms[name][1])
                     continue
                 if watch.fits(name):
                     yield watch.sites[name], sums[name]

@@ -116,7 +116,10 @@ def report(
             latency_ms=latency[0],
         ),
         layers=layers(job, original, packed, sample, engine), rest_bytes=rest(packed, job.model),
-        steps=tuple(steps), notes=(*notes, *_idle(steps), *_extra(job.model), *_whole(sample, inputs), *_left(job)),
+        steps=tuple(steps),
+        notes=(
+            *notes, *_idle(steps), *_renewed(steps), *_extra(job.model), *_whole(sample, inputs), *_left(job),
+        ),
         targets={target.goal: target.text for target in recipe.targets},
     )  # fmt: skip
     return dataclasses.replace(built, missed=tuple(m for t in recipe.targets if (m := t.miss(built))))
@@ -172,6 +175,15 @@ def rest(packed: PackedFile, loaded: nn.Module) -> dict[str, int]:
 def _idle(steps: Sequence[Step]) -> list[str]:
     """The steps that changed nothing, each with the reason."""
     return [f"step {number} changed nothing: {step.note}" for number, step in enumerate(steps, 1) if step.note]
+
+
+def _renewed(steps: Sequence[Step]) -> list[str]:
+    """The steps that running statistics followed."""
+    return [
+        f"step {number} ({step.name}): the running statistics of {len(step.renewed)} batch normalization "
+        f"layer{'s' if len(step.renewed) > 1 else ''} moved by what the step changed in their inputs on the calibration data."
+        for number, step in enumerate(steps, 1) if step.renewed
+    ]  # fmt: skip
 
 
 def _extra(model: nn.Module) -> list[str]:

@@ -28,6 +28,19 @@ def shortened(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {path: places(layers) for path, layers in lists(model) if KEPT in layers.__dict__}
 
 
+def origin(path: str, model: nn.Module, before: nn.Module) -> str:
+    """The path in ``before`` of the module at ``path`` of ``model``, whose lists may have lost entries since."""
+    names = list[str]()
+    for name in path.split(".") if path else []:
+        found = name
+        if isinstance(model, Layers) and isinstance(before, Layers) and places(model) != places(before):
+            place = dict(zip((child for child, _ in model.named_children()), places(model), strict=True))[name]
+            found = dict(zip(places(before), (child for child, _ in before.named_children()), strict=True))[place]
+        names.append(found)
+        model, before = model.get_submodule(name), before.get_submodule(found)
+    return ".".join(names)
+
+
 def keep(model: nn.Module, path: str, kept: Sequence[int]) -> None:
     """Shorten the list at ``path``, in ``model`` itself, to the entries whose places in the original list are ``kept``.
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from kogata.calibration.normalization import renewed
 from kogata.job import Job, Site
 from kogata.methods.base.method import Method
 from kogata.methods.base.selection import refuse_idle, rows_of
@@ -38,4 +39,4 @@ class ActivationMethod(Method):
                 weight = next(model.get_submodule(site.module).parameters())
                 attach_quantizer(model.get_submodule(site.module), quantizer.to(weight.device))
         rows = rows_of(self.ABOUT.name, job.model, model, notes)
-        return replace(job, model=model, ledger=(*job.ledger, *rows))
+        return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)))

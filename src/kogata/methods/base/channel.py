@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from kogata.calibration.batches import first_batch
+from kogata.calibration.normalization import renewed
 from kogata.calibration.probe import Probe, most_changed
 from kogata.errors import NotApplicable
 from kogata.forms import Role
@@ -17,7 +18,7 @@ from kogata.job import Job, Row, Site
 from kogata.methods.base.method import About, Method
 from kogata.methods.base.selection import refuse_idle, row_of
 from kogata.network import surgery
-from kogata.network.channels.groups import Coupling, Cut, Group, coupled, remove
+from kogata.network.channels.groups import Coupling, Cut, Group, coupled, remaining, remove
 from kogata.network.sites import form_at, form_of, known_sites, selected_sites, sites_of
 
 
@@ -64,7 +65,11 @@ class ChannelMethod(Method):
             refuse_idle(name, notes or {"the model": "no layer makes channels"})
         model = _shrunk(job.model, cuts, plan)
         rows = _rows(name, job, model, _losses(job, cuts, plan), notes)
-        return replace(job, model=model, ledger=(*job.ledger, *rows))
+        left = {
+            buffer.removesuffix(".running_mean"): axes[0] for buffer, axes in remaining(job.model, cuts).items()
+            if buffer.endswith(".running_mean")
+        }  # fmt: skip
+        return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)), left)
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Raises NotApplicable when no selected weight is still plain, without sparsity or quantization."""

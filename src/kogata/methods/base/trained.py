@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from kogata.calibration.normalization import renewed
 from kogata.errors import NotApplicable
 from kogata.forms import Dense, Latent, Role
 from kogata.job import Job, Site, Task, Where
@@ -66,13 +67,18 @@ class TrainingMethod(Method):
         return self._begin(job, notes_of(self, job, self._unfit(job)))
 
     def apply(self, job: Job) -> Job:
-        """Train under the wrapper and finish it; raises DataError without training data."""
+        """Train under the wrapper and finish it; raises DataError without training data.
+
+        Running statistics are trained too. They then move only by what finishing changes, such as a last projection.
+        """
         notes = notes_of(self, job, self._unfit(job))
         wrapper = self._begin(job, notes)
         epochs = self.recover.train(wrapper, job, self.ABOUT.name)
+        trained = surgery.clone(wrapper.model)
         model = wrapper.finish()
         rows = rows_of(self.ABOUT.name, job.model, model, notes)
-        return replace(job, model=model, epochs=epochs, ledger=(*job.ledger, *rows))
+        after = replace(job, model=model, epochs=epochs, ledger=(*job.ledger, *rows))
+        return renewed(replace(job, model=trained), after)
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles through this method; raises NotApplicable when no selected site has a leaf it accepts."""

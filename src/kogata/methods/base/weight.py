@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.calibration.gather import gather, gradients_of
+from kogata.calibration.normalization import renewed
 from kogata.calibration.probe import Probe, most_changed
 from kogata.calibration.stats import Gathered, Gradients, Stats
 from kogata.errors import DataError, NotApplicable
@@ -55,8 +56,8 @@ def encode_sites(job: Job, plan: Sequence[tuple[WeightMethod, Sequence[Site]]]) 
     """The job after each method of ``plan`` has encoded its sites.
 
     One pass over the calibration data gathers, for each site, the statistics that its method needs. The inputs of a layer are
-    those produced by the already compressed layers before it. No site may belong to two methods. Raises NotApplicable, listing
-    all reasons, when no site changes.
+    those produced by the already compressed layers before it, and batch normalization follows them. No site may belong to two
+    methods. Raises NotApplicable, listing all reasons, when no site changes.
     """
     model = surgery.clone(job.model)
     needs = {site: method.needs for method, sites in plan for site in sites}
@@ -71,7 +72,7 @@ def encode_sites(job: Job, plan: Sequence[tuple[WeightMethod, Sequence[Site]]]) 
     refuse_idle(" and ".join(dict.fromkeys(method.ABOUT.name for method, _ in plan)), rows)
     losses = _losses(job, model, {site: change for site, change in changes.items() if change})
     rows = [replace(row, loss=losses.get(row.site)) for row in rows]
-    return replace(job, model=model, ledger=(*job.ledger, *rows))
+    return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)))
 
 
 def _encode_site(

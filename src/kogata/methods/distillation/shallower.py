@@ -17,6 +17,7 @@ from typing import Annotated, final
 
 from torch import nn
 
+from kogata.calibration.normalization import renewed
 from kogata.calibration.probe import Probe, most_changed
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Role
@@ -37,7 +38,8 @@ class Shallower(Method):
     ``keep`` is the number of layers to keep of each run of equal layers (int ≥ 1), or the indices of all entries of the list to
     keep, from 0 in ascending order. ``lists`` is a glob on the path of the list, such as ``encoder.layer``; a model that is
     itself a list has the path ``""``. An entry with a weight that is not selected stays. Raises NotApplicable when no layer can
-    be removed or the model fails without the layers.
+    be removed or the model fails without the layers. The other layers keep their weights; running statistics of batch
+    normalization follow their inputs.
 
     >>> from kogata.methods import Shallower
     >>> from kogata.testing.models import job_of
@@ -88,7 +90,7 @@ class Shallower(Method):
             )
             for entry, note in notes.items()
         ]  # fmt: skip
-        return replace(job, model=model, ledger=(*job.ledger, *rows))
+        return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)))
 
     def _stays(self, path: str, layers: depth.Layers) -> set[int]:
         """The indices of the entries of a list to keep."""

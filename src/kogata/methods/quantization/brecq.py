@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.calibration.batches import calibration_batches
+from kogata.calibration.normalization import move_within, renewed
 from kogata.calibration.sequential import in_turn
 from kogata.errors import UsageError
 from kogata.forms import Role
@@ -51,8 +52,9 @@ class BRECQ(Method):
     """Round to ``bits`` (1 to 8) every weight in the modules whose paths match one of the globs ``blocks``.
 
     Each block is trained on at least ``iterations`` batches of calibration data; its inputs and outputs are kept in memory for
-    this. It simplifies the paper: all outputs of a block weigh the same, and the grid is that of the weights' range. Raises
-    UsageError when a glob matches no module or one matched module contains another.
+    this. It simplifies the paper: all outputs of a block weigh the same, and the grid is that of the weights' range. The rounding
+    is learnt with the running statistics that the block had; then these move. Raises UsageError when a glob matches no module or
+    one matched module contains another.
 
     >>> from kogata.methods import BRECQ
     >>> from kogata.testing.models import job_of
@@ -96,10 +98,11 @@ class BRECQ(Method):
                     if chosen:
                         outputs = [call(before.get_submodule(name), inputs) for inputs in unchanged[name]]
                         self._round(job, model.get_submodule(name), name, _Pairs(changed[name], outputs), chosen)
+                        move_within(before.get_submodule(name), model.get_submodule(name), unchanged[name], changed[name], {})
                     unchanged[name].clear()
                     changed[name].clear()
         rows = rows_of(self.ABOUT.name, job.model, model, notes)
-        return replace(job, model=model, ledger=(*job.ledger, *rows))
+        return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)))
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:
         """Follow the roles; raises NotApplicable when no selected site has a matrix."""

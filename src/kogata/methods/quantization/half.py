@@ -63,15 +63,16 @@ class Half(WeightMethod):
 
     def apply(self, job: Job) -> Job:
         """Round the selected weights, and buffers where vectors are selected. Raises NotApplicable when none gets smaller."""
-        model = surgery.clone(job.model)
-        rows = [_round_buffer(model, name, tensor) for name, tensor in _selected_buffers(job)]
-        rounded = replace(job, model=model, ledger=(*job.ledger, *rows))
+        idle: NotApplicable | None = None
         try:
-            return super().apply(rounded)
-        except NotApplicable:
-            if all(row.note for row in rows):
-                raise
-            return rounded
+            after = super().apply(job)  # first, because running statistics follow the rounded weights
+        except NotApplicable as error:
+            after, idle = job, error
+        model = surgery.clone(after.model)
+        rows = [_round_buffer(model, name, tensor) for name, tensor in _selected_buffers(after)]
+        if idle is not None and all(row.note for row in rows):
+            raise idle
+        return replace(after, model=model, ledger=(*after.ledger, *rows))
 
 
 def _selected_buffers(job: Job) -> Iterator[tuple[str, Tensor]]:

@@ -142,18 +142,27 @@ def zero(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
 def remove(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
     """A smaller copy without these channels: tensors are sliced and the layers' integers follow. It shares the others."""
     twin = surgery.clone(model)
-    for name, axes in _entries(cuts).items():
+    for name, axes in remaining(model, cuts).items():
         tensor = cast("Tensor", _get(model, name))
         sliced = tensor.detach()
         for axis, entries in axes.items():
-            kept = torch.ones(tensor.shape[axis], dtype=torch.bool).index_fill(0, entries, False)
-            sliced = sliced.index_select(axis, kept.nonzero().flatten().to(tensor.device))
+            sliced = sliced.index_select(axis, entries.to(tensor.device))
         _set(twin, model, name, nn.Parameter(sliced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced)
     for path, layer in twin.named_modules():
         before = model.get_submodule(path)
         shapes = {n: tuple(t.shape) for n, t in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
         layers.resize(layer, layers.shrunk(before, shapes))
     return twin
+
+
+def remaining(model: nn.Module, cuts: Iterable[Cut]) -> dict[str, dict[int, Tensor]]:
+    """The entries that stay, in order, by the name of each tensor that loses some and by axis."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, axes in _entries(cuts).items():
+        shape = cast("Tensor", _get(model, name)).shape
+        stay = {axis: torch.ones(shape[axis], dtype=torch.bool).index_fill(0, gone, False) for axis, gone in axes.items()}
+        found[name] = {axis: kept.nonzero().flatten() for axis, kept in stay.items()}
+    return found
 
 
 def _entries(cuts: Iterable[Cut]) -> dict[str, dict[int, Tensor]]:
