@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import sys
 from itertools import count
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ from kogata.tasks.taskfile import open_task
 
 MINUTES = 120
 SEED = 0
-RUNS = Path(__file__).parent.parent / "runs" / "low_rank_convolutions"
+RUNS = harness.runs("low_rank_convolutions")
 TASKS = ("cifar-resnet20", "cifar-vgg-small")
 RATES = {2.7: 16, 5.0: 8}  # rate: ranks are multiples of this
 MOST = 0.7  # largest fraction of its numbers that a factorized layer may hold

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ from kogata.tasks.taskfile import open_task
 
 MINUTES = 12
 SEED = 0
-RUNS = Path(__file__).parent.parent / "runs" / "structured"
+RUNS = harness.runs("structured")
 SIZES = (1024, 4096, 8192)
 BATCHES = (1, 64)
 BLOCK = 64
