@@ -127,6 +127,7 @@ def test_a_disturbed_measurement_is_marked(lenet: Report, tmp_path: Path) -> Non
     text = " ".join(Tags(page_of(busy, tmp_path)).text.split())
     assert "0.900, noisy" in text
     assert "noisy: the median time is far above the fastest one (dense 3.00×; expected below 1.5×)" in text
+    assert "Noisy: see the notes." in text
 
 
 def test_nothing_known_is_a_dash(bare: Report, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from kogata.report.words import (
     FASTER,
     NOTHING,
     loss_or_error,
-    noise,
+    notes,
     number,
     rate,
     score,
@@ -45,7 +45,7 @@ def render(report: Report, console: Console) -> None:
         console.print(_rest(report, console))
     if report.steps:
         console.print(_steps(report, console))
-    _list(console, "Notes", tuple(filter(None, (noise(report.latencies), *report.notes))), "")
+    _list(console, "Notes", notes(report), "")
     if report.targets and not report.missed:
         wanted = ", ".join(f"{name} {value}" for name, value in report.targets.items())
         _list(console, "Targets", (f"all met: {wanted}",), "")

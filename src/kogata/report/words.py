@@ -152,6 +152,11 @@ def noise(latencies: Mapping[str, Latency | None]) -> str:
     )
 
 
+def notes(report: Report) -> tuple[str, ...]:
+    """The notes of a report, first among them which times are disturbed."""
+    return tuple(filter(None, (noise(report.latencies), *report.notes)))
+
+
 def settings(values: Mapping[str, Any]) -> str:
     """The settings of a step in one line, without unset ones and without the method's name, which has its own column."""
     said = {key.replace("_", " "): value for key, value in values.items() if key != "method" and value is not None}
