@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import RESULTS, benchmarks
+from benchmarks.harness import CODE, RESULTS, benchmarks
 from benchmarks.results_page import DOCS, HERE, SUMMARY, page, read_results
 
 
@@ -17,11 +17,12 @@ def main(arguments: list[str] | None = None) -> None:
     what.add_argument("--list", action="store_true", help="list the benchmarks and their durations")
     what.add_argument(
         "--write-results", nargs="?", type=Path, const=DOCS / "results.md", metavar="FILE",
-        help="write the committed figures as Markdown, to docs/results.md if no file is named",
+        help="write the committed figures as Markdown, marked where the code has changed since, to docs/results.md if no file "
+        "is named",
     )  # fmt: skip
     asked = parser.parse_args(arguments)
     if asked.write_results:
-        text = page(read_results(RESULTS, HERE), SUMMARY.read_text(encoding="utf-8"))
+        text = page(read_results(RESULTS, CODE), SUMMARY.read_text(encoding="utf-8"))
         asked.write_results.write_text(text, encoding="utf-8")
         return
     table = Table("run with", "minutes", "measures", box=None)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.harness import Row
@@ -30,7 +29,7 @@ from kogata.tasks.taskfile import open_task
 MINUTES = 80
 SEED = 0
 TASK = "cifar-vgg-small"
-RUNS = Path(__file__).parent.parent / "runs" / "binary"
+RUNS = harness.runs("binary")
 TRAINING = Recover(epochs=8, learning_rate=2e-3, distill=0.0)
 
 METHODS: Mapping[str, Method] = {

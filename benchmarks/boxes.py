@@ -27,7 +27,7 @@ from kogata.training.loop import Training, fit
 
 MINUTES = 6
 SEED = 0
-RUNS = Path(__file__).parent.parent / "runs" / "boxes"
+RUNS = harness.runs("boxes")
 CANVAS = 40  # height and width of the canvas in pixels
 BATCH = 64
 PICTURES, LABELLED, TEST = 10_000, 500, 2_000

@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ from kogata.training.loop import fit
 
 MINUTES = 8
 SEED = 0
-RUNS = Path(__file__).parent.parent / "runs" / "data_free"
+RUNS = harness.runs("data_free")
 BATCH = 128
 STEPS, EPOCHS = 1200, 4
 FEW = 500

@@ -39,7 +39,7 @@ from kogata.tasks.taskfile import open_task
 MINUTES = 45
 SEEDS = (0, 1, 2)
 HERE = Path(__file__).parent
-RUNS = HERE.parent / "runs" / "deep_compression"
+RUNS = harness.runs("deep_compression")
 HUFFMAN = (Packed(), Bitmap(), Huffman(), Relative((Huffman(),)))
 
 

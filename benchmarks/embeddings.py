@@ -42,7 +42,7 @@ from kogata.training.loop import Training, fit
 
 MINUTES = 25
 SEED = 0
-RUNS = Path(__file__).parent.parent / "runs" / "embeddings"
+RUNS = harness.runs("embeddings")
 TOKENS = 64
 BATCH = 32
 HELD = 0.1  # held-out fraction of the training documents

@@ -25,7 +25,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +53,7 @@ from kogata.training.loop import Training, fit, task_loss
 
 MINUTES = 130
 SEEDS = (0, 1, 2)
-RUNS = Path(__file__).parent.parent / "runs" / "filters"
+RUNS = harness.runs("filters")
 CIFAR_EPOCHS, HELD_OUT = 8, 5_000
 LAYERS = ((32, True), (32, False), (64, True), (64, False), (128, True), (128, False))  # in cifar-vgg-small: width, pooling
 MNIST_IMAGES, MNIST_EPOCHS, ORDER = 12_000, 20, 4

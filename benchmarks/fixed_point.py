@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -32,7 +31,7 @@ from kogata.tasks.taskfile import open_task
 MINUTES = 12
 SEEDS = (0, 1, 2)
 TASK = "fashion-lenet300"
-RUNS = Path(__file__).parent.parent / "runs" / "fixed_point"
+RUNS = harness.runs("fixed_point")
 TRAINING = Recover(epochs=8, learning_rate=1e-3, distill=0.0)
 STALLED = 1.0  # points of error above floating point from which a rounding counts as failed
 

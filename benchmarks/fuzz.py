@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness import Row, run
+from benchmarks.harness import Row, run, runs
 from kogata.coding import Budget
 from kogata.errors import FileFormatError
 from kogata.forms import Form
@@ -48,7 +48,7 @@ MINUTES = 400
 SEED = 0
 CHUNK = 1000
 CPU_SECONDS, MEMORY, HANG = 2.0, 256 << 20, 60.0
-RUNS = Path("runs/fuzz")
+RUNS = runs("fuzz")
 NUMBERS = (0, 1, 2, 3, -1, 7, 255, 256, 65_535, 65_536, 1 << 20, 1 << 28, 1 << 31, (1 << 32) - 1, (1 << 53) - 1)
 TEXTS = (
     "",

@@ -48,7 +48,7 @@ from kogata.tasks.taskfile import open_task
 
 MINUTES = 5
 SEED = 0
-RUNS = Path(__file__).parent.parent / "runs" / "half_vectors"
+RUNS = harness.runs("half_vectors")
 HELD_OUT = 2000  # training images for the decision
 BATCH = 50
 SHARE = 0.01  # of the divergence that the earlier steps cause: as much as half precision may add

@@ -13,10 +13,12 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.provenance import ROOT, Code
 from kogata.system.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
-NO_BENCHMARKS = {"__init__", "__main__", "harness", "results_page"}  # modules of this folder that measure nothing
+NO_BENCHMARKS = {"__init__", "__main__", "harness", "provenance", "results_page"}  # modules of this folder that measure nothing
+CODE = Code.read()  # now, not when a benchmark ends hours later: what runs is the code as it was when the process started
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,19 @@ def _describe(path: Path) -> Benchmark:
     raise ValueError(f"{path}: a benchmark opens with a docstring and sets MINUTES to a number")
 
 
+def runs(name: str) -> Path:
+    """The folder in which a benchmark keeps what it need not repeat, such as trained networks.
+
+    Each state of the code that the benchmark depends on has its own, so that no result is put together from several.
+    """
+    return ROOT / "runs" / name / CODE.digest(name)[:12]
+
+
 def run(name: str, rows: list[Row], seeds: Sequence[int]) -> int:
     """Print the rows, write ``results/NAME.json``, and return the exit status: 0 when every bar holds, else 1."""
     _print(name, rows)
     result = {
-        "environment": {**environment(), "commit": _commit(), "seeds": list(seeds)},
+        "environment": {**environment(), "commit": _commit(), "code": CODE.digest(name), "seeds": list(seeds)},
         "rows": [{**asdict(row), "value": _finite(row.value), "holds": row.holds} for row in rows],
     }
     RESULTS.mkdir(exist_ok=True)
@@ -108,6 +118,12 @@ def _finite(value: float) -> float | None:
 
 
 def _commit() -> str | None:
-    """Return the commit the benchmark ran on; None outside a repository."""
-    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+    """Return the commit the benchmark ran on, ``+changes`` where the code differs from it; None outside a repository."""
+    commit = _git("rev-parse", "--verify", "--quiet", "HEAD")
+    if not commit:
+        return None
+    return commit + ("+changes" if _git("status", "--porcelain", "--", "*.py", "*.yaml") else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import sys
 from itertools import count
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,7 @@ from kogata.tasks.taskfile import open_task
 
 MINUTES = 120
 SEED = 0
-RUNS = Path(__file__).parent.parent / "runs" / "low_rank_convolutions"
+RUNS = harness.runs("low_rank_convolutions")
 TASKS = ("cifar-resnet20", "cifar-vgg-small")
 RATES = {2.7: 16, 5.0: 8}  # rate: ranks are multiples of this
 MOST = 0.7  # largest fraction of its numbers that a factorized layer may hold
@@ -113,14 +112,14 @@ def trained(task: str, case: Case) -> Report:
 
 
 def times(task: str, batch: int) -> dict[Case, float]:
-    """The speed-up of each file over the dense net: ratios of medians, measured alternately in one run."""
+    """The speed-up of each file over the dense net: medians of ratios, measured alternately in one run."""
     model, opened = open_task(task, SEED, None)
     inputs, engine = first_batch(model, opened)[0], OnnxRuntime()
     files = [load(folder(task, case).model, into=surgery.clone(model)).eval() for case in LOW_RANK]
     sample = take(inputs, batch)
     sessions = [engine.open_model(net, inputs) for net in (model, *files)]
-    dense, *ours = interleaved([lambda session=session: call(session, sample) for session in sessions])
-    return {case: dense.p50 / latency.p50 for case, latency in zip(LOW_RANK, ours, strict=True)}
+    turns = interleaved([lambda session=session: call(session, sample) for session in sessions])
+    return {case: turns.speedup(0, number) for number, case in enumerate(LOW_RANK, 1)}
 
 
 def rows(task: str) -> list[Row]:

@@ -45,7 +45,7 @@ from kogata.tasks.taskfile import open_task
 MINUTES = 30
 SEED = 0
 HERE = Path(__file__).parent
-RUNS = HERE.parent / "runs" / "pruning"
+RUNS = harness.runs("pruning")
 PICTURE = HERE.parent / "docs" / "pruning.svg"
 SPARSITIES = (0.8, 0.9, 0.95)
 TASKS = ("mnist-lenet5", "cifar-resnet20-small")

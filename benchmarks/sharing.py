@@ -26,7 +26,7 @@ from kogata.tasks.taskfile import open_task
 MINUTES = 40
 SEED = 0
 HERE = Path(__file__).parent
-RUNS = HERE.parent / "runs" / "sharing"
+RUNS = harness.runs("sharing")
 
 
 @dataclass(frozen=True)

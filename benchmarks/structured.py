@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ from kogata.tasks.taskfile import open_task
 
 MINUTES = 12
 SEED = 0
-RUNS = Path(__file__).parent.parent / "runs" / "structured"
+RUNS = harness.runs("structured")
 SIZES = (1024, 4096, 8192)
 BATCHES = (1, 64)
 BLOCK = 64
@@ -89,10 +88,10 @@ def speed(
         layer = cheaper(form, dense, costs)
         names.append(name)
         calls.append(opened(dense if layer is None else layer.eval(), x))
-    reference, *others = interleaved(calls)
-    gains = {name: reference.p50 / latency.p50 for name, latency in zip(names, others, strict=True)}
+    turns = interleaved(calls)
+    gains = {name: turns.speedup(0, call) for call, name in enumerate(names, 1)}
     case = f"{engine}, {size} x {size}, batch {batch}"
-    rows = [Row(case, "dense", reference.p50 * 1000, "µs")]
+    rows = [Row(case, "dense", turns.latency(0).p50 * 1000, "µs")]
     for name in [name for name in gains if not name.endswith("groups")]:
         bar = BARS.get(name, {}).get(size) if batch == 1 and engine == "torch" else None
         equal = next((count for count in GROUPS if gains.get(f"{count} groups", 0) >= gains[name]), None)

@@ -16,8 +16,8 @@ import torch
 import yaml
 from torch import nn
 
-from benchmarks.harness import RESULTS
-from benchmarks.results_page import DOCS, HERE, SUMMARY, page, read_results
+from benchmarks.harness import CODE, RESULTS
+from benchmarks.results_page import DOCS, SUMMARY, page, read_results
 from kogata.cli import app
 from kogata.cli.methods import WHEN
 from kogata.engines.onnx_graph import MAX_GRAPH
@@ -167,7 +167,7 @@ def test_the_recipes_of_the_benchmarks_are_valid(recipe: Path) -> None:
 
 def test_the_page_of_results_is_made_from_the_committed_ones() -> None:
     """``python -m benchmarks --write-results`` makes it."""
-    made = page(read_results(RESULTS, HERE), SUMMARY.read_text(encoding="utf-8"))
+    made = page(read_results(RESULTS, CODE), SUMMARY.read_text(encoding="utf-8"))
     assert made == (DOCS / "results.md").read_text(encoding="utf-8"), "run: python -m benchmarks --write-results"
 
 

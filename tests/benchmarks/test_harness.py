@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import Benchmark, Row, benchmarks, run
+from benchmarks.harness import Benchmark, Row, benchmarks, run, runs
+from benchmarks.provenance import Code
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +42,12 @@ def test_a_bar_and_its_direction_belong_together():
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for results, not there yet, in place of the real one."""
+    """A folder for results, not there yet, in place of the real one, in a project of two benchmarks."""
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "sizes.py").write_text("SEED = 0\n")
+    (tmp_path / "benchmarks" / "missed.py").write_text("SEED = 1\n")
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(harness, "CODE", Code.read(tmp_path))
     return tmp_path / "results"
 
 
@@ -57,9 +62,30 @@ def test_run_prints_and_keeps_the_rows(results: Path, capsys: pytest.CaptureFixt
         dict(zip(names, ["lenet5", "size", 40.0, "x", 35.0, ">=", "", True], strict=True)),
         dict(zip(names, ["lenet5", "time", 1.5, "s", None, None, "once", None], strict=True)),
     ]
-    assert {"cpu", "cpu_flags", "threads", "system", "versions", "date", "commit", "seeds"} == set(kept["environment"])
+    assert {"cpu", "cpu_flags", "threads", "system", "versions", "date", "commit", "code", "seeds"} == set(kept["environment"])
     assert kept["environment"]["seeds"] == [0, 1]
+    assert kept["environment"]["code"] == Code.read(results.parent).digest("sizes")
     assert [path.name for path in results.iterdir()] == ["sizes.json"]
+
+
+def test_what_is_kept_between_runs_is_kept_apart_by_code(results: Path, monkeypatch: pytest.MonkeyPatch):
+    first = runs("sizes")
+    assert first == runs("sizes") != runs("missed")
+    assert first.parent == ROOT / "runs" / "sizes"
+    (results.parent / "benchmarks" / "sizes.py").write_text("SEED = 2\n")
+    assert runs("sizes") == first  # the process still runs the code that it started with
+    monkeypatch.setattr(harness, "CODE", Code.read(results.parent))
+    assert runs("sizes") != first
+
+
+@pytest.mark.parametrize(("answers", "commit"), [(("", ""), None), (("abc", ""), "abc"), (("abc", " M x.py"), "abc+changes")])
+def test_the_commit_says_whether_the_code_is_that_of_the_commit(
+    answers: tuple[str, str], commit: str | None, results: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found = dict(zip(("rev-parse", "status"), answers, strict=True))
+    monkeypatch.setattr(harness, "_git", lambda verb, *_: found[verb])
+    run("sizes", [Row("net", "size", 1.0, "B")], [0])
+    assert json.loads((results / "sizes.json").read_text())["environment"]["commit"] == commit
 
 
 def test_a_missed_bar_is_an_exit_status(results: Path, capsys: pytest.CaptureFixture[str]):

@@ -10,16 +10,20 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.harness import Row
+from benchmarks.provenance import Code
 from benchmarks.results_page import Results, fill, page, read_results
 
 ENVIRONMENT: dict[str, Any] = {
-    "cpu": "Some CPU", "threads": 1, "date": "2026-01-02T03:04:05+00:00", "seeds": [0, 1],
+    "cpu": "Some CPU", "threads": 1, "date": "2026-01-02T03:04:05+00:00", "seeds": [0, 1], "commit": "0123456789abcdef",
     "versions": {"torch": "2.9", "onnxruntime": "1.20"},
 }  # fmt: skip
 
 
-def made(*rows: Row, name: str = "sizes") -> Results:
-    return Results(name=name, rows=rows, environment=ENVIRONMENT, about="Sizes of ``nets``.\n\nOne net.\n\nDone twice.")
+def made(*rows: Row, name: str = "sizes", stale: bool = False, commit: str | None = "0123456789abcdef") -> Results:
+    return Results(
+        name=name, rows=rows, environment=ENVIRONMENT | {"commit": commit}, stale=stale,
+        about="Sizes of ``nets``.\n\nOne net.\n\nDone twice.",
+    )  # fmt: skip
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -73,6 +77,36 @@ def test_a_missed_bar_is_marked_and_comes_first() -> None:
     ]
 
 
+def test_results_of_earlier_code_are_marked_wherever_they_are() -> None:
+    row = Row("net", "error", 1.0, "%", bar=2.0, direction="<=")
+    results = [made(row, stale=True), made(row, name="times"), made(row, name="tries", stale=True, commit=None)]
+    summary = "- errs {times | net | error}\n- errs {sizes | net | error} and\n  {times | net | error}\n- b"
+    text = page(results, summary)
+    assert "- errs 1 %\n- errs 1 % and 1 % ‡\n- b\n" in text
+    assert "2 of 3 benchmarks (‡)." in text
+    assert tables(text)[0][1:] == [
+        ["[sizes](#sizes) ‡", "`0123456`", "2026-01-02"],
+        ["[tries](#tries) ‡", "`unknown`", "2026-01-02"],
+    ]
+    assert "- [sizes](#sizes) ‡: Sizes" in text
+    assert "- [times](#times): Sizes" in text
+    assert text.count("**Measured on earlier code** (commit `0123456`, 2026-01-02) ‡") == 1
+    assert [line[0] for line in tables(text)[-1][1:]] == ["[sizes](#sizes) ‡", "[times](#times)", "[tries](#tries) ‡"]
+
+
+def test_results_of_the_present_code_are_said_so() -> None:
+    text = page([made(Row("net", "error", 1.0, "%"))], "- errs {sizes | net | error}")
+    assert "None: all figures are of the present code" in text
+    assert "‡" not in text
+
+
+@pytest.mark.parametrize(
+    ("commit", "said"), [("0123456789+changes", "`0123456` and changes to it"), ("0123456789", "`0123456`")]
+)
+def test_a_commit_with_changes_is_said_so(commit: str, said: str) -> None:
+    assert made(commit=commit).commit == said
+
+
 def test_a_section_says_how_and_where() -> None:
     text = page([made(Row("net", "error", 1, "%", note="twice"))], "# Title")
     assert text.startswith("<!--")
@@ -98,7 +132,9 @@ def test_a_figure_that_is_not_there_is_told(key: str) -> None:
 
 
 def test_results_are_read_beside_the_source(tmp_path: Path) -> None:
-    (tmp_path / "sizes.py").write_text('"""What it measures."""')
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "sizes.py").write_text('"""What it measures."""\nSEED = 0')
+    code = Code.read(tmp_path)
     row = {
         "case": "net",
         "metric": "error",
@@ -109,13 +145,18 @@ def test_results_are_read_beside_the_source(tmp_path: Path) -> None:
         "note": "",
         "holds": False,
     }
-    (tmp_path / "sizes.json").write_text(json.dumps({"environment": ENVIRONMENT, "rows": [row]}))
-    (read,) = read_results(tmp_path, tmp_path)
-    assert (read.name, read.about, read.rows[0].holds) == ("sizes", "What it measures.", False)
+    kept = {"environment": ENVIRONMENT | {"code": code.digest("sizes")}, "rows": [row]}
+    (tmp_path / "sizes.json").write_text(json.dumps(kept))
+    (read,) = read_results(tmp_path, code)
+    assert (read.name, read.about, read.rows[0].holds, read.stale) == ("sizes", "What it measures.", False, False)
     assert math.isnan(read.rows[0].value)
+    (tmp_path / "benchmarks" / "sizes.py").write_text('"""What it measures."""\nSEED = 1')
+    assert read_results(tmp_path, Code.read(tmp_path))[0].stale
+    (tmp_path / "sizes.json").write_text(json.dumps({"environment": ENVIRONMENT, "rows": [row]}))  # of which code is unknown
+    assert read_results(tmp_path, code)[0].stale
     (tmp_path / "gone.json").write_text(json.dumps({"environment": ENVIRONMENT, "rows": []}))
-    with pytest.raises(FileNotFoundError, match=r"gone\.py"):
-        read_results(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match=r"gone\.py"):
+        read_results(tmp_path, code)
 
 
 def test_the_command_writes_where_it_is_told(tmp_path: Path) -> None:

@@ -134,9 +134,9 @@ def test_report_prints_the_same_again_and_writes_the_page(kogata: Run, finished:
 def test_bench_measures_the_file_again(kogata: Run, finished: Finished) -> None:
     path = finished[0] / "model.kogata"
     found = json.loads(kogata("bench", path, "--task", "digits-mlp", "--json").stdout)
-    assert set(found) == {"bytes", "score", "engine", "latency_ms", "dense"}
+    assert set(found) == {"bytes", "score", "engine", "latency_ms", "speedup", "dense"}
     assert set(found["dense"]) == {"bytes", "score", "latency_ms"}
-    assert set(found["latency_ms"]) == set(found["dense"]["latency_ms"]) == {"p50", "p90"}
+    assert set(found["latency_ms"]) == set(found["dense"]["latency_ms"]) == {"p50", "p90", "noisy"}
     report = json.loads((finished[0] / "report.json").read_text(encoding="utf-8"))
     assert (found["bytes"], found["engine"]) == (path.stat().st_size, "onnxruntime")
     assert (found["score"], found["dense"]["score"]) == (report["compressed"]["score"], report["dense"]["score"])

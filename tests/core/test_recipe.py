@@ -187,7 +187,7 @@ def side(size: int, score: float | None, milliseconds: float | None) -> Any:
     ],
 )  # fmt: skip
 def test_targets_are_met_at_the_limit(goal: str, text: str, missed: bool) -> None:
-    report = cast("Any", SimpleNamespace(dense=side(1000, 99.0, 6.0), compressed=side(100, 98.5, 3.0)))
+    report = cast("Any", SimpleNamespace(dense=side(1000, 99.0, 6.0), compressed=side(100, 98.5, 3.0), delta=2.0))
     (target,) = targets.parse({goal: text})
     found = target.miss(report)
     assert (found is not None) == missed
@@ -198,5 +198,5 @@ def test_targets_are_met_at_the_limit(goal: str, text: str, missed: bool) -> Non
 
 @pytest.mark.parametrize(("goal", "text"), [("drop", "1pt"), ("latency", "1ms")])
 def test_what_was_not_measured_is_missed(goal: str, text: str) -> None:
-    report = cast("Any", SimpleNamespace(dense=side(1000, None, None), compressed=side(100, None, None)))
+    report = cast("Any", SimpleNamespace(dense=side(1000, None, None), compressed=side(100, None, None), delta=None))
     assert targets.parse({goal: text})[0].miss(report)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from kogata import Task
 from kogata.calibration.prepare import prepare
 from kogata.engines import ENGINES, ONNXRUNTIME, Eager, OnnxRuntime, onnx_graph
 from kogata.engines.lowering.checked import lowered
+from kogata.engines.lowering.layout import channels_last
 from kogata.engines.lowering.lower import lower
 from kogata.engines.onnxruntime import OnnxSession
 from kogata.errors import DataError, EngineError, FileFormatError
 from kogata.job import Job
 from kogata.measure.latency import MINIMUM, WARM_UP, interleaved
-from kogata.methods import SVD, KMeans, MagnitudePruning
+from kogata.methods import SVD, KMeans, MagnitudePruning, RoundToNearest
 from kogata.methods.base.compose import chain
 from kogata.network import surgery
 from kogata.network.batch import call, tensors
@@ -267,7 +269,7 @@ def test_an_exported_graph_is_deterministic_and_names_no_file(job: Job) -> None:
 
 
 def test_calls_take_turns_and_every_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls that take 0.5 and 3 ms: four of the one fill a turn, one of the other."""
+    """Calls that take 0.5 and 3 ms: four of the one fill a turn, one of the other. Every second round runs in reverse."""
     now, order = 0, list[str]()
 
     def passes(name: str, nanoseconds: int) -> None:
@@ -276,10 +278,34 @@ def test_calls_take_turns_and_every_one_counts(monkeypatch: pytest.MonkeyPatch) 
         order.append(name)
 
     monkeypatch.setattr("time.perf_counter_ns", lambda: now)
-    first, second = interleaved([lambda: passes("a", 500_000), lambda: passes("b", 3_000_000)], runs=30)
-    assert order == ["a"] * WARM_UP + ["b"] * WARM_UP + ["a", "a", "a", "a", "b"] * 30
+    turns = interleaved([lambda: passes("a", 500_000), lambda: passes("b", 3_000_000)], runs=30)
+    assert order == ["a"] * WARM_UP + ["b"] * WARM_UP + ["a", "a", "a", "a", "b", "b", "a", "a", "a", "a"] * 15
+    first, second = turns.latency(0), turns.latency(1)
     assert (first.runs, second.runs) == (30, 30)
-    assert (first.p50, second.p50) == (0.5, 3.0)
+    assert (first.p50, second.p50, turns.speedup(1, 0)) == (0.5, 3.0, 6.0)
+
+
+def test_models_timed_in_pytorch_have_one_memory_layout(tmp_path: Path) -> None:
+    """Rounding changes no arithmetic, so nothing but the layout of the weights could make it faster."""
+    net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(288, 4))
+    x = torch.randn(8, 1, 10, 10)
+    before = [parameter.stride() for parameter in net.parameters()]
+    result = kogata.compress(net, Task(calibration=[x]), RoundToNearest(bits=8), engine=None, output=tmp_path)
+    file = read_file(tmp_path / "model.kogata")
+    dense, ours = Eager().open_model(net, x), Eager().open_file(file, result.model, x)
+    strides = [{name: part.stride() for name, part in session.named_parameters()} for session in (dense, ours)]
+    assert strides[0] == strides[1]
+    assert dense.get_parameter("model.2.weight").is_contiguous(memory_format=torch.channels_last)
+    assert before == [parameter.stride() for parameter in net.parameters()]
+    assert_near(dense(x), net(x), 1e-5)
+
+
+def test_layers_that_share_a_kernel_share_it_in_the_other_layout() -> None:
+    first, second = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+    second.weight = first.weight
+    one, other = channels_last(nn.Sequential(first, second)).children()
+    assert one.weight is other.weight
+    assert first.weight.is_contiguous()
 
 
 def test_medians_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,13 +319,46 @@ def test_medians_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
         now += (run if run > 0 else 20) * (10_000_000 if which else 1_000_000)
 
     monkeypatch.setattr("time.perf_counter_ns", lambda: now)
-    one, ten = interleaved([lambda: passes(0), lambda: passes(1)], runs=20)
+    turns = interleaved([lambda: passes(0), lambda: passes(1)], runs=20)
+    one, ten = turns.latency(0), turns.latency(1)
     assert (one.p50, one.minimum, one.p90) == (
         pytest.approx(10.5),
         pytest.approx(1.0),
         pytest.approx(np.quantile(range(1, 21), 0.9)),
     )
     assert ten.p50 == pytest.approx(105)
+    assert one.noisy
+    assert turns.speedup(0, 1) == pytest.approx(0.1)
+
+
+@dataclass
+class Machine:
+    """A clock that two calls of 2 ms move, each turn of theirs ``slow(turn)`` times as long because of other work."""
+
+    slow: Callable[[int], float]
+    now: int = 0
+    turns: int = -2 * WARM_UP  # a call of 2 ms fills a turn
+
+    def run(self) -> None:
+        self.now += round(2_000_000 * (self.slow(self.turns) if self.turns >= 0 else 1))
+        self.turns += 1
+
+
+LOADS: dict[str, Callable[[int], float]] = {
+    "every second turn": lambda turn: 5.0 if turn % 2 else 1.0,
+    "the second half": lambda turn: 5.0 if turn >= 100 else 1.0,
+    "ever slower": lambda turn: 1.0 + turn / 50,
+    "at random": lambda turn: 1.0 + 4.0 * random.Random(turn).random(),
+}
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_model_is_as_fast_as_itself_on_a_busy_machine(load: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(LOADS[load])
+    monkeypatch.setattr("time.perf_counter_ns", lambda: machine.now)
+    turns = interleaved([machine.run, machine.run])
+    assert turns.speedup(0, 1) == pytest.approx(1, abs=0.06)
+    assert turns.latency(0).noisy or turns.latency(1).noisy
 
 
 def test_slow_models_get_fewer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,8 +369,7 @@ def test_slow_models_get_fewer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         now += 5.0
 
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    (found,) = interleaved([slow])
-    assert found.runs == MINIMUM
+    assert interleaved([slow]).latency(0).runs == MINIMUM
 
 
 class ReadsWeight(nn.Module):

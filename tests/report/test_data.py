@@ -26,6 +26,14 @@ def test_the_rates_in_the_file_are_the_ratios(lenet: Report, tmp_path: Path) -> 
     assert rates["delta"] == pytest.approx(0.462 / 0.241)
 
 
+def test_a_report_of_the_first_version_has_its_speed_up_among_the_rates(lenet: Report, tmp_path: Path) -> None:
+    lenet.save(tmp_path / "report.json")
+    kept = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    del kept["delta"]
+    (tmp_path / "report.json").write_text(json.dumps(kept), encoding="utf-8")
+    assert Report.load(tmp_path / "report.json") == lenet
+
+
 def test_the_fixture_adds_up(lenet: Report) -> None:
     parts = sum(layer.bytes for layer in lenet.layers) + sum(lenet.rest_bytes.values())
     assert parts == lenet.compressed.bytes

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from kogata.errors import DataError
 from kogata.report.charts import LABEL, SHADES, charts
-from kogata.report.data import Layer, Report
+from kogata.report.data import Latency, Layer, Report
 from kogata.report.html import write
 
 ALL = ["lenet", "bare", "empty", "deep", "slight", "hostile"]
@@ -109,11 +109,25 @@ def test_a_student_stands_beside_its_teacher(lenet: Report, tmp_path: Path) -> N
 
 
 def test_no_speed_up_is_claimed_below_five_percent(lenet: Report, tmp_path: Path) -> None:
-    same = replace(lenet, compressed=replace(lenet.compressed, latency_ms=lenet.dense.latency_ms))
-    text = Tags(page_of(same, tmp_path)).text
+    text = Tags(page_of(replace(lenet, delta=1.0), tmp_path)).text
     assert "no faster in this engine" in text
     assert "δ = 1.00×" in text
     assert "× faster" not in text
+
+
+def test_slower_is_said_with_its_number(lenet: Report, tmp_path: Path) -> None:
+    text = " ".join(Tags(page_of(replace(lenet, delta=0.3125), tmp_path)).text.split())
+    assert "It is 3.20× slower : one sample" in text.replace("slower:", "slower :")
+    assert "faster" not in text.replace("further left is faster", "").replace("Further left is faster", "")
+
+
+def test_a_disturbed_measurement_is_marked(lenet: Report, tmp_path: Path) -> None:
+    assert "noisy" not in Tags(page_of(lenet, tmp_path)).text
+    busy = replace(lenet, dense=replace(lenet.dense, latency_ms=Latency(p50=0.9, p90=2.0, minimum=0.3, runs=100)))
+    text = " ".join(Tags(page_of(busy, tmp_path)).text.split())
+    assert "0.900, noisy" in text
+    assert "noisy: the median time is far above the fastest one (dense 3.00×; expected below 1.5×)" in text
+    assert "Noisy: see the notes." in text
 
 
 def test_nothing_known_is_a_dash(bare: Report, tmp_path: Path) -> None:

@@ -58,12 +58,27 @@ def test_the_numbers_are_there(lenet: Report, width: int) -> None:
     assert lenet.missed[0] in text
 
 
-@pytest.mark.parametrize("delta", [0.5, 1.0, 1.04])
+@pytest.mark.parametrize("delta", [0.96, 1.0, 1.04])
 def test_no_speed_up_is_claimed_below_five_percent(lenet: Report, delta: float) -> None:
-    latency = Latency(p50=0.462 / delta, p90=1, minimum=0.1, runs=3)
-    text = text_of(replace(lenet, compressed=replace(lenet.compressed, latency_ms=latency)), 80)
+    text = text_of(replace(lenet, delta=delta), 80)
     assert "no faster in this engine" in text
     assert "× faster" not in text
+
+
+def test_slower_is_said_with_its_number(lenet: Report) -> None:
+    text = text_of(replace(lenet, delta=0.3125), 80)
+    assert "3.20× slower (δ 0.312×)" in text
+    assert "faster" not in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_disturbed_measurement_is_marked(lenet: Report, width: int) -> None:
+    assert "noisy" not in text_of(lenet, width)
+    latency = Latency(p50=0.9, p90=2.0, minimum=0.3, runs=100)
+    text = text_of(replace(lenet, compressed=replace(lenet.compressed, latency_ms=latency)), width)
+    assert "0.900, noisy" in text
+    assert "(compressed 3.00×; expected below 1.5×)" in " ".join(text.split())
+    assert max(map(cell_len, text.splitlines())) <= width
 
 
 def test_what_was_not_measured_is_said(bare: Report) -> None:

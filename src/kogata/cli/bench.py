@@ -22,6 +22,7 @@ from kogata.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from kogata.measure.compare import Speed
     from kogata.report.data import Latency
 
 
@@ -48,31 +49,31 @@ def run(
     stored = read_file(file, forms=forms)  # first, so that a damaged file is reported before a dense model has to be trained
     model, opened = open_task(task, seed, data)
     loaded = load(file, into=surgery.clone(model), forms=forms)
-    dense, ours, latency = model, loaded, (None, None)
+    dense, ours, speed = model, loaded, None
     if (where := engine.engine()) is not None:
         inputs = first_batch(model, opened)[0]
         dense, ours = compare.sessions(stored, loaded, model, inputs, where)
         sample = compare.runnable((dense, ours), first_rows(model, inputs), inputs)
-        latency = compare.latencies(ours, dense, sample)
+        speed = compare.speed(ours, dense, sample)
     found = {
         "bytes": file.stat().st_size, "score": compare.score(opened, ours), "engine": str(engine),
-        "latency_ms": _median(latency[0]),
+        "latency_ms": _latency(speed and speed.ours), "speedup": speed and speed.delta,
         "dense": {
             "bytes": dense_bytes(model), "score": compare.score(opened, dense),
-            "latency_ms": _median(latency[1]),
+            "latency_ms": _latency(speed and speed.dense),
         },
     }  # fmt: skip
     if as_json:
         print_json(found)
     else:
-        _print(f"{file} on {opened.name}, engine {engine}", found)
+        _print(f"{file} on {opened.name}, engine {engine}", found, speed)
 
 
-def _median(latency: Latency | None) -> dict[str, float] | None:
-    return None if latency is None else {"p50": latency.p50, "p90": latency.p90}
+def _latency(latency: Latency | None) -> dict[str, float] | None:
+    return None if latency is None else {"p50": latency.p50, "p90": latency.p90, "noisy": latency.noisy}
 
 
-def _print(title: str, found: dict[str, Any]) -> None:
+def _print(title: str, found: dict[str, Any], speed: Speed | None) -> None:
     from kogata.report import words
     from kogata.report.terminal import grid, safe
 
@@ -88,7 +89,10 @@ def _print(title: str, found: dict[str, Any]) -> None:
             (f"ms, {name}", *(words.number(side["latency_ms"] and side["latency_ms"][key]) for side in sides))
             for name, key in (("median", "p50"), ("90 %", "p90"))
         ),
+        ("speed", "", words.speed_change(speed and speed.delta)),
     ]  # fmt: skip
     for row in rows:
         table.add_row(*(safe(out, cell) for cell in row))
     out.print(table)
+    if speed is not None and (noise := words.noise({"dense": speed.dense, "compressed": speed.ours})):
+        out.print(safe(out, noise))

@@ -1,4 +1,4 @@
-"""PyTorch in eager mode: runs the lowered model itself."""
+"""PyTorch in eager mode: runs the lowered model itself, in the channels-last layout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from kogata.engines.base import Engine, Session
 from kogata.engines.lowering.checked import lowered
+from kogata.engines.lowering.layout import channels_last
 from kogata.network.batch import call
 from kogata.storage.layout import Artifact
 
@@ -21,7 +22,7 @@ class EagerSession(Session):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model = channels_last(model).eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the model, without gradients."""

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from kogata.calibration.costs import macs
 from kogata.engines import Engine, Session
 from kogata.engines.lowering.checked import lowered
 from kogata.engines.lowering.costs import EAGER
+from kogata.engines.lowering.layout import channels_last
 from kogata.errors import DataError, EngineError
 from kogata.forms import Role
 from kogata.job import Job, Row, Step, Task
@@ -53,10 +55,19 @@ def sessions(path: Artifact, loaded: nn.Module, dense: nn.Module, inputs: Any, e
     return engine.open_model(dense, inputs), engine.open_file(path, loaded, inputs)
 
 
-def latencies(ours: Session, dense: Session, sample: Any) -> tuple[Latency, Latency]:
-    """The latencies of the file and of the dense model for ``sample``, measured interleaved."""
-    first, second = interleaved([lambda: call(dense, sample), lambda: call(ours, sample)])
-    return second, first
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """The latencies of the dense model and of the file in one engine, and how many times as fast the file is (δ)."""
+
+    dense: Latency
+    ours: Latency
+    delta: float
+
+
+def speed(ours: Session, dense: Session, sample: Any) -> Speed:
+    """Time the file and the dense model on ``sample``, in turns."""
+    turns = interleaved([lambda: call(dense, sample), lambda: call(ours, sample)])
+    return Speed(dense=turns.latency(0), ours=turns.latency(1), delta=turns.speedup(0, 1))
 
 
 def runnable(pair: Sequence[Session], sample: Any, inputs: Any) -> Any:
@@ -92,14 +103,14 @@ def report(
     inputs = first_batch(job.reference, job.task)[0]
     sample = first_rows(job.reference, inputs)
     dense, ours = job.reference, job.model
-    latency: tuple[Latency | None, Latency | None] = None, None
+    measured: Speed | None = None
     if engine is not None and not notes:  # a note says that the engine cannot run this model
         stored = read_file(folder.model, forms=foreign_forms(job.model), into=job.reference)
         try:
             dense, ours = sessions(stored, job.model, job.reference, inputs, engine)
             engine.export(stored, folder.engine)
             timed = runnable((dense, ours), sample, inputs)
-            latency = latencies(ours, dense, timed)
+            measured = speed(ours, dense, timed)
             notes = notes if timed is sample else [*notes, FIXED]
         except EngineError as error:  # the file is valid nevertheless, so the report is made without a latency
             notes = [*notes, str(error)]
@@ -108,13 +119,14 @@ def report(
         seed=job.seed, recipe=recipe.resolved(), environment=environment(),
         dense=Side(
             bytes=dense_bytes(job.reference), score=score(job.task, dense),
-            parameters=sum(p.numel() for p in job.reference.parameters()), latency_ms=latency[1],
+            parameters=sum(p.numel() for p in job.reference.parameters()), latency_ms=measured and measured.dense,
         ),
         compressed=Side(
             bytes=folder.model.stat().st_size, score=score(job.task, ours),
             parameters=sum(form_at(job.model, site).kept() for site in sites_of(job.model)),
-            latency_ms=latency[0],
+            latency_ms=measured and measured.ours,
         ),
+        delta=measured and measured.delta,
         layers=layers(job, original, packed, sample, engine), rest_bytes=rest(packed, job.model),
         steps=tuple(steps),
         notes=(
@@ -131,8 +143,8 @@ def layers(job: Job, original: nn.Module, packed: PackedFile, sample: Any, engin
     costs = macs(original, sample)
     spent: dict[str, dict[str, float]] = {"dense": {}, "ours": {}}
     if engine is not None:
-        plain = surgery.densify(surgery.clone(original))
-        pair = {"dense": plain, "ours": lowered(job.model, sample, EAGER, engine.rules)}
+        plain, ours = surgery.densify(surgery.clone(original)), lowered(job.model, sample, EAGER, engine.rules)
+        pair = {"dense": channels_last(plain), "ours": channels_last(ours)}
         spent = layer_times(pair, {site.module for site in sites}, sample)
     stored, changes = defaultdict[str, list[Stored]](list), defaultdict[str, list[Row]](list)
     for plane in packed.planes:

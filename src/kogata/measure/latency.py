@@ -4,14 +4,22 @@ The models take turns, so that a drift of the machine's speed affects all of the
 turns, never a mean. A turn is one call, or as many calls as fill :data:`TURN`, because the first call after another model finds
 the caches of the processor filled with that model's weights and code, which would distort the latency of a call of some
 microseconds.
+
+Every second round of turns runs in reverse order. Other work on the machine may come at the pace of the turns and always hit
+the same model; reversed, it hits each model in turn. How much faster one model is than another is therefore the median, over
+pairs of rounds forth and back, of the ratio of their times. It is not the ratio of their medians, which need not be of the same
+moments.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kogata.report.data import Latency
 
@@ -22,13 +30,37 @@ BUDGET = 20.0  # seconds for all runs together; slow models get fewer runs, but 
 MINIMUM = 10
 
 
-def interleaved(calls: Sequence[Callable[[], object]], runs: int = RUNS) -> list[Latency]:
-    """The latency of each call in milliseconds, measured in turns after a warm-up.
+@final
+@dataclass(frozen=True)
+class Turns:
+    """What was measured: ``times_CR``, the milliseconds of each call in each round.
+
+    >>> turns = Turns(np.array([[4.0, 8.0, 40.0, 4.0], [1.0, 2.0, 10.0, 1.0]]))  # the machine was slow in the third round
+    >>> turns.latency(0).p50, turns.speedup(0, 1)
+    (6.0, 4.0)
+    """
+
+    times_CR: NDArray[np.float64]
+
+    def latency(self, call: int) -> Latency:
+        """Median, 90th percentile and minimum of one call's times over the rounds."""
+        row = self.times_CR[call]
+        return Latency(p50=float(np.median(row)), p90=float(np.quantile(row, 0.9)), minimum=float(row.min()), runs=len(row))
+
+    def speedup(self, base: int, call: int) -> float:
+        """How many times as fast ``call`` is as ``base``: the median of the ratios of their times, forth and back together."""
+        starts = np.arange(0, self.times_CR.shape[1], 2)
+        pairs_CP = np.add.reduceat(self.times_CR, starts, axis=1)
+        return float(np.median(pairs_CP[base] / pairs_CP[call]))
+
+
+def interleaved(calls: Sequence[Callable[[], object]], runs: int = RUNS) -> Turns:
+    """Time each call in ``runs`` rounds of turns after a warm-up; in fewer if they take longer than :data:`BUDGET`.
 
     >>> from kogata.measure.latency import interleaved
-    >>> first, second = interleaved([lambda: sum(range(10)), lambda: sum(range(1000))], runs=2)
-    >>> 0 < first.p50 < second.p50
-    True
+    >>> turns = interleaved([lambda: sum(range(1000)), lambda: sum(range(10))], runs=2)
+    >>> 0 < turns.latency(1).p50 < turns.latency(0).p50, turns.speedup(0, 1) > 1
+    (True, True)
     """
     started = time.perf_counter()
     counts = list[int]()
@@ -38,14 +70,12 @@ def interleaved(calls: Sequence[Callable[[], object]], runs: int = RUNS) -> list
     times = np.zeros((len(calls), runs))
     started, done = time.perf_counter(), 0
     for done in range(1, runs + 1):
-        for index, (call, count) in enumerate(zip(calls, counts, strict=True)):
-            times[index, done - 1] = _timed(call, count) / 1e6
+        order = range(len(calls)) if done % 2 else reversed(range(len(calls)))
+        for index in order:
+            times[index, done - 1] = _timed(calls[index], counts[index]) / 1e6
         if done >= MINIMUM and time.perf_counter() - started > BUDGET:
             break
-    return [
-        Latency(p50=float(np.median(row)), p90=float(np.quantile(row, 0.9)), minimum=float(row.min()), runs=done)
-        for row in times[:, :done]
-    ]
+    return Turns(times[:, :done])
 
 
 def _timed(call: Callable[[], object], count: int) -> float:

@@ -40,9 +40,9 @@ class Target:
                 return f"drop: {self.text} was asked for, but no score was measured"
             found, base, unit = dense.score - ours.score, 0.0, "points"
         else:
-            if dense.latency_ms is None or ours.latency_ms is None:
+            if dense.latency_ms is None or ours.latency_ms is None or report.delta is None:
                 return f"latency: {self.text} was asked for, but no engine measured it"
-            found, base, unit = ours.latency_ms.p50, dense.latency_ms.p50, "ms"
+            found, base, unit = ours.latency_ms.p50, ours.latency_ms.p50 * report.delta, "ms"  # δ: of the same moments
         limit = self.value * base if self.relative else self.value
         if found <= limit + 1e-9:
             return None

@@ -19,6 +19,7 @@ from kogata.job import Step
 from kogata.system.atomic import writing
 
 SCHEMA = 1
+NOISY = 1.5  # median over minimum from which a measurement counts as disturbed; it is below 1.2 on an idle machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,20 @@ class Latency:
     """Milliseconds of one forward pass on one sample: median, 90th percentile and minimum over ``runs`` passes.
 
     The passes alternate with those of the other model in one process, so that disturbances affect both.
+
+    >>> Latency(p50=2.0, p90=2.4, minimum=1.9, runs=100).noisy, Latency(p50=2.0, p90=2.4, minimum=0.9, runs=100).noisy
+    (False, True)
     """
 
     p50: float
     p90: float
     minimum: float
     runs: int
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the median is so far above the minimum that other work on the machine must have disturbed most passes."""
+        return self.p50 > NOISY * self.minimum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +113,18 @@ class Report:
     names: tuple[Literal["dense", "teacher"], Literal["compressed", "student"]] = ("dense", "compressed")  # for the two models
     targets: dict[str, str] = field(default_factory=dict[str, str])  # the requested targets, as written
     missed: tuple[str, ...] = ()  # descriptions of the missed targets
+    delta: float | None = None  # speed-up δ: median over alternate passes of dense over compressed time; None if not measured
     schema: int = SCHEMA
 
     @property
     def explained(self) -> bool:
         """Whether the loss from single layers was measured."""
         return any(layer.loss is not None for layer in self.layers)
+
+    @property
+    def latencies(self) -> dict[str, Latency | None]:
+        """The latency of each of the two models by its name."""
+        return {self.names[0]: self.dense.latency_ms, self.names[1]: self.compressed.latency_ms}
 
     @property
     def alpha(self) -> float:
@@ -120,13 +135,6 @@ class Report:
     def beta(self) -> float:
         """Space saving β = (a − a*) / a, the fraction of the dense file's bytes that is saved."""
         return 1 - self.compressed.bytes / self.dense.bytes
-
-    @property
-    def delta(self) -> float | None:
-        """Speed-up δ: dense over compressed median latency, measured alternately in one run; None if not measured."""
-        if self.dense.latency_ms is None or self.compressed.latency_ms is None:
-            return None
-        return self.dense.latency_ms.p50 / self.compressed.latency_ms.p50
 
     def save(self, path: Path) -> None:
         """Write ``report.json``: the fields of this class and the three rates. Raises DataError if it cannot be written."""
@@ -142,7 +150,8 @@ class Report:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["schema"] > SCHEMA:
                 raise ValueError(f"its schema is {data['schema']}, this version reads up to {SCHEMA}")
-            data.pop("rates", None)
+            rates = data.pop("rates", {})
+            data.setdefault("delta", rates.get("delta"))  # reports of version 0.1 have it among the rates alone
             return TypeAdapter(Report).validate_python(data)
         except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
             raise DataError(f"report: cannot read {path}: {error}. Expected a report.json of `kogata compress`.") from None

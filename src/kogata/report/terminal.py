@@ -14,6 +14,7 @@ from kogata.report.words import (
     FASTER,
     NOTHING,
     loss_or_error,
+    notes,
     number,
     rate,
     score,
@@ -44,7 +45,7 @@ def render(report: Report, console: Console) -> None:
         console.print(_rest(report, console))
     if report.steps:
         console.print(_steps(report, console))
-    _list(console, "Notes", report.notes, "")
+    _list(console, "Notes", notes(report), "")
     if report.targets and not report.missed:
         wanted = ", ".join(f"{name} {value}" for name, value in report.targets.items())
         _list(console, "Targets", (f"all met: {wanted}",), "")
@@ -81,7 +82,7 @@ def grid(console: Console, title: str | None, *columns: str) -> Table:
 def _headline(report: Report, console: Console) -> Table:
     dense, compressed, decimals = report.dense, report.compressed, score_decimals(report)
     delta = report.delta
-    speed = speed_change(report)
+    speed = speed_change(delta)
     if delta is not None:
         speed += f" (δ {rate(delta)})" if delta < FASTER else " (δ)"
     lines = (
@@ -99,7 +100,9 @@ def _headline(report: Report, console: Console) -> Table:
 
 
 def _median(side: Side) -> str:
-    return number(side.latency_ms.p50) if side.latency_ms else NOTHING
+    if side.latency_ms is None:
+        return NOTHING
+    return number(side.latency_ms.p50) + (", noisy" if side.latency_ms.noisy else "")
 
 
 def _layers(report: Report, console: Console) -> Table:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
-from kogata.report.data import Report
+from kogata.report.data import NOISY, Latency, Report
 
 NOTHING = "–"
-FASTER = 1.05  # ratio of medians below which no speed-up is claimed: two runs of one model differ as much
+FASTER = 1.05  # ratio of times below which no difference is claimed: two runs of one model differ as much
 MINUS = "−"
 
 
@@ -60,14 +60,29 @@ def share(part: float, whole: float) -> str:
 
 
 def rate(value: float) -> str:
-    """A ratio to three digits with a times sign. It is truncated, not rounded, so that it never overstates.
+    """A ratio to three digits with a times sign. It is truncated, not rounded, so that a gain is never overstated.
 
     >>> rate(93.69)
     '93.6×'
     """
-    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    digits = _digits(value)
     cut = math.floor(value * 10**digits + 1e-9)  # 1e-9 because in floating point 100 · 4.1 is 409.99…
     return f"{cut / 10**digits:,.{digits}f}×"
+
+
+def loss_rate(value: float) -> str:
+    """The same, rounded up, so that a loss is never understated.
+
+    >>> loss_rate(3.201)
+    '3.21×'
+    """
+    digits = _digits(value)
+    return f"{math.ceil(value * 10**digits - 1e-9) / 10**digits:,.{digits}f}×"
+
+
+def _digits(value: float) -> int:
+    """How many decimals show three digits of a ratio."""
+    return max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
 
 
 def score_decimals(report: Report) -> int:
@@ -100,17 +115,46 @@ def score_change(report: Report) -> str:
 
 
 def size_change(report: Report) -> str:
-    """The change of size in words: "93.6× smaller" or "no smaller"."""
-    return f"{rate(report.alpha)} smaller" if report.alpha >= 1.005 else "no smaller"
+    """The change of size in words: "93.6× smaller", "no smaller" or "1.20× larger"."""
+    if report.alpha >= 1.005:
+        return f"{rate(report.alpha)} smaller"
+    return "no smaller" if report.alpha > 1 / 1.005 else f"{loss_rate(1 / report.alpha)} larger"
 
 
-def speed_change(report: Report) -> str:
-    """The change of speed in words; a speed-up is claimed only from 1.05×."""
-    if report.delta is None:
+def speed_change(delta: float | None) -> str:
+    """A speed-up δ in words; a difference is claimed only from 1.05× on, either way.
+
+    >>> speed_change(1.914), speed_change(1.02), speed_change(0.3125)
+    ('1.91× faster', 'no faster in this engine', '3.20× slower')
+    """
+    if delta is None:
         return "not measured"
-    if report.delta >= FASTER:
-        return f"{rate(report.delta)} faster"
-    return "no faster in this engine"
+    if delta >= FASTER:
+        return f"{rate(delta)} faster"
+    return "no faster in this engine" if delta > 1 / FASTER else f"{loss_rate(1 / delta)} slower"
+
+
+def noise(latencies: Mapping[str, Latency | None]) -> str:
+    """Which models' times other work on the machine disturbed, and by how much; empty if none.
+
+    >>> noise({"dense": Latency(p50=3.0, p90=4.0, minimum=1.0, runs=100), "compressed": None})[:73]
+    'noisy: the median time is far above the fastest one (dense 3.00×; expecte'
+    """
+    found = [
+        f"{name} {rate(latency.p50 / latency.minimum)}"
+        for name, latency in latencies.items() if latency is not None and latency.noisy
+    ]  # fmt: skip
+    if not found:
+        return ""
+    return (
+        f"noisy: the median time is far above the fastest one ({', '.join(found)}; expected below {NOISY}×). Other work "
+        "disturbed the measurement; repeat it on an idle machine."
+    )
+
+
+def notes(report: Report) -> tuple[str, ...]:
+    """The notes of a report, first among them which times are disturbed."""
+    return tuple(filter(None, (noise(report.latencies), *report.notes)))
 
 
 def settings(values: Mapping[str, Any]) -> str:

@@ -52,9 +52,9 @@ class BRECQ(Method):
     """Round to ``bits`` (1 to 8) every weight in the modules whose paths match one of the globs ``blocks``.
 
     Each block is trained on at least ``iterations`` batches of calibration data; its inputs and outputs are kept in memory for
-    this. It simplifies the paper: all outputs of a block weigh the same, and the grid is that of the weights' range. The rounding
-    is learnt with the running statistics that the block had; then these move. Raises UsageError when a glob matches no module or
-    one matched module contains another.
+    this. It simplifies the paper: all outputs of a block weigh the same, and the grid is that of the weights' range. Running
+    statistics stay as they are while a block learns its rounding; then they move. Raises UsageError when a glob matches no
+    module or one matched module contains another.
 
     >>> from kogata.methods import BRECQ
     >>> from kogata.testing.models import job_of
