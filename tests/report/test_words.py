@@ -93,7 +93,12 @@ def test_both_scores_show_the_same_digits(lenet: Report) -> None:
     ],
 )  # fmt: skip
 def test_a_difference_of_speed_is_claimed_from_five_percent_on(delta: float | None, said: str) -> None:
-    assert speed_change(delta) == said
+    assert speed_change(delta, delta) == said
+
+
+@pytest.mark.parametrize(("delta", "fastest"), [(3.35, 0.94), (1.2, 1.0), (0.5, 1.0), (0.9, 2.0)])
+def test_a_difference_that_the_fastest_passes_do_not_show_is_not_claimed(delta: float, fastest: float) -> None:
+    assert speed_change(delta, fastest) == "too noisy to tell"
 
 
 @given(st.floats(0.001, 1000))

@@ -89,7 +89,7 @@ def _print(title: str, found: dict[str, Any], speed: Speed | None) -> None:
             (f"ms, {name}", *(words.number(side["latency_ms"] and side["latency_ms"][key]) for side in sides))
             for name, key in (("median", "p50"), ("90 %", "p90"))
         ),
-        ("speed", "", words.speed_change(speed and speed.delta)),
+        ("speed", "", words.speed_change(speed and speed.delta, words.fastest(speed and speed.dense, speed and speed.ours))),
     ]  # fmt: skip
     for row in rows:
         table.add_row(*(safe(out, cell) for cell in row))

@@ -11,7 +11,6 @@ from rich.text import Text
 from kogata.report.data import Report, Side
 from kogata.report.rows import TableRow, layer_rows, total_row
 from kogata.report.words import (
-    FASTER,
     NOTHING,
     loss_or_error,
     notes,
@@ -23,7 +22,7 @@ from kogata.report.words import (
     share,
     size,
     size_change,
-    speed_change,
+    speed,
 )
 
 LIMIT = 20  # layers listed; the rest are summed
@@ -81,15 +80,14 @@ def grid(console: Console, title: str | None, *columns: str) -> Table:
 
 def _headline(report: Report, console: Console) -> Table:
     dense, compressed, decimals = report.dense, report.compressed, score_decimals(report)
-    delta = report.delta
-    speed = speed_change(delta)
-    if delta is not None:
-        speed += f" (δ {rate(delta)})" if delta < FASTER else " (δ)"
+    said = speed(report)
+    if report.delta is not None:
+        said += " (δ)" if said.endswith("faster") else f" (δ {rate(report.delta)})"
     lines = (
         ("bytes", f"{dense.bytes:,}", f"{compressed.bytes:,}", f"{size_change(report)} (α)"),
         ("", "", "", f"{share(dense.bytes - compressed.bytes, dense.bytes)} saved (β)"),
         ("score", score(dense.score, decimals), score(compressed.score, decimals), score_change(report)),
-        ("ms, median", _median(dense), _median(compressed), speed),
+        ("ms, median", _median(dense), _median(compressed), said),
         ("stored values", f"{dense.parameters:,}", f"{compressed.parameters:,}", ""),
     )
     table = grid(console, None, "", *report.names)
