@@ -168,7 +168,7 @@ REFUSED: Mapping[tuple[type[Method], str], str] = {
     },
     **{(FixedPoint, name): "cannot hold 12 bits" for name in ("float16", "bfloat16")},
     **{(kind, "tied"): "not the weight of a linear" for kind in (StaticActivations, DynamicActivations)},
-    (Half, "float16"): "would not get smaller",
+    (Half, "float16"): "half precision holds its numbers exactly",
     (Half, "bfloat16"): "would not get smaller",
 }
 

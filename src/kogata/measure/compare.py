@@ -23,6 +23,7 @@ from kogata.job import Job, Row, Step, Task
 from kogata.measure.latency import interleaved
 from kogata.measure.sizes import dense_bytes
 from kogata.measure.times import layer_times
+from kogata.methods.base.selection import by_reason
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating, length
 from kogata.network.rows import first_rows
@@ -222,10 +223,13 @@ def _whole(sample: Any, inputs: Any) -> list[str]:
 
 def _left(job: Job) -> list[str]:
     """What the ledger says was not done, and what no method can take over, each reason once, with its sites."""
-    reasons: dict[str, list[str]] = {}
+    noted: dict[str, dict[str, str]] = {}
     for row in job.ledger:
         if row.note:
-            reasons.setdefault(f"{row.method} left {{}} as it was: {row.note}.", []).append(row.site)
-    for name, reason in left_alone(job.model).items():
-        reasons.setdefault(f"No method changed {{}}: {reason}.", []).append(name)
-    return [text.format(", ".join(dict.fromkeys(sites))) for text, sites in reasons.items()]
+            noted.setdefault(row.method, {})[row.site] = row.note
+    found = [
+        f"{method} left {names} as {'they were' if ', ' in names else 'it was'}: {note}."
+        for method, notes in noted.items() for note, names in by_reason(notes, most=len(notes)).items()
+    ]  # fmt: skip
+    alone = left_alone(job.model)
+    return found + [f"No method changed {names}: {note}." for note, names in by_reason(alone, most=len(alone)).items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import cast
 
 from torch import nn
 
@@ -45,10 +46,28 @@ def roles_at(model: nn.Module, site: Site) -> frozenset[Role]:
 
 def refuse_idle(name: str, notes: Mapping[str, str] | Iterable[Row]) -> None:
     """Raises NotApplicable, listing all reasons, when every site has one and the method ``name`` would change nothing."""
-    reasons = notes if isinstance(notes, Mapping) else {row.site: row.note for row in notes}
+    reasons = cast("Mapping[str, str]", notes) if isinstance(notes, Mapping) else {row.site: row.note for row in notes}
     if all(reasons.values()):
-        listed = "; ".join(f"{site}: {note}" for site, note in reasons.items()) or "no weight is selected"
+        listed = "; ".join(f"{names}: {note}" for note, names in by_reason(reasons).items()) or "no weight is selected"
         raise NotApplicable(f"{name}: nothing to do. {listed}.")
+
+
+def by_reason(reasons: Mapping[str, str], most: int = 5) -> dict[str, str]:
+    """Each reason with the names that have it: ``most`` of them, and how many others. Amounts in brackets make no difference.
+
+    >>> by_reason({"a": "too small (8 bytes)", "b": "too small (4 bytes)", "c": "a bias"})
+    {'too small': 'a, b', 'a bias': 'c'}
+    >>> by_reason(dict.fromkeys("abcdefgh", "a bias"), most=3)
+    {'a bias': 'a, b, c and 5 others'}
+    """
+    alike: dict[str, list[str]] = {}
+    for name, note in reasons.items():
+        alike.setdefault(note.partition(" (")[0], []).append(name)
+    return {
+        reasons[names[0]] if len(names) == 1 else note:
+        ", ".join(names[:most]) + (f" and {len(names) - most} others" if len(names) > most else "")
+        for note, names in alike.items()
+    }  # fmt: skip
 
 
 def row_of(name: str, site: Site, before: Form, after: Form, note: str = "", predicted: float | None = None) -> Row:

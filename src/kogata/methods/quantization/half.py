@@ -21,6 +21,8 @@ from kogata.network.sites import buffers_of
 
 RUNNING = ("running_mean", "running_var")  # PyTorch's names, which the frozen normalization layers of other libraries share
 
+ALREADY = "half precision holds its numbers exactly, and the file stores them so"
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Half(WeightMethod):
     def encode(self, weight: Tensor, site: Site, stats: Stats) -> Form:
         """The rounded values, as a leaf."""
         rounded = weight.half().float()
+        if torch.equal(rounded, weight.float()):
+            raise NotApplicable(ALREADY)
         if not torch.isfinite(rounded).all():
             raise NotApplicable("it has weights above 65,504, the largest half-precision number")
         return Dense(rounded, Role.VECTOR)
@@ -108,7 +112,7 @@ def _reason_against(owner: nn.Module, values: Tensor) -> str:
         return "it is no buffer of a layer with running statistics"
     rounded = values.half().to(values.dtype)
     if torch.equal(rounded, values):
-        return "it holds half-precision numbers already"
+        return ALREADY
     if not torch.isfinite(rounded).all():
         return "it holds numbers above 65,504, the largest half-precision number, or no numbers at all (NaN)"
     if ((rounded == 0) & (values != 0)).any():
