@@ -14,12 +14,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kogata.forms import Dense, Form
+from kogata.forms.zero_row import with_zero_row
 from kogata.job import Site
+from kogata.network.layers import kind_of
 from kogata.network.sites import form_at, form_of, modules_of, parametrizations, weights_of
 
 
 def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
-    """Put ``form`` in the place of the leaf, or other part, at ``path`` of the site's tree, in ``model`` itself."""
+    """Put ``form`` in the place of the leaf, or other part, at ``path`` of the site's tree, in ``model`` itself.
+
+    The padding row of an embedding stays zero where it is: PyTorch gives it no gradient, so nothing would ever correct it.
+    """
     root = form_at(model, site)
     _, leaf = next(cast("Form", root.get_submodule(path)).leaves())
     form = form.to(device=leaf.values.device, dtype=leaf.values.dtype)
@@ -27,7 +32,23 @@ def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
         form.requires_grad_(False)
     if isinstance(form, Dense):
         form.role = leaf.role  # other numbers, but what they are is the same
-    attach(model, site, _with(root, path, form))
+    rows = _zero_rows(model, site)
+    whole = _with(root, path, form)
+    for row in rows:
+        whole = with_zero_row(whole, row)
+    attach(model, site, whole)
+
+
+def _zero_rows(model: nn.Module, site: Site) -> list[int]:
+    """The rows of a weight that its layers take for padding, and that are zero."""
+    found: dict[int, None] = {}
+    for name in (site.name, *site.aliases):
+        path, _, parameter = name.rpartition(".")
+        module = model.get_submodule(path)
+        row = kind_of(module).padding(module) if parameter == "weight" else None
+        if row is not None and not bool(cast("Tensor", getattr(module, parameter))[row].any()):
+            found[row] = None
+    return list(found)
 
 
 def _with(root: Form, path: str, form: Form) -> Form:
