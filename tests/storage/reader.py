@@ -118,6 +118,9 @@ class File:
                     array = self.plane(entry[2])
                     floats = entry[2][0] in FLOATS
                     self.buffers[name] = (converted(array, entry[2][0], dtype) if floats else array), dtype
+            elif kind == "same":
+                tensors.append(name_of(entry[0]))
+                self.buffers[tensors[-1]] = self.buffers[name_of(entry[1])]
             elif kind == "quantizer":
                 self.quantizers[name_of(entry[0])] = entry[1], entry[2]
             elif kind == "kept":

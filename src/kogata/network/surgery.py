@@ -17,6 +17,7 @@ from kogata.forms import Dense, Form
 from kogata.forms.zero_row import with_zero_row
 from kogata.job import Site
 from kogata.network.layers import kind_of
+from kogata.network.sharing import copies
 from kogata.network.sites import form_at, form_of, modules_of, parametrizations, weights_of
 
 
@@ -135,10 +136,8 @@ def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
     Parametrizing changes the class of a module, and ``deepcopy`` hands that class on: each copy gets a class of its own, so
     that a later change of one leaves the other as it is.
     """
-    memo: dict[int, Any] = {}
-    if share:
-        tensors = [*model.parameters(), *model.buffers()]
-        memo = {id(tensor): tensor for tensor in tensors}
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors} if share else dict[int, Any](copies(tensors))
     for module in model.modules():  # deepcopy refuses computed tensors, such as the weight that a hook of weight_norm sets
         computed = [value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
         memo |= {id(tensor): tensor.detach() if share else tensor.detach().clone() for tensor in computed}

@@ -180,6 +180,9 @@ class _Reader:
                     raise ValueError(f"its buffer {name} holds {len(values)} numbers in the manifest; the limit is {INLINE}")
                 numbers = np.array(checked_shape(values, -MAX_NUMBER), np.int64).astype(_integer(dtype))
                 self.buffers[name] = torch.from_numpy(numbers.reshape(checked_shape(shape)))
+            case ["same", parts, first]:
+                self.tensors.append(name := self._name(parts))
+                self.buffers[name] = self.buffers[joined(first)]
             case ["quantizer", parts, tag, header]:
                 self.quantizers[joined(parts)] = _quantizer(tag, header)
             case ["kept", parts, places]:

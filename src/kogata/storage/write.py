@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kogata.forms import FORMS, Form
 from kogata.forms.base import float_plane, nodes
 from kogata.network import depth, layers
 from kogata.network.quantizers import quantizers_of
+from kogata.network.sharing import place_of
 from kogata.network.sites import buffers_of, form_at, sites_of, unwrapped
 from kogata.storage.layout import INLINE, SCHEMA, EngineGraph, PackedFile, Stored, file_header, plane_entry
 from kogata.storage.manifest import MAX_NUMBER, Entry, pieces, write_manifest
@@ -34,7 +35,10 @@ def pack(model: nn.Module, graph: EngineGraph | None = None, coders: tuple[Coder
     for site in sites:
         names = [pieces(name) for name in (site.name, *site.aliases)]
         entries.append(["weight", names, writer.node(site.name, "", form_at(model, site))])
-    entries += [writer.buffer(name, tensor) for name, tensor in buffers.items()]
+    stored: dict[Hashable, str] = {}  # the first name of the numbers at each place
+    for name, tensor in buffers.items():
+        first = stored.setdefault(place_of(tensor), name) if tensor.numel() else name
+        entries.append(writer.buffer(name, tensor) if first == name else ["same", pieces(name), pieces(first)])
     entries[:0] = [["provider", form.TAG, f"{form.__module__}:{form.__qualname__}"] for form in foreign_forms(model)]
     for path, quantizer in quantizers_of(model):
         entries.append(["quantizer", pieces(path), quantizer.TAG, quantizer.header()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from kogata.methods.base.method import About, Method
 from kogata.methods.base.selection import refuse_idle, row_of
 from kogata.network import surgery
 from kogata.network.channels.groups import Coupling, Cut, Group, coupled, remove
+from kogata.network.sharing import place_of
 from kogata.network.sites import form_at, form_of, known_sites, selected_sites, sites_of
 
 
@@ -78,13 +79,13 @@ class ChannelMethod(Method):
 
 def _shrunk(model: nn.Module, cuts: Sequence[Cut], plan: Removal) -> nn.Module:
     twin = surgery.clone(model)
-    names: dict[int, list[str]] = {}  # all names of a tied weight, by the parameter's identity
+    names: dict[Hashable, list[str]] = {}  # all names of a tied weight
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(place_of(parameter), []).append(name)
     for name, weight in plan.weights(cuts).items():
         old = model.get_parameter(name)
         new = nn.Parameter(weight.to(old), old.requires_grad)
-        for other in names[id(old)]:
+        for other in names[place_of(old)]:
             path, _, key = other.rpartition(".")
             setattr(twin.get_submodule(path), key, new)
     return remove(twin, cuts)

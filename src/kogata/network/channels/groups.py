@@ -21,6 +21,7 @@ from kogata.network import layers, surgery
 from kogata.network.batch import call, evaluating, output_error
 from kogata.network.channels.tracing import Ties, trace
 from kogata.network.rows import first_rows
+from kogata.network.sharing import place_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +174,8 @@ def _get(model: nn.Module, name: str) -> object:
 
 def _set(twin: nn.Module, model: nn.Module, name: str, tensor: Tensor) -> None:
     """Put a tensor into the copy, under every name that the model knows the old one by."""
-    old = _get(model, name)
-    tied = [other for other, parameter in model.named_parameters(remove_duplicate=False) if parameter is old]
+    place = place_of(cast("Tensor", _get(model, name)))
+    tied = [other for other, parameter in model.named_parameters(remove_duplicate=False) if place_of(parameter) == place]
     for other in {name, *tied}:
         path, _, key = other.rpartition(".")
         setattr(twin.get_submodule(path), key, tensor)
