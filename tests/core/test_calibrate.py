@@ -439,3 +439,37 @@ def test_batch_normalization_follows_what_was_changed_before_it() -> None:
     kept = only(Wanda(sparsity=0.5), "3").apply(job).model.get_submodule("1")
     for name in ("running_mean", "running_var"):
         assert torch.equal(kept.get_buffer(name), before.get_buffer(name)), "nothing before it has changed"
+
+
+class Reader(nn.Module):
+    """Reads tokens and, if it is given one, their mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(50, 32), nn.Linear(32, 4)
+        self.masks = 0
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        self.masks += mask is not None
+        found = self.words(tokens) if mask is None else self.words(tokens) * mask[..., None]
+        return self.out(found.mean(1)) * scale
+
+
+class Scaled(Reader):
+    """The second parameter is a number, not a tensor."""
+
+    def forward(self, tokens: Tensor, scale: float = 1.0) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens, None, scale)
+
+
+def test_a_pair_that_may_be_two_inputs_is_refused() -> None:
+    tokens, mask, labels = torch.randint(0, 50, (8, 6)), torch.ones(8, 6), torch.randint(0, 4, (8,))
+    pairs = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(tokens, mask), batch_size=4)
+    with pytest.raises(DataError, match=r"may be a target or the input 'mask' of Reader. Give \(\(first, second\), None\)"):
+        kogata.prepare(Reader(), kogata.Task(calibration=pairs))
+    for batch, masks in (((tokens, mask), None), True), (((tokens,), labels), False), ({"tokens": tokens, "mask": mask}, True):
+        model = Reader()
+        kogata.prepare(model, kogata.Task(calibration=[batch]))
+        assert bool(model.masks) == masks
+    kogata.prepare(Scaled(), kogata.Task(calibration=[(tokens, labels)]))
+    kogata.prepare(Reader(), kogata.Task(calibration=[(tokens, labels)], loss=nn.functional.cross_entropy))
