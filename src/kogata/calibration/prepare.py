@@ -131,8 +131,8 @@ def _refuse_ambiguous(model: nn.Module, task: Task) -> None:
         return
     raise DataError(
         f"task {task.name!r}: a calibration batch is a pair of tensors, of which the second may be a target or the input "
-        f"{takes[0].name!r} of {type(model).__name__}. Give ((first, second), None) if it is an input, ((first,), second) if it "
-        "is a target, or a dictionary of the inputs by name."
+        f"{takes[0].name!r} of {type(model).__name__}. Give ((first, second), None) if it is an input, ((first,), second) if "
+        "it is a target, or a dictionary of the inputs by name."
     )
 
 

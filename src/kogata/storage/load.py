@@ -16,6 +16,7 @@ from kogata.network import depth, layers, surgery
 from kogata.network.quantizers import attach_quantizer
 from kogata.network.sharing import overlaps
 from kogata.network.sites import buffers_of, form_at, sites_of, unwrapped
+from kogata.storage.extra import give_back
 from kogata.storage.layout import Artifact
 from kogata.storage.read import read_file
 
@@ -57,6 +58,7 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = (),
     shapes = {name: tuple(form.shape) for site, form in fitting for name in (site.name, *site.aliases)}
     shapes |= {name: tuple(tensor.shape) for name, tensor in artifact.buffers.items()}
     smaller = _shrunk(path, trial, shapes, artifact.full)
+    give_back(path, into, artifact.extra)
     dtypes = _float_dtypes((*into.parameters(), *buffers_of(into).values()))
     _shorten(path, into, artifact)
     _quantize(path, into, artifact)
