@@ -275,3 +275,10 @@ def test_extra_state_is_named_in_the_report() -> None:
     result = kogata.compress(net, Task(calibration=[torch.randn(2, 8)]), RoundToNearest(bits=4), engine=None)
     said = "extra state (get_extra_state) of 0 is not in the file: it holds builtin_function_or_method"
     assert any(said in note for note in result.report.notes)
+
+
+def test_a_model_made_in_inference_mode_is_refused_with_the_reason() -> None:
+    with torch.inference_mode():
+        net = nn.Linear(8, 8)
+    with pytest.raises(DataError, match="weight was made in inference mode"):
+        kogata.prepare(net, Task(calibration=[torch.randn(2, 8)]))

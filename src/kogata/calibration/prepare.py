@@ -105,6 +105,8 @@ def _refuse_unusable(model: nn.Module) -> None:
             reason = "is on the meta device, which holds no numbers; load the weights first"
         elif tensor.layout != torch.strided:
             reason = f"has the layout {tensor.layout}; only dense tensors can be stored. Make it dense with .to_dense()"
+        elif tensor.is_inference():
+            reason = "was made in inference mode, so that it has no gradients; build or load the model outside of that mode"
         elif tensor.is_quantized:
             reason = "is a quantized tensor; give the model in floating point"
         elif tensor.is_floating_point() and tensor.itemsize < 2:

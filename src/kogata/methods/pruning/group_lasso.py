@@ -78,7 +78,7 @@ class _Shrinking(TrainingWrapper):
     def __init__(self, model: nn.Module, targets: Sequence[TrainedLeaf], method: GroupLasso) -> None:
         super().__init__(model)
         self._targets, self._method = list(targets), method
-        self.register_buffer("progress", torch.zeros(()))
+        self.register_buffer("progress", torch.zeros((), dtype=torch.float32))
 
     def step(self, progress: float) -> None:
         """Apply the proximal step for the part of the training since the last call."""
