@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from kogata.errors import UsageError
 from kogata.forms import Dense, Form
 from kogata.forms.zero_row import with_zero_row
 from kogata.job import Site
 from kogata.network.layers import kind_of
+from kogata.network.quantizers import quantizers_of
 from kogata.network.sharing import copies
 from kogata.network.sites import form_at, form_of, modules_of, parametrizations, weights_of
 
@@ -82,6 +85,8 @@ def attach(model: nn.Module, site: Site, form: Form) -> None:
 
 def hold(model: nn.Module, site: Site, form: Form) -> None:
     """The same, with a form that is dense too."""
+    if callable(getattr(type(model), "save_pretrained", None)):
+        model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[assignment]
     for module, parameter in _owners(model, site):
         # Parametrizing empties the parameter it takes over, in place; other copies of the model share that one. So it
         # gets an empty parameter of its own, which only remembers device and dtype: those of the form, whatever was there.
@@ -122,6 +127,20 @@ def _follow(layer: nn.RNNBase) -> None:
     layer.__dict__.pop("_flat_weights", None)
     kind._flat_weights = property(current, lambda self, _: None)  # type: ignore[assignment,method-assign]
     kind._update_flat_weights = lambda self: None  # type: ignore[assignment,method-assign]
+
+
+def save_pretrained(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What ``save_pretrained`` of a model of transformers with forms does: it saves the model with dense weights.
+
+    The class's own method would save the tensors of the forms, and ``from_pretrained`` would then initialize the weights anew.
+    Raises UsageError for a model with activation quantizers, which only a ``.kogata`` file holds.
+    """
+    if rounded := [path for path, _ in quantizers_of(self)]:
+        raise UsageError(
+            f"save_pretrained: {type(self).__name__} has quantizers of activations ({rounded[0]}), which transformers cannot "
+            "load. Use kogata.save(model, path) and kogata.load(path, into=model)."
+        )
+    return cast("Any", plain(self)).save_pretrained(*args, **kwargs)
 
 
 def trainable(form: Form) -> bool:
@@ -167,6 +186,7 @@ def plain(model: nn.Module) -> nn.Module:
 
 def densify(model: nn.Module) -> nn.Module:
     """Compute every form of ``model``, in place, into a dense parameter, and return the model."""
+    vars(model).pop("save_pretrained", None)
     computed: dict[int, nn.Parameter] = {}  # by form, so that tied weights stay tied
     for _, module in modules_of(model):
         for name, _ in list(weights_of(module)):

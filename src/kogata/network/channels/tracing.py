@@ -279,6 +279,9 @@ class _Tracer:
         operands = {part: self._value(part) for part in node.all_input_nodes}
         if all(x.labels is None for x in operands.values()):
             return _plain(node.meta["val"])
+        sizes = [size for x in operands.values() for size in x.shape]
+        if not all(isinstance(part.meta["val"], Tensor) for part in operands) or not all(type(size) is int for size in sizes):
+            return self._unknown(node, name, given)  # sizes that depend on the data, such as how many inputs an expert gets
         full: dict[Node, Tensor] = {}
         for part, x in operands.items():
             labels = x.labels
