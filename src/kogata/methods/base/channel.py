@@ -18,6 +18,7 @@ from kogata.methods.base.method import About, Method
 from kogata.methods.base.selection import refuse_idle, row_of
 from kogata.network import surgery
 from kogata.network.channels.groups import Coupling, Cut, Group, coupled, remove
+from kogata.network.channels.masked import mask_again, unmasked
 from kogata.network.sharing import place_of
 from kogata.network.sites import form_at, form_of, known_sites, selected_sites, sites_of
 
@@ -36,7 +37,10 @@ class Removal:
 
 
 class ChannelMethod(Method):
-    """Chooses channels from groups of coupled channels and removes them in every layer. Only plain weights can shrink."""
+    """Chooses channels from groups of coupled channels and removes them in every layer.
+
+    Only plain weights can shrink, and weights under a mask of whole rows and columns, as group lasso leaves them.
+    """
 
     ABOUT: ClassVar[About]
 
@@ -51,7 +55,9 @@ class ChannelMethod(Method):
         columns, whether they are selected or not. With ``job.explain``, the increase of the loss is measured for each of the
         groups that lose the largest weights, one group at a time. Raises NotApplicable when no channel can be removed.
         """
-        name = self.ABOUT.name
+        name, given = self.ABOUT.name, job
+        plain, masks = unmasked(job.model)
+        job = replace(job, model=plain)
         try:
             coupling = coupled(job.model, first_batch(job.reference, job.task)[0])
         except NotApplicable as error:
@@ -64,7 +70,8 @@ class ChannelMethod(Method):
         if not cuts:
             refuse_idle(name, notes or {"the model": "no layer makes channels"})
         model = _shrunk(job.model, cuts, plan)
-        rows = _rows(name, job, model, _losses(job, cuts, plan), notes)
+        mask_again(model, masks, cuts)
+        rows = _rows(name, given, model, _losses(job, cuts, plan), notes)
         return replace(job, model=model, ledger=(*job.ledger, *rows))
 
     def check(self, roles: Mapping[Site, frozenset[Role]], job: Job) -> Mapping[Site, frozenset[Role]]:

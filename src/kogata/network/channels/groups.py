@@ -143,18 +143,23 @@ def zero(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
 def remove(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
     """A smaller copy without these channels: tensors are sliced and the layers' integers follow. It shares the others."""
     twin = surgery.clone(model)
-    for name, axes in _entries(cuts).items():
+    for name in _entries(cuts):
         tensor = cast("Tensor", _get(model, name))
-        sliced = tensor.detach()
-        for axis, entries in axes.items():
-            kept = torch.ones(tensor.shape[axis], dtype=torch.bool).index_fill(0, entries, False)
-            sliced = sliced.index_select(axis, kept.nonzero().flatten().to(tensor.device))
+        sliced = cut_tensor(name, tensor.detach(), cuts)
         _set(twin, model, name, nn.Parameter(sliced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced)
     for path, layer in twin.named_modules():
         before = model.get_submodule(path)
         shapes = {n: tuple(t.shape) for n, t in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))}
         layers.resize(layer, layers.shrunk(before, shapes))
     return twin
+
+
+def cut_tensor(name: str, tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
+    """A tensor of the shape of the parameter or buffer ``name``, without the entries that these cuts remove from that."""
+    for axis, entries in _entries(cuts).get(name, {}).items():
+        kept = torch.ones(tensor.shape[axis], dtype=torch.bool).index_fill(0, entries, False)
+        tensor = tensor.index_select(axis, kept.nonzero().flatten().to(tensor.device))
+    return tensor
 
 
 def _entries(cuts: Iterable[Cut]) -> dict[str, dict[int, Tensor]]:
