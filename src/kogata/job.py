@@ -18,7 +18,7 @@ class Task:
     """Everything that depends on the user's data. Only ``calibration`` is required; methods that need more say so.
 
     A batch is ``(inputs, targets)`` or only ``inputs``. Inputs are a tensor, a tuple of positional arguments, or a dictionary
-    of keyword arguments of the model's forward.
+    of keyword arguments of the model's forward. So two inputs without targets are ``((first, second), None)``.
 
     >>> import torch
     >>> batch = torch.randn(8, 4), torch.randint(2, (8,))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kogata.engines.lowering.copies import Copies
 from kogata.engines.lowering.layers import Stack
@@ -18,6 +19,7 @@ from kogata.methods.base.method import Method
 from kogata.network import surgery
 from kogata.network.quantizers import Quantizer
 from kogata.network.sites import form_of, sites_of
+from kogata.storage.write import pack
 from kogata.testing.comparisons import assert_untouched, snapshot, through_file
 from kogata.testing.methods import CHECKS, refusal_says_why
 from kogata.testing.models import MODELS, job_of
@@ -41,6 +43,18 @@ EVERY = on_every_model(METHODS)
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_contract(kind: type[Method], name: str, check: str, tmp_path: Path) -> None:
     CHECKS[check](subject(kind), name, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in METHODS if (kind, "conv") not in REFUSED])
+def test_the_default_dtype_changes_nothing(kind: type[Method]) -> None:
+    job = job_of("conv")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = CASES[kind].apply(job)
+    finally:
+        torch.set_default_dtype(before)
+    assert pack(after.model).data == subject(kind).trial("conv").file.data
 
 
 def test_every_method_has_a_case() -> None:

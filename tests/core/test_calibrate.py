@@ -446,3 +446,37 @@ def test_layers_are_fitted_behind_normalization_that_followed() -> None:
     above, below = (known * part.var(0, correction=0) + 1 - known for part in (reached, dense))
     out = ((reached - mean) / (above / below + 1e-5).sqrt()).relu()
     torch.testing.assert_close(gram, out.T @ out / 1500, rtol=1e-4, atol=1e-4)
+
+
+class Reader(nn.Module):
+    """Reads tokens and, if it is given one, their mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = nn.Embedding(50, 32), nn.Linear(32, 4)
+        self.masks = 0
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        self.masks += mask is not None
+        found = self.words(tokens) if mask is None else self.words(tokens) * mask[..., None]
+        return self.out(found.mean(1)) * scale
+
+
+class Scaled(Reader):
+    """The second parameter is a number, not a tensor."""
+
+    def forward(self, tokens: Tensor, scale: float = 1.0) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens, None, scale)
+
+
+def test_a_pair_that_may_be_two_inputs_is_refused() -> None:
+    tokens, mask, labels = torch.randint(0, 50, (8, 6)), torch.ones(8, 6), torch.randint(0, 4, (8,))
+    pairs = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(tokens, mask), batch_size=4)
+    with pytest.raises(DataError, match=r"may be a target or the input 'mask' of Reader. Give \(\(first, second\), None\)"):
+        kogata.prepare(Reader(), kogata.Task(calibration=pairs))
+    for batch, masks in (((tokens, mask), None), True), (((tokens,), labels), False), ({"tokens": tokens, "mask": mask}, True):
+        model = Reader()
+        kogata.prepare(model, kogata.Task(calibration=[batch]))
+        assert bool(model.masks) == masks
+    kogata.prepare(Scaled(), kogata.Task(calibration=[(tokens, labels)]))
+    kogata.prepare(Reader(), kogata.Task(calibration=[(tokens, labels)], loss=nn.functional.cross_entropy))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import kogata
 from kogata.errors import UsageError
+from kogata.methods import GPTQ, ChannelPruning
+from kogata.methods.base.method import Method
 from kogata.nn.experts import Experts, probability, squared_variation
 
 
@@ -83,3 +88,27 @@ def test_the_penalty_spreads_the_load() -> None:
 def test_k_must_fit() -> None:
     with pytest.raises(UsageError, match="k is 3; expected 1 to 2"):
         Experts([nn.Linear(5, 3), nn.Linear(5, 3)], features=5, k=3)
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        experts = [nn.Sequential(nn.Linear(32, 40), nn.ReLU(), nn.Linear(40, 32)) for _ in range(4)]
+        self.first, self.mixture, self.last = nn.Linear(16, 32), Experts(experts, features=32, k=2), nn.Linear(32, 5)
+        nn.init.normal_(self.mixture.gate.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.mixture(torch.relu(self.first(x))))
+
+
+@pytest.mark.parametrize("method", [GPTQ(bits=4), ChannelPruning(sparsity=0.5)])
+def test_a_mixture_is_compressed_and_its_graph_takes_any_number_of_inputs(method: Method, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = kogata.Task(calibration=[torch.randn(24, 16), torch.randn(7, 16)])
+    result = kogata.compress(Mixed().eval(), task, method, output=tmp_path / "run")
+    changed = [row.site for row in result.report.layers if "experts" in row.site]
+    assert len(changed) == 8
+    session = kogata.open(result.path)
+    for count in (1, 5, 24, 60):
+        x = torch.randn(count, 16)
+        assert torch.allclose(torch.as_tensor(session(x)), result.model(x), atol=1e-5)

@@ -264,7 +264,7 @@ def test_loading_into_a_model_on_meta_makes_it_real() -> None:
 
 class Extra(nn.Linear):
     def get_extra_state(self) -> Any:
-        return {"k": 3}
+        return {"k": 3, "when": print}
 
     def set_extra_state(self, state: Any) -> None:
         pass
@@ -273,4 +273,12 @@ class Extra(nn.Linear):
 def test_extra_state_is_named_in_the_report() -> None:
     net = nn.Sequential(Extra(8, 8))
     result = kogata.compress(net, Task(calibration=[torch.randn(2, 8)]), RoundToNearest(bits=4), engine=None)
-    assert any("extra state (get_extra_state) of 0 is not in the file" in note for note in result.report.notes)
+    said = "extra state (get_extra_state) of 0 is not in the file: it holds builtin_function_or_method"
+    assert any(said in note for note in result.report.notes)
+
+
+def test_a_model_made_in_inference_mode_is_refused_with_the_reason() -> None:
+    with torch.inference_mode():
+        net = nn.Linear(8, 8)
+    with pytest.raises(DataError, match="weight was made in inference mode"):
+        kogata.prepare(net, Task(calibration=[torch.randn(2, 8)]))

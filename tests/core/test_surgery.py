@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+import kogata
 from kogata import Task
 from kogata.calibration.prepare import prepare
 from kogata.engines.lowering.lower import lower
 from kogata.errors import UsageError
 from kogata.forms import Dense, Masked, Role
 from kogata.job import Job, Kind, Where
-from kogata.methods import SVD, Half, KMeans, MagnitudePruning, RoundToNearest
+from kogata.methods import SVD, Half, KMeans, MagnitudePruning, RoundToNearest, StaticActivations
 from kogata.methods.base.compose import chain, only, per_site
 from kogata.network import surgery
 from kogata.network.batch import evaluating
@@ -253,3 +254,43 @@ def test_per_site_plan() -> None:
     assert forms["conv.weight"] == "codebook"
     assert forms["hidden.weight"] == "product"
     assert forms["deep.weight"] == forms["out.weight"] == "dense"
+
+
+class Hub(nn.Module):
+    """Saves and loads its state as models of transformers do: what the state lacks keeps its initial values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+    def save_pretrained(self, path: Path) -> str:
+        torch.save(self.state_dict(), path)
+        return "saved"
+
+    @classmethod
+    def from_pretrained(cls, path: Path) -> Hub:
+        model = cls()
+        model.load_state_dict(torch.load(path), strict=False)
+        return model
+
+
+def test_a_model_saved_by_its_own_class_has_dense_weights(tmp_path: Path) -> None:
+    model, x = Hub(), torch.randn(8, 32)
+    result = kogata.compress(model, kogata.Task(calibration=[x]), KMeans(clusters=4), engine=None, output=tmp_path / "run")
+    for made in (result.model, surgery.clone(result.model), kogata.load(result.path, into=Hub()), kogata.plain(result.model)):
+        assert isinstance(made, Hub)
+        assert made.save_pretrained(tmp_path / "hub.pt") == "saved"
+        assert torch.equal(Hub.from_pretrained(tmp_path / "hub.pt")(x), result.model(x))
+    assert "save_pretrained" not in vars(kogata.plain(result.model))
+    assert "save_pretrained" not in vars(model)
+
+
+def test_a_model_with_rounded_activations_is_not_saved_by_its_own_class(tmp_path: Path) -> None:
+    job = kogata.prepare(Hub(), kogata.Task(calibration=[torch.randn(8, 32)]))
+    made = kogata.chain(KMeans(clusters=4), StaticActivations(bits=8)).apply(job).model
+    assert isinstance(made, Hub)
+    with pytest.raises(UsageError, match=r"save_pretrained: .* has quantizers of activations"):
+        made.save_pretrained(tmp_path / "hub.pt")

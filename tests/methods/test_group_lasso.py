@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import kogata
 from kogata import Task
 from kogata.calibration.prepare import prepare
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Masked
-from kogata.methods import MagnitudePruning, Recover
+from kogata.methods import ChannelPruning, MagnitudePruning, Recover
+from kogata.methods.base.compose import chain, only
 from kogata.methods.pruning.group_lasso import GroupLasso, Groups, shrunk
-from kogata.network.sites import form_at, selected_sites, sites_of
+from kogata.network.sites import form_at, form_of, selected_sites, sites_of
+from kogata.testing.comparisons import weights
 
 RECOVER = Recover(epochs=1)
 ALL: tuple[Groups, ...] = ("filters", "channels", "shapes", "depth")
@@ -134,3 +138,56 @@ def test_weights_of_a_mask_have_no_groups() -> None:
 def test_settings_are_checked(strength: float) -> None:
     with pytest.raises(UsageError, match="strength"):
         GroupLasso(strength=strength, recover=RECOVER)
+
+
+def small() -> tuple[nn.Sequential, Task]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(24 * 16, 4),
+    )  # fmt: skip
+    inputs = torch.randn(64, 3, 6, 6)
+    batches = [(x, x.mean((1, 2, 3)).mul(20).long().clamp(0, 3)) for x in inputs.split(16)]
+    return net, Task(calibration=batches, train=batches, loss=nn.functional.cross_entropy)
+
+
+@pytest.mark.parametrize("groups", ["filters", "channels"])
+def test_dead_filters_and_channels_leave_the_layers(groups: Groups, tmp_path: Path) -> None:
+    net, task = small()
+    where = "0" if groups == "filters" else "3"
+    strength = 0.16 if groups == "filters" else 0.08
+    lasso = only(GroupLasso(strength=strength, groups=groups, recover=Recover(epochs=3, learning_rate=1e-2)), where)
+    job = lasso.apply(prepare(net, task))
+    shrunken = weights(job.model)[f"{where}.weight"]
+    alive = int(shrunken.flatten(2).any(2).any(1 if groups == "filters" else 0).sum())
+    assert 1 <= alive < 16
+    result = kogata.compress(net, task, chain(lasso, ChannelPruning(sparsity=0.0)), engine=None, output=tmp_path / "run")
+    first, last = result.model.get_submodule("0"), result.model.get_submodule("3")
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(last, nn.Conv2d)
+    assert (first.out_channels, last.in_channels, last.out_channels) == (alive, alive, 24)
+    assert form_of(first, "weight") is form_of(last, "weight") is None
+
+
+def test_channels_that_nothing_reads_go_without_a_trace() -> None:
+    net, task = small()
+    with torch.no_grad():
+        net.get_parameter("3.weight")[:, ::2] = 0
+    job = prepare(net.eval(), task)
+    made = ChannelPruning(sparsity=0.0).apply(job).model.eval()
+    assert made.get_parameter("0.weight").shape == (8, 3, 3, 3)
+    x = torch.randn(5, 3, 6, 6)
+    with torch.no_grad():
+        assert float((made(x) - net(x)).norm() / net(x).norm()) < 1e-5
+
+
+def test_dead_filters_that_must_stay_are_masked_again() -> None:
+    net, task = small()
+    job = only(GroupLasso(strength=0.12, recover=RECOVER), "[03]").apply(prepare(net, task))
+    after = only(ChannelPruning(sparsity=0.0), "0").apply(job)
+    form, before = form_of(after.model.get_submodule("3"), "weight"), form_of(job.model.get_submodule("3"), "weight")
+    assert isinstance(form, Masked)
+    assert isinstance(before, Masked)
+    left = after.model.get_parameter("0.weight").shape[0]
+    assert form.shape == (24, left, 3, 3)
+    assert torch.equal(form.mask.flatten(1).any(1), before.mask.flatten(1).any(1))

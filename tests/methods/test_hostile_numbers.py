@@ -18,6 +18,7 @@ from kogata.methods import (
     ProductQuantization,
     Recover,
     RoundToNearest,
+    SoftWeightSharing,
     Ternary,
     Wanda,
 )  # fmt: skip
@@ -104,3 +105,11 @@ def test_channels_behind_a_dead_layer_are_removed(tmp_path: Path) -> None:
         net.hidden.bias.fill_(-1)
     result = kogata.compress(net, task(batches()), ChannelPruning(sparsity=0.5), output=tmp_path / "o", engine=None)
     assert torch.isfinite(result.model(batches()[0][0])).all()
+
+
+def test_a_batch_of_nan_ends_the_training_of_a_mixture_with_its_cause() -> None:
+    data = batches()
+    data[1][0][3, 1, 2, 2] = float("nan")
+    task = kogata.Task(calibration=data[:1], train=data, loss=nn.functional.cross_entropy)
+    with pytest.raises(DataError, match="soft-sharing: the loss became nan in epoch 1"):
+        SoftWeightSharing(recover=RECOVER).apply(kogata.prepare(Net(), task))

@@ -153,3 +153,8 @@ def test_scope_is_limited_to_the_selected_layers() -> None:
     masks = kept(only(MagnitudePruning(sparsity=0.5, scope="global"), "2").apply(job))
     assert masks["0.weight"].all()
     assert masks["2.weight"].sum() == 20
+
+
+def test_retraining_between_rounds_needs_rounds() -> None:
+    with pytest.raises(UsageError, match="recover retrains between rounds, but rounds is 1"):
+        MagnitudePruning(sparsity=0.5, recover=Recover(epochs=1))

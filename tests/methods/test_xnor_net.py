@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kogata.errors import NotApplicable
 from kogata.forms import Binary
 from kogata.job import Where
-from kogata.methods import XNORNet
+from kogata.methods import BinaryNet, XNORNet
 from kogata.methods.base.compose import only
 from kogata.network.quantizers import quantizers_of
 from kogata.network.sites import form_of
@@ -94,11 +97,51 @@ def test_what_has_no_activation_module_before_it_is_refused(model: nn.Module, wh
         XNORNet(recover=QUICK).begin(model, Where(layers=(where,)))
 
 
-def test_signs_are_found_through_pooling_and_flattening() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(), nn.Linear(18, 3))
-    net = XNORNet(recover=QUICK).begin(model, Where(layers=("5",)))
+def test_signs_are_found_through_flattening() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(72, 3))
+    net = XNORNet(recover=QUICK).begin(model, Where(layers=("4",)))
     assert [path for path, _ in quantizers_of(net.model)] == ["1"]
     assert net(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+
+
+class Pooled(nn.Module):
+    """Pools by a function, after the activation."""
+
+    def __init__(self, pool: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.conv, self.act, self.out, self.pool = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.pool(self.act(self.conv(x)), 2))
+
+
+@pytest.mark.parametrize("kind", [XNORNet, BinaryNet])
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 3)),
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+        Pooled(functional.max_pool2d),
+        Pooled(functional.avg_pool2d),
+    ],
+)
+def test_pooling_of_signs_is_refused(model: nn.Module, kind: type[XNORNet | BinaryNet]) -> None:
+    last = "out" if isinstance(model, Pooled) else str(len(list(model.children())) - 1)
+    with pytest.raises(NotApplicable, match="a pooling, which makes nearly all of the signs before it"):
+        kind(recover=QUICK).begin(model, Where(layers=(last,)))
+
+
+def test_signs_after_pooling_are_of_both_kinds() -> None:
+    """The order of the paper, against the one that is refused: a maximum over four signs is +1 for 15 of 16 windows."""
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Conv2d(1, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3))
+    net, seen = XNORNet(recover=QUICK).begin(before.train(), Where(layers=("4",))), list[Tensor]()
+    net.model.get_submodule("4").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    net(torch.randn(64, 1, 12, 12))
+    assert set(seen[0].unique().tolist()) == {-1.0, 1.0}
+    assert 0.3 < float((seen[0] > 0).float().mean()) < 0.7
+    independent = torch.randn(64, 8, 10, 10).sign()
+    assert float((functional.max_pool2d(independent, 2) > 0).float().mean()) == pytest.approx(15 / 16, abs=0.01)
 
 
 def test_a_row_of_zeros() -> None:

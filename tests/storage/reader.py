@@ -99,6 +99,7 @@ class File:
         self.quantizers, self.kept = dict[str, tuple[str, Any]](), dict[str, list[int]]()
         self.graph, self.graph_length = b"", 0
         self.bound: dict[str, tuple[str, str, bool]] = {}
+        self.extra: dict[str, Any] = {}
         self.parts: dict[tuple[str, str], tuple[Array, str]] = {}
         tensors: list[str] = []
         for kind, *entry in entries_of(payload[4 : 4 + size]) if schema == 2 else old_entries(payload[4 : 4 + size]):
@@ -118,8 +119,13 @@ class File:
                     array = self.plane(entry[2])
                     floats = entry[2][0] in FLOATS
                     self.buffers[name] = (converted(array, entry[2][0], dtype) if floats else array), dtype
+            elif kind == "same":
+                tensors.append(name_of(entry[0]))
+                self.buffers[tensors[-1]] = self.buffers[name_of(entry[1])]
             elif kind == "quantizer":
                 self.quantizers[name_of(entry[0])] = entry[1], entry[2]
+            elif kind == "extra":
+                self.extra[name_of(entry[0])] = self.value(entry[1])
             elif kind == "kept":
                 self.kept[name_of(entry[0])] = entry[1]
             elif kind == "full":
@@ -133,6 +139,19 @@ class File:
                 refuse(kind == "provider")
         self.graph = self.rest
         refuse(schema == 1 or len(self.graph) == self.graph_length)
+
+    def value(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        kind, *entry = value
+        if kind == "float":
+            return float.fromhex(entry[0])
+        if kind == "tensor":
+            array = self.plane(entry[1])
+            return converted(array, entry[1][0], entry[0]) if entry[1][0] in FLOATS else array.astype(entry[0])
+        refuse(kind in ("list", "tuple", "dict"))
+        parts = [self.value(part) for part in entry[0]]
+        return {"list": list, "tuple": tuple, "dict": dict}[kind](parts)
 
     def plane(self, entry: Sequence[Any]) -> Array:
         typed, shape, length, *alphabet = entry

@@ -151,10 +151,17 @@ def separate(header: Any, planes: Any, parts: Any, typed: str) -> Tensor:
     return np.stack([array for array, _ in parts.values()]), next(iter(parts.values()))[1]
 
 
+def zero_row(header: Any, planes: Any, parts: Any, typed: str) -> Tensor:
+    part, dtype = parts["part"]
+    found = part.copy()
+    found[header["row"]] = 0
+    return found, dtype
+
+
 FORMS: Mapping[str, Callable[[Any, Any, Any, str], Tensor]] = {
     "dense": dense, "masked": masked, "affine": affine, "codebook": codebook, "vectors": vectors, "binary": binary,
     "product": product, "tied": tied, "permuted": permuted, "sum": total, "stacked": stacked, "displacement": displacement,
-    "fastfood": fastfood, "transposed": transposed, "separate": separate,
+    "fastfood": fastfood, "transposed": transposed, "separate": separate, "zero-row": zero_row,
 }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ from tests.storage.zoo import FORMS_OF_SCHEMA_1, Zoo, zoo
 # What files in the world say. A tag may be added, never changed, taken away or given another meaning.
 FORM_TAGS = {
     "dense", "masked", "affine", "codebook", "vectors", "binary", "product", "tied", "permuted", "sum", "stacked",
-    "displacement", "fastfood", "transposed", "separate",
+    "displacement", "fastfood", "transposed", "separate", "zero-row",
 }  # fmt: skip
 MAP_TAGS = {"hash", "repeat", "opposite", "orbit", "crops", "circulant", "diagonal"}
 QUANTIZER_TAGS = {"static", "dynamic", "sign"}

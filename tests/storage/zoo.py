@@ -30,6 +30,7 @@ from kogata.forms import (
     Tied,
     Transposed,
     Vectors,
+    ZeroRow,
 )  # fmt: skip
 from kogata.forms.filter_maps import Crops, Opposite, Orbit, Repeat
 from kogata.forms.structured_maps import Circulant, Diagonal
@@ -131,12 +132,13 @@ def every_form() -> Mapping[str, Form]:
         "transposed": Transposed(affine(4, 8, 6, 9), (9, 6), (1, 0), (9, 6)),
         "transposed_groups": Transposed(shared(5, 8, 3, 2, 2), (2, 3, 4, 2, 2), (0, 2, 1, 3, 4), (6, 4, 2, 2)),
         "separate": Separate([masked(0.3, 4, 6), affine(4, 4, 4, 6), leaf(Role.MATRIX, 4, 6)]),
+        "zero_row": ZeroRow(shared(5, 8, 3), 2),
         "separate_transposed": Separate([Transposed(leaf(Role.MATRIX, 5, 3), (3, 5), (1, 0), (3, 5)) for _ in range(2)]),
     }  # fmt: skip
     return found
 
 
-FORMS_OF_SCHEMA_1 = tuple(name for name in every_form() if not name.startswith(("transposed", "separate")))
+FORMS_OF_SCHEMA_1 = tuple(name for name in every_form() if not name.startswith(("transposed", "separate", "zero")))
 """The forms that files of schema 1 may hold."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from kogata.calibration.batches import first_batch
 from kogata.calibration.probe import Probe
 from kogata.calibration.watch import Watch
 from kogata.errors import DataError, KogataError
@@ -74,6 +76,7 @@ def first_job(model: nn.Module, task: Task, *, seed: int = 0) -> Job:
         raise DataError(f"model: {type(model).__name__} has no weight that can be compressed.{reasons}")
     job = Job(model=model, reference=model, task=task, seed=seed)
     try:
+        _refuse_ambiguous(model, task)
         inputs = Probe(job).inputs
         refuse_shared_code(model, inputs)
         return replace(job, seen=_seen(model, inputs))
@@ -103,12 +106,37 @@ def _refuse_unusable(model: nn.Module) -> None:
             reason = "is on the meta device, which holds no numbers; load the weights first"
         elif tensor.layout != torch.strided:
             reason = f"has the layout {tensor.layout}; only dense tensors can be stored. Make it dense with .to_dense()"
+        elif tensor.is_inference():
+            reason = "was made in inference mode, so that it has no gradients; build or load the model outside of that mode"
         elif tensor.is_quantized:
             reason = "is a quantized tensor; give the model in floating point"
         elif tensor.is_floating_point() and tensor.itemsize < 2:
             reason = f"has the dtype {tensor.dtype}, in which PyTorch does not calculate; convert it with .to(torch.bfloat16)"
         if reason:
             raise DataError(f"model: {name} {reason}.")
+
+
+def _refuse_ambiguous(model: nn.Module, task: Task) -> None:
+    """Raises DataError where the second tensor of a calibration batch may be a target or another input of the model.
+
+    A pair is ``(inputs, targets)``. Without a loss nothing reads targets, and a pair whose first part is a bare tensor may come
+    from a dataset of two inputs, such as tokens and their mask. It is refused where the model's forward takes a second tensor.
+    """
+    if task.loss is not None or callable(task.calibration):
+        return
+    inputs, targets = first_batch(model, task)
+    places = [
+        part for part in inspect.signature(model.forward).parameters.values()
+        if part.kind in (part.POSITIONAL_ONLY, part.POSITIONAL_OR_KEYWORD)
+    ]  # fmt: skip
+    takes = [part for part in places[1:2] if part.default is part.empty or part.default is None]
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor) or not takes:
+        return
+    raise DataError(
+        f"task {task.name!r}: a calibration batch is a pair of tensors, of which the second may be a target or the input "
+        f"{takes[0].name!r} of {type(model).__name__}. Give ((first, second), None) if it is an input, ((first,), second) if "
+        "it is a target, or a dictionary of the inputs by name."
+    )
 
 
 def _seen(model: nn.Module, inputs: Any) -> dict[str, Seen]:

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from kogata.forms import Form, Masked, Product, Separate, Transposed
+from kogata.forms import Form, Masked, Product, Separate, Transposed, ZeroRow
 from kogata.forms.product import PAIR
 
 
@@ -101,7 +101,7 @@ class Gathered:
 
     def _matrix(self, root: Form, names: list[str]) -> tuple[Form, list[str], Gathered]:
         """The matrix of a weight that a leaf belongs to, the leaf's path in it, and what is known of that matrix alone."""
-        if isinstance(root, Transposed):
+        if isinstance(root, Transposed | ZeroRow):
             return self._matrix(root.part, names[1:])
         if not isinstance(root, Separate):
             return root, names, self

@@ -19,14 +19,15 @@ from kogata.forms.stacked import Stacked
 from kogata.forms.stored import Separate, Transposed
 from kogata.forms.tied import Tied
 from kogata.forms.vectors import Vectors
+from kogata.forms.zero_row import ZeroRow
 from kogata.job import Role
 
 FORMS: tuple[type[Form], ...] = (
     Dense, Masked, Affine, Codebook, Vectors, Binary, Product, Tied, Permuted, Sum, Stacked, Displacement, Fastfood,
-    Transposed, Separate,
+    Transposed, Separate, ZeroRow,
 )  # fmt: skip
 
 __all__ = [
     "FORMS", "Affine", "Binary", "Codebook", "Dense", "Displacement", "Fastfood", "Form", "Latent", "Masked", "Permuted",
-    "Plane", "Product", "Role", "Separate", "Stacked", "Sum", "Tied", "Transposed", "Vectors",
+    "Plane", "Product", "Role", "Separate", "Stacked", "Sum", "Tied", "Transposed", "Vectors", "ZeroRow",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ from kogata.network.rows import first_rows
 from kogata.network.sites import form_at, left_alone, sites_of
 from kogata.recipes.recipe import Recipe
 from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
+from kogata.storage.extra import extra_states
 from kogata.storage.folder import Folder
 from kogata.storage.layout import Artifact, EngineGraph, PackedFile, Stored
 from kogata.storage.read import read_file
@@ -200,14 +201,11 @@ def _renewed(steps: Sequence[Step]) -> list[str]:
 
 
 def _extra(model: nn.Module) -> list[str]:
-    """A note where modules have extra state, which no ``.kogata`` file holds: it may be any Python object."""
-    plain = nn.Module.get_extra_state
-    owners = [path or "the model" for path, module in model.named_modules() if type(module).get_extra_state is not plain]
-    if not owners:
-        return []
+    """A note for each module with extra state that no ``.kogata`` file holds, such as objects that would have to be pickled."""
     return [
-        f"the extra state (get_extra_state) of {', '.join(owners)} is not in the file; set it on a model before you load the "
-        "file into it."
+        f"the extra state (get_extra_state) of {path or 'the model'} is not in the file: {reason}. Set it on a model before "
+        "you load the file into it."
+        for path, reason in extra_states(model)[1].items()
     ]
 
 

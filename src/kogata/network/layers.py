@@ -26,13 +26,15 @@ class LayerKind:
     """One kind of layer.
 
     ``integers`` and ``layout`` say of a layer what the module's docstring says; ``layout`` also takes the weight's name.
-    ``rounded`` layers have one input that their weight multiplies, which a quantizer of activations may round.
+    ``padding`` is the row of the weight that stands for padding, if there is one. ``rounded`` layers have one input that their
+    weight multiplies, which a quantizer of activations may round.
     """
 
     classes: tuple[type[nn.Module], ...]
     kind: Kind
     integers: Callable[[nn.Module], Integers] = lambda _: {}
     layout: Callable[[nn.Module, str], Layout | None] = lambda _, __: None
+    padding: Callable[[nn.Module], int | None] = lambda _: None
     rounded: bool = False
 
 
@@ -75,7 +77,10 @@ KINDS: tuple[LayerKind, ...] = (
         integers=lambda layer: _TRANSPOSED if cast("nn.ConvTranspose2d", layer).groups == 1 else {},
     ),
     LayerKind(classes=(_ConvNd,), kind=Kind.CONV, integers=_convolution, rounded=True),
-    LayerKind(classes=(nn.Embedding, nn.EmbeddingBag), kind=Kind.EMBEDDING, integers=lambda _: _EMBEDDING),
+    LayerKind(
+        classes=(nn.Embedding, nn.EmbeddingBag), kind=Kind.EMBEDDING, integers=lambda _: _EMBEDDING,
+        padding=lambda layer: cast("nn.Embedding", layer).padding_idx,
+    ),
     LayerKind(classes=(nn.RNNBase, nn.RNNCellBase), kind=Kind.LINEAR),
     LayerKind(classes=(_NormBase,), kind=Kind.OTHER, integers=lambda _: _NORM),
 )  # fmt: skip

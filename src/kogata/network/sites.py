@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import cast
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from kogata.forms.stored import apart
 from kogata.job import Job, Kind, Site, Where
 from kogata.network.layers import LISTS, kind_of
 from kogata.network.placement import is_plain
+from kogata.network.sharing import overlaps, place_of
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -59,17 +60,20 @@ def left_alone(model: nn.Module) -> dict[str, str]:
             first = cast("nn.ModuleList", held)[0]
             if not isinstance(first, Form):
                 found[f"{prefix}{name}"] = f"a parametrization of another library holds it ({type(first).__name__})"
-    return found
+    return found | {name: f"it shares memory with {other}, which no form could follow" for name, other in _bound(model).items()}
 
 
 def sites_of(model: nn.Module) -> tuple[Site, ...]:
     """Every parameter a form can take over (or has taken over), in the order of the model's modules."""
-    names: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    names: dict[Hashable, list[tuple[str, nn.Module, str]]] = {}
+    bound = _bound(model)
     for path, module in modules_of(model):
         if isinstance(module, LISTS):
             continue
-        for name, key in weights_of(module):
-            names.setdefault(id(key), []).append((path, module, name))
+        for name, held in weights_of(module):
+            if (f"{path}.{name}" if path else name) not in bound:
+                key = id(held) if isinstance(held, Form) else place_of(held)
+                names.setdefault(key, []).append((path, module, name))
     found: list[Site] = []
     for owners in names.values():
         (path, module, name), others = owners[0], owners[1:]
@@ -80,6 +84,25 @@ def sites_of(model: nn.Module) -> tuple[Site, ...]:
         aliases = tuple(f"{p}.{n}" if p else n for p, _, n in others)
         found.append(Site(path, name, tuple(shape), kind, Role.MATRIX if matrix else Role.VECTOR, aliases))
     return tuple(found)
+
+
+def _bound(model: nn.Module) -> dict[str, str]:
+    """Each float parameter whose memory another tensor of the model uses in a way that no form can follow, and that tensor.
+
+    Parameters of the same memory and shape are tied, and one form takes over all of them.
+    """
+    weights: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for path, module in modules_of(model):
+        prefix = f"{path}." if path else ""
+        own = {} if isinstance(module, LISTS) else {n: p for n, p in weights_of(module) if isinstance(p, Tensor)}
+        weights |= {f"{prefix}{name}": tensor for name, tensor in own.items()}
+        rest = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        others |= {f"{prefix}{name}": tensor for name, tensor in rest.items() if name not in own}
+    places = {place_of(tensor): name for name, tensor in others.items() if tensor.numel()}
+    found = {name: places[place] for name, tensor in weights.items() if (place := place_of(tensor)) in places}
+    part = overlaps((weights | others).items())
+    return found | {name: other for name, other in part.items() if name in weights}
 
 
 def known_sites(job: Job) -> tuple[Site, ...]:
@@ -185,11 +208,11 @@ def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def weights_of(module: nn.Module) -> Iterator[tuple[str, object]]:
-    """Names of the module's own float parameters, each with the object that tells tied ones: the form or the parameter.
+def weights_of(module: nn.Module) -> Iterator[tuple[str, Form | Tensor]]:
+    """Names of the module's own float parameters, each with the form that holds it, or the plain parameter.
 
     In the order of the names, so that it does not depend on which parameter got a form first.
     """
-    found: dict[str, object] = {n: p for n, p in module.named_parameters(recurse=False) if p.is_floating_point()}
+    found: dict[str, Form | Tensor] = {n: p for n, p in module.named_parameters(recurse=False) if p.is_floating_point()}
     found |= {name: form for name in parametrizations(module) if (form := form_of(module, name)) is not None}
     yield from sorted(found.items(), key=lambda item: item[0])

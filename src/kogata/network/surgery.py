@@ -9,18 +9,27 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from kogata.errors import UsageError
 from kogata.forms import Dense, Form
+from kogata.forms.zero_row import with_zero_row
 from kogata.job import Site
+from kogata.network.layers import kind_of
+from kogata.network.quantizers import quantizers_of
+from kogata.network.sharing import copies
 from kogata.network.sites import form_at, form_of, modules_of, parametrizations, weights_of
 
 
 def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
-    """Put ``form`` in the place of the leaf, or other part, at ``path`` of the site's tree, in ``model`` itself."""
+    """Put ``form`` in the place of the leaf, or other part, at ``path`` of the site's tree, in ``model`` itself.
+
+    The padding row of an embedding stays zero where it is: PyTorch gives it no gradient, so nothing would ever correct it.
+    """
     root = form_at(model, site)
     _, leaf = next(cast("Form", root.get_submodule(path)).leaves())
     form = form.to(device=leaf.values.device, dtype=leaf.values.dtype)
@@ -28,7 +37,23 @@ def replace(model: nn.Module, site: Site, path: str, form: Form) -> None:
         form.requires_grad_(False)
     if isinstance(form, Dense):
         form.role = leaf.role  # other numbers, but what they are is the same
-    attach(model, site, _with(root, path, form))
+    rows = _zero_rows(model, site)
+    whole = _with(root, path, form)
+    for row in rows:
+        whole = with_zero_row(whole, row)
+    attach(model, site, whole)
+
+
+def _zero_rows(model: nn.Module, site: Site) -> list[int]:
+    """The rows of a weight that its layers take for padding, and that are zero."""
+    found: dict[int, None] = {}
+    for name in (site.name, *site.aliases):
+        path, _, parameter = name.rpartition(".")
+        module = model.get_submodule(path)
+        row = kind_of(module).padding(module) if parameter == "weight" else None
+        if row is not None and not bool(cast("Tensor", getattr(module, parameter))[row].any()):
+            found[row] = None
+    return list(found)
 
 
 def _with(root: Form, path: str, form: Form) -> Form:
@@ -61,6 +86,8 @@ def attach(model: nn.Module, site: Site, form: Form) -> None:
 
 def hold(model: nn.Module, site: Site, form: Form) -> None:
     """The same, with a form that is dense too."""
+    if callable(getattr(type(model), "save_pretrained", None)):
+        model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[assignment]
     for module, parameter in _owners(model, site):
         # Parametrizing empties the parameter it takes over, in place; other copies of the model share that one. So it
         # gets an empty parameter of its own, which only remembers device and dtype: those of the form, whatever was there.
@@ -103,6 +130,20 @@ def _follow(layer: nn.RNNBase) -> None:
     kind._update_flat_weights = lambda self: None  # type: ignore[assignment,method-assign]
 
 
+def save_pretrained(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What ``save_pretrained`` of a model of transformers with forms does: it saves the model with dense weights.
+
+    The class's own method would save the tensors of the forms, and ``from_pretrained`` would then initialize the weights anew.
+    Raises UsageError for a model with activation quantizers, which only a ``.kogata`` file holds.
+    """
+    if rounded := [path for path, _ in quantizers_of(self)]:
+        raise UsageError(
+            f"save_pretrained: {type(self).__name__} has quantizers of activations ({rounded[0]}), which transformers cannot "
+            "load. Use kogata.save(model, path) and kogata.load(path, into=model)."
+        )
+    return cast("Any", plain(self)).save_pretrained(*args, **kwargs)
+
+
 def trainable(form: Form) -> bool:
     """Whether any parameter of the form requires gradients; a form without parameters counts as trainable."""
     wanted = [parameter.requires_grad for parameter in form.parameters()]
@@ -115,10 +156,8 @@ def clone(model: nn.Module, *, share: bool = True) -> nn.Module:
     Parametrizing changes the class of a module, and ``deepcopy`` hands that class on: each copy gets a class of its own, so
     that a later change of one leaves the other as it is.
     """
-    memo: dict[int, Any] = {}
-    if share:
-        tensors = [*model.parameters(), *model.buffers()]
-        memo = {id(tensor): tensor for tensor in tensors}
+    tensors = [*model.parameters(), *model.buffers()]
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors} if share else dict[int, Any](copies(tensors))
     for module in model.modules():
         held = vars(module).values()
         # deepcopy refuses computed tensors, such as the weight that a hook of weight_norm sets
@@ -152,6 +191,7 @@ def plain(model: nn.Module) -> nn.Module:
 
 def densify(model: nn.Module) -> nn.Module:
     """Compute every form of ``model``, in place, into a dense parameter, and return the model."""
+    vars(model).pop("save_pretrained", None)
     computed: dict[int, nn.Parameter] = {}  # by form, so that tied weights stay tied
     for _, module in modules_of(model):
         for name, _ in list(weights_of(module)):

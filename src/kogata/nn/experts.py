@@ -62,8 +62,10 @@ class Experts(nn.Module):
         rows = [gates.nonzero().flatten() for gates in gates_NE.T]
         parts = [expert(x_ND[some]) for expert, some in zip(self.experts, rows, strict=True)]
         scaled = [part * gates_NE[some, [e]][:, None] for e, (part, some) in enumerate(zip(parts, rows, strict=True))]
-        output_NO = torch.cat(scaled).new_zeros((len(x_ND), parts[0].shape[1]))
-        return output_NO.index_add(0, torch.cat(rows), torch.cat(scaled)).unflatten(0, x.shape[:-1])
+        # Sizes come from shapes, not from len(): an exported graph then takes inputs of any number.
+        output_NO = torch.cat(scaled).new_zeros((x_ND.shape[0], parts[0].shape[1]))
+        output_NO = output_NO.index_add(0, torch.cat(rows), torch.cat(scaled))
+        return output_NO.reshape((*x.shape[:-1], output_NO.shape[1]))
 
     def _load(self, clean_NE: Tensor, noisy_NE: Tensor, deviation_NE: Tensor) -> Tensor:
         """CV² of the loads Σ_x P(x, i); 0 when every input uses all experts."""

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -62,8 +63,9 @@ class Artifact:
 
     ``forms`` has a form for each weight, by all names of the weight; ``quantizers`` has activation quantizers by the path of
     their module. ``kept`` has the indices of the remaining entries of each shortened list of layers, by its path, outer lists
-    first. ``full`` has the integer attributes that each layer with fewer channels had before, by its path; it is None in files
-    of schema 1, which do not say. ``graph`` is the engine graph, if there is one.
+    first. ``extra`` has the extra state of modules by their path. ``full`` has the integer attributes that each layer with
+    fewer channels had before, by its path; it is None in files of schema 1, which do not say. ``graph`` is the engine graph, if
+    there is one.
     """
 
     forms: Mapping[tuple[str, ...], Form]
@@ -71,6 +73,7 @@ class Artifact:
     quantizers: Mapping[str, Quantizer]
     kept: Mapping[str, tuple[int, ...]]
     full: Mapping[str, Mapping[str, int]] | None
+    extra: Mapping[str, Any]
     graph: EngineGraph | None
     packed: PackedFile
     source: Path

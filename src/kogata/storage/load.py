@@ -14,7 +14,9 @@ from kogata.errors import DataError, FileFormatError
 from kogata.forms import Form
 from kogata.network import depth, layers, surgery
 from kogata.network.quantizers import attach_quantizer
+from kogata.network.sharing import overlaps
 from kogata.network.sites import buffers_of, form_at, sites_of, unwrapped
+from kogata.storage.extra import give_back
 from kogata.storage.layout import Artifact
 from kogata.storage.read import read_file
 
@@ -56,6 +58,7 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = (),
     shapes = {name: tuple(form.shape) for site, form in fitting for name in (site.name, *site.aliases)}
     shapes |= {name: tuple(tensor.shape) for name, tensor in artifact.buffers.items()}
     smaller = _shrunk(path, trial, shapes, artifact.full)
+    give_back(path, into, artifact.extra)
     dtypes = _float_dtypes((*into.parameters(), *buffers_of(into).values()))
     _shorten(path, into, artifact)
     _quantize(path, into, artifact)
@@ -64,9 +67,13 @@ def load(path: Path | str, into: nn.Module, *, forms: Sequence[type[Form]] = (),
     for site, form in fitting:
         device = next((leaf.values.device for _, leaf in form_at(into, site).leaves()), None)
         surgery.attach(into, site, form.to(_home(device)))
+    views = overlaps(buffers.items())
     for name, tensor in artifact.buffers.items():
         owner, _, key = name.rpartition(".")
         before, tensor = buffers[name], tensor.to(_home(buffers[name].device))
+        if name in views and before.dtype == tensor.dtype and not before.is_meta:
+            before.detach().copy_(tensor)  # another tensor of the model is a view of this one, or of a part of it
+            continue
         kept = nn.Parameter(tensor, requires_grad=before.requires_grad) if isinstance(before, nn.Parameter) else tensor
         setattr(into.get_submodule(owner), key, kept)
     _follow(into, dtypes)

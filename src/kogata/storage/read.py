@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kogata.forms import FORMS, Form
 from kogata.forms.base import float_tensor, nodes
 from kogata.network.quantizers import QUANTIZERS, Quantizer
 from kogata.storage import schema1
+from kogata.storage.extra import decoded
 from kogata.storage.layout import (
     INLINE,
     MAX_PLANE,
@@ -123,6 +125,7 @@ class _Reader:
         self.tensors, self.seen = list[str](), set[str]()
         self.graph_bytes: int | None = None
         self.full = dict[str, dict[str, int]]()
+        self.extra = dict[str, Any]()
         self.schema = schema
         self.providers = dict[str, str]()
         self.work = dict[str, int]()  # to decode each weight and compute it once, by name
@@ -142,7 +145,8 @@ class _Reader:
         )  # fmt: skip
         return Artifact(
             forms=self.forms, buffers=self.buffers, quantizers=self.quantizers, kept=self.kept,
-            full=self.full if self.schema > 1 else None, graph=graph, packed=packed, source=self.path,
+            full=self.full if self.schema > 1 else None, extra=self.extra, graph=graph, packed=packed,
+            source=self.path,
         )  # fmt: skip
 
     def _graph(self, length: int) -> EngineGraph:
@@ -175,16 +179,21 @@ class _Reader:
                 self.tensors.append(name := self._name(parts))
                 array = self._plane(plane, name, "buffer")
                 self.budget.charge(name, Cost(keep=8 * array.size, work=array.size))
-                floats = plane_spec(plane[0], (), 1).kind is PlaneKind.FLOATS
-                self.buffers[name] = float_tensor(array, dtype) if floats else torch.from_numpy(array.astype(_integer(dtype)))
+                self.buffers[name] = _tensor(array, plane[0], dtype)
             case ["integers", parts, dtype, shape, values]:
                 self.tensors.append(name := self._name(parts))
                 if len(values) > INLINE:
                     raise ValueError(f"its buffer {name} holds {len(values)} numbers in the manifest; the limit is {INLINE}")
                 numbers = np.array(checked_shape(values, -MAX_NUMBER), np.int64).astype(_integer(dtype))
                 self.buffers[name] = torch.from_numpy(numbers.reshape(checked_shape(shape)))
+            case ["same", parts, first]:
+                self.tensors.append(name := self._name(parts))
+                self.buffers[name] = self.buffers[joined(first)]
             case ["quantizer", parts, tag, header]:
                 self.quantizers[joined(parts)] = _quantizer(tag, header)
+            case ["extra", parts, node]:
+                owner = joined(parts)
+                self.extra[owner] = decoded(node, partial(self._extra_tensor, owner))
             case ["kept", parts, places]:
                 self.kept[joined(parts)] = tuple(places)
             case ["full", parts, sizes]:
@@ -199,6 +208,11 @@ class _Reader:
                 self.providers[str(tag)] = str(where)
             case _:
                 raise ValueError(f"its manifest holds {str(entry)[:80]}")
+
+    def _extra_tensor(self, path: str, dtype: str, plane: Sequence[Any]) -> Tensor:
+        array = self._plane(plane, f"{path}.extra_state".lstrip("."), "extra")
+        self.budget.charge(f"the extra state of {path}", Cost(keep=8 * array.size, work=array.size))
+        return _tensor(array, plane[0], dtype)
 
     def _name(self, parts: Sequence[object]) -> str:
         name = joined(parts)
@@ -267,6 +281,12 @@ def _histogram(spec: PlaneSpec) -> Cost:
             return Cost(scratch=24 * spec.size, work=100 * spec.size)
         case _:
             return Cost(work=spec.size)
+
+
+def _tensor(array: np.ndarray, typed: str, dtype: object) -> Tensor:
+    """A plane of this type as a tensor of ``dtype``."""
+    floats = plane_spec(typed, (), 1).kind is PlaneKind.FLOATS
+    return float_tensor(array, dtype) if floats else torch.from_numpy(array.astype(_integer(dtype)))
 
 
 def _integer(dtype: object) -> np.dtype[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from kogata.forms import FORMS, Form
 from kogata.forms.base import float_plane, nodes
 from kogata.network import depth, layers
 from kogata.network.quantizers import quantizers_of
+from kogata.network.sharing import place_of
 from kogata.network.sites import buffers_of, form_at, sites_of, unwrapped
+from kogata.storage.extra import encoded, extra_states
 from kogata.storage.layout import INLINE, SCHEMA, EngineGraph, PackedFile, Stored, file_header, plane_entry
 from kogata.storage.manifest import MAX_NUMBER, Entry, pieces, write_manifest
 from kogata.system.atomic import writing
@@ -34,10 +37,15 @@ def pack(model: nn.Module, graph: EngineGraph | None = None, coders: tuple[Coder
     for site in sites:
         names = [pieces(name) for name in (site.name, *site.aliases)]
         entries.append(["weight", names, writer.node(site.name, "", form_at(model, site))])
-    entries += [writer.buffer(name, tensor) for name, tensor in buffers.items()]
+    stored: dict[Hashable, str] = {}  # the first name of the numbers at each place
+    for name, tensor in buffers.items():
+        first = stored.setdefault(place_of(tensor), name) if tensor.numel() else name
+        entries.append(writer.buffer(name, tensor) if first == name else ["same", pieces(name), pieces(first)])
     entries[:0] = [["provider", form.TAG, f"{form.__module__}:{form.__qualname__}"] for form in foreign_forms(model)]
     for path, quantizer in quantizers_of(model):
         entries.append(["quantizer", pieces(path), quantizer.TAG, quantizer.header()])
+    for path, state in extra_states(model)[0].items():
+        entries.append(["extra", pieces(path), encoded(state, partial(writer.extra, path))])
     entries += [["kept", pieces(path), list(places)] for path, places in depth.shortened(model).items()]
     for path, module in model.named_modules():
         if full := layers.full_sizes(module):
@@ -81,6 +89,11 @@ class _Writer:
         if tensor.numel() <= INLINE and all(-MAX_NUMBER < value < MAX_NUMBER for value in values):
             return ["integers", pieces(name), dtype, list(tensor.shape), values]
         return ["buffer", pieces(name), dtype, self.plane(name, "buffer", Plane.integers(tensor.cpu().numpy()))]
+
+    def extra(self, path: str, tensor: Tensor) -> list[Any]:
+        """The plane, in a list, of a tensor in the extra state of the module at ``path``."""
+        plane = float_plane(tensor) if tensor.is_floating_point() else Plane.integers(tensor.detach().cpu().numpy())
+        return [self.plane(f"{path}.extra_state".lstrip("."), "extra", plane)]
 
 
 def foreign_forms(model: nn.Module) -> tuple[type[Form], ...]:

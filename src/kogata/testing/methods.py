@@ -185,6 +185,18 @@ def plain_and_lowered_models_agree(subject: Subject, model: str, folder: Path) -
         assert not any(hasattr(module, "parametrizations") for module in made.modules()), "a form is left"
 
 
+def padding_rows_stay_zero(subject: Subject, model: str, folder: Path) -> None:
+    """The padding row of an embedding is exactly zero afterwards, as it was before.
+
+    Training may change it where another layer shares the weight: that layer's gradients reach the row in PyTorch, too.
+    """
+    model_after = subject.trial(model).after.model
+    tied = {site.name for site in sites_of(model_after) if site.aliases and subject.method.ABOUT.training}
+    for path, layer in model_after.named_modules():
+        if isinstance(layer, torch.nn.Embedding) and layer.padding_idx is not None and f"{path}.weight" not in tied:
+            assert not layer.weight[layer.padding_idx].any(), f"{path}: its padding row is not zero any more"
+
+
 def refusal_says_why(method: Method, model: str, reason: str) -> None:
     """The method raises NotApplicable on this model, with its name and the regular expression ``reason`` in the message."""
     name, message = type(method).ABOUT.name, None
@@ -202,6 +214,6 @@ CHECKS: Mapping[str, Callable[[Subject, str, Path], None]] = {
     for check in (
         input_job_is_untouched, same_job_same_bytes, becomes_smaller, ledger_says_the_error, file_gives_back_every_bit,
         state_dict_round_trip, training_changes_every_replaced_weight, recovery_keeps_the_structure,
-        plain_and_lowered_models_agree,
+        plain_and_lowered_models_agree, padding_rows_stay_zero,
     )
 }  # fmt: skip

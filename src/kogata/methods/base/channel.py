@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from kogata.calibration.batches import first_batch
-from kogata.calibration.normalization import renewed
+from kogata.calibration.normalization import follows, renewed
 from kogata.calibration.probe import Probe, most_changed
 from kogata.errors import NotApplicable
 from kogata.forms import Role
@@ -18,7 +19,9 @@ from kogata.job import Job, Row, Site
 from kogata.methods.base.method import About, Method
 from kogata.methods.base.selection import refuse_idle, row_of
 from kogata.network import surgery
-from kogata.network.channels.groups import Coupling, Cut, Group, coupled, remaining, remove
+from kogata.network.channels.groups import Coupling, Cut, Group, coupled, cut_tensor, remove
+from kogata.network.channels.masked import mask_again, unmasked
+from kogata.network.sharing import place_of
 from kogata.network.sites import form_at, form_of, known_sites, selected_sites, sites_of
 
 
@@ -36,7 +39,10 @@ class Removal:
 
 
 class ChannelMethod(Method):
-    """Chooses channels from groups of coupled channels and removes them in every layer. Only plain weights can shrink."""
+    """Chooses channels from groups of coupled channels and removes them in every layer.
+
+    Only plain weights can shrink, and weights under a mask of whole rows and columns, as group lasso leaves them.
+    """
 
     ABOUT: ClassVar[About]
 
@@ -51,7 +57,9 @@ class ChannelMethod(Method):
         columns, whether they are selected or not. With ``job.explain``, the increase of the loss is measured for each of the
         groups that lose the largest weights, one group at a time. Raises NotApplicable when no channel can be removed.
         """
-        name = self.ABOUT.name
+        name, given = self.ABOUT.name, job
+        plain, masks = unmasked(job.model)
+        job = replace(job, model=plain)
         try:
             coupling = coupled(job.model, first_batch(job.reference, job.task)[0])
         except NotApplicable as error:
@@ -64,10 +72,11 @@ class ChannelMethod(Method):
         if not cuts:
             refuse_idle(name, notes or {"the model": "no layer makes channels"})
         model = _shrunk(job.model, cuts, plan)
-        rows = _rows(name, job, model, _losses(job, cuts, plan), notes)
+        mask_again(model, masks, cuts)
+        rows = _rows(name, given, model, _losses(job, cuts, plan), notes)
         left = {
-            buffer.removesuffix(".running_mean"): axes[0] for buffer, axes in remaining(job.model, cuts).items()
-            if buffer.endswith(".running_mean")
+            path: cut_tensor(f"{path}.running_mean", torch.arange(len(layer.get_buffer("running_mean"))), cuts)
+            for path, layer in job.model.named_modules() if follows(layer)
         }  # fmt: skip
         return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)), left)
 
@@ -83,13 +92,13 @@ class ChannelMethod(Method):
 
 def _shrunk(model: nn.Module, cuts: Sequence[Cut], plan: Removal) -> nn.Module:
     twin = surgery.clone(model)
-    names: dict[int, list[str]] = {}  # all names of a tied weight, by the parameter's identity
+    names: dict[Hashable, list[str]] = {}  # all names of a tied weight
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(place_of(parameter), []).append(name)
     for name, weight in plan.weights(cuts).items():
         old = model.get_parameter(name)
         new = nn.Parameter(weight.to(old), old.requires_grad)
-        for other in names[id(old)]:
+        for other in names[place_of(old)]:
             path, _, key = other.rpartition(".")
             setattr(twin.get_submodule(path), key, new)
     return remove(twin, cuts)

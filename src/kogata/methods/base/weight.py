@@ -88,9 +88,10 @@ def _encode_site(
         if smaller is None:
             note = note or reason
             continue
-        with torch.no_grad():
-            errors += squared_distance(smaller.dense(), weight)
         surgery.replace(model, site, path, smaller)
+        now = smaller if path else form_at(model, site)  # of a whole weight, with a padding row that stays zero
+        with torch.no_grad():
+            errors += squared_distance(now.dense().cpu(), weight)
         done = True
     if not done:
         return row_of(method.ABOUT.name, site, before, before, note), 0.0

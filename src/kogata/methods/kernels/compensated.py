@@ -49,7 +49,7 @@ def layer_of(weight: Tensor, site: Site, stats: Stats, damping: float) -> Rounde
     """
     seen_GII = stats.gram_GII
     if seen_GII is None and site.kind is Kind.EMBEDDING:
-        seen_GII = torch.eye(site.shape[-1])[None]
+        seen_GII = torch.eye(site.shape[-1], dtype=torch.float32)[None]
     if seen_GII is None:
         raise NotApplicable(stats.unseen)
     if not torch.isfinite(weight).all():

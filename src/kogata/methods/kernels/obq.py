@@ -112,7 +112,7 @@ def search(rows_RC: Tensor, importance_RC: Tensor, *, bits: int, group: int, sym
     from kogata.methods.kernels import obq_loops  # numba takes long to import
 
     rows, columns = rows_RC.shape
-    scale_RG = torch.empty(rows, -(-columns // group))
+    scale_RG = torch.empty(rows, -(-columns // group), dtype=torch.float32)
     zero_RG = torch.empty_like(scale_RG)
     centre = 2 ** (bits - 1) if symmetric and bits > 1 else -1
     obq_loops.search(

@@ -38,7 +38,8 @@ def truncated(matrix_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         return u_OR[:, :rank], s_R[:rank], v_RI[:rank]
     columns = min(small, round(EXTRA * rank) + 8)
     generator = torch.Generator().manual_seed(0)
-    basis_OK = torch.linalg.qr(matrix_OI @ torch.randn(matrix_OI.shape[1], columns, generator=generator))[0]
+    start_IK = torch.randn(matrix_OI.shape[1], columns, generator=generator, dtype=matrix_OI.dtype)
+    basis_OK = torch.linalg.qr(matrix_OI @ start_IK)[0]
     for _ in range(POWERS):
         basis_IK = torch.linalg.qr(matrix_OI.T @ basis_OK)[0]
         basis_OK = torch.linalg.qr(matrix_OI @ basis_IK)[0]

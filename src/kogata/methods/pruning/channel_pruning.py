@@ -33,6 +33,7 @@ from kogata.methods.base.guards import Sparsity
 from kogata.methods.base.method import About
 from kogata.network import surgery
 from kogata.network.channels.groups import Cut, Group, Slice
+from kogata.network.channels.masked import dead
 from kogata.network.sites import sites_of
 from kogata.settings import Range
 
@@ -44,10 +45,11 @@ class ChannelPruning(ChannelMethod):
 
     ``sparsity`` is the fraction of channels to remove, in [0, 1): of each group of coupled channels (``scope`` "layer"), or of
     all groups together ("global"), where norms are compared relative to the mean of their group. ``score`` is the importance of
-    a channel; "taylor" and "fisher" need a loss and targets, and raise DataError without them. With ``repair``, the layers that
-    read the channels are refitted to their former outputs, by the second step of He et al.; their LASSO, which would select the
-    channels, is not used. ``ridge`` is λ relative to the mean square of the remaining inputs.
-    Raises NotApplicable when no channel can be removed.
+    a channel; those that no weight makes or reads any more, as after group lasso, go first, and all of them. "taylor" and
+    "fisher" need a loss and targets, and raise DataError without them. With ``repair``, the layers that read the channels are
+    refitted to their former outputs, by the second step of He et al.; their LASSO, which would select the channels, is not
+    used. ``ridge`` is λ relative to the mean square of the remaining inputs. Raises NotApplicable when no channel can be
+    removed.
 
     >>> from kogata.methods import ChannelPruning
     >>> from kogata.testing.models import job_of
@@ -75,6 +77,7 @@ class ChannelPruning(ChannelMethod):
         scores = [_norm(job.model, group) for group in groups] if self.score == "norm" else self._sensitivities(job, groups)
         if self.scope == "global" and self.score == "norm":
             scores = [score / score.mean().clamp_min(torch.finfo(score.dtype).tiny) for score in scores]
+        scores = [score.masked_fill(dead(job.model, group), -1) for score, group in zip(scores, groups, strict=True)]
         dropped = _lowest(scores, self.sparsity) if self.scope == "global" else [_lowest([s], self.sparsity)[0] for s in scores]
         cuts = list(zip(groups, dropped, strict=True))
         grams = _grams(job, [cut for cut in cuts if len(cut[1])]) if self.repair else {}
@@ -123,10 +126,13 @@ def _norm(model: nn.Module, group: Group) -> Tensor:
 
 
 def _lowest(scores: Sequence[Tensor], fraction: float) -> list[Tensor]:
-    """The channels of each group that are in the lowest ``fraction`` of all. The best channel of each group always stays."""
+    """The channels of each group that are in the lowest ``fraction`` of all, and all with a score below 0.
+
+    The best channel of each group always stays.
+    """
     guarded = [score.index_fill(0, score.argmax(), float("inf")) for score in scores]
     together = torch.cat(guarded) if guarded else torch.empty(0)
-    count = min(round(fraction * len(together)), len(together) - len(guarded))
+    count = min(max(round(fraction * len(together)), int((together < 0).sum())), len(together) - len(guarded))
     gone = torch.zeros(len(together), dtype=torch.bool).index_fill(0, together.argsort(stable=True)[:count], True)
     return [part.nonzero().flatten() for part in gone.split([len(score) for score in scores])]
 

@@ -42,8 +42,9 @@ class GroupLasso(TrainingMethod):
 
     ``strength`` is λ, above 0, in units of weights: the root mean square that a group without influence on the error loses. In
     a linear layer the filters are the rows and the channels the columns. A layer keeps at least its largest group, unless
-    ``groups`` is "depth": then a whole layer may become zero, which makes sense only with a skip connection around it. Raises
-    DataError without training data.
+    ``groups`` is "depth": then a whole layer may become zero, which makes sense only with a skip connection around it. The
+    masks stay as wide as the layers were: ``chain(GroupLasso(...), ChannelPruning(sparsity=0))`` removes the filters and
+    channels that are zero. Raises DataError without training data.
 
     >>> import torch
     >>> from kogata.methods import GroupLasso, Recover
@@ -78,7 +79,7 @@ class _Shrinking(TrainingWrapper):
     def __init__(self, model: nn.Module, targets: Sequence[TrainedLeaf], method: GroupLasso) -> None:
         super().__init__(model)
         self._targets, self._method = list(targets), method
-        self.register_buffer("progress", torch.zeros(()))
+        self.register_buffer("progress", torch.zeros((), dtype=torch.float32))
 
     def step(self, progress: float) -> None:
         """Apply the proximal step for the part of the training since the last call."""

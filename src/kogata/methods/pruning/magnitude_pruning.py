@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kogata.calibration.stats import Stats
+from kogata.errors import UsageError
 from kogata.forms import Form, Role
 from kogata.job import Job, Site
 from kogata.methods.base.guards import Count, Sparsity
@@ -36,7 +37,8 @@ class MagnitudePruning(PlannedMethod[float | None]):
     ``sparsity`` is the fraction of a weight's entries that are zero afterwards, in [0, 1), earlier pruning included. With
     ``scope`` "layer" each layer reaches it; otherwise all selected layers together do, ranked by |w| ("global") or by the
     layer-adaptive score ("lamp"), which removes less from small layers. With ``rounds`` > 1 the sparsity rises in as many
-    steps, and ``recover`` retrains after each of them but the last. Raises NotApplicable when nothing can be pruned.
+    steps, and ``recover`` retrains after each of them but the last. Raises NotApplicable when nothing can be pruned, and
+    UsageError for ``recover`` with a single round, after which nothing would be retrained.
 
     >>> from kogata.methods import MagnitudePruning, Recover
     >>> MagnitudePruning(sparsity=0.9, scope="global").title()
@@ -59,6 +61,15 @@ class MagnitudePruning(PlannedMethod[float | None]):
         accepts=frozenset({Role.MATRIX, Role.VALUES}),
         leaves=frozenset({Role.VALUES}),
     )
+
+    def __post_init__(self) -> None:
+        """Also raises UsageError where ``recover`` would never run."""
+        super().__post_init__()
+        if self.recover is not None and self.rounds == 1:
+            raise UsageError(
+                "magnitude: recover retrains between rounds, but rounds is 1. Set rounds to 2 or more, or let recover follow "
+                "as a step of its own: chain(MagnitudePruning(...), Recover(...))."
+            )
 
     @classmethod
     def sized(cls, shape: tuple[int, ...], fraction: float) -> Self | None:

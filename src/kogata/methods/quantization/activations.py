@@ -26,7 +26,7 @@ from kogata.network.batch import call, evaluating
 from kogata.network.quantizers import MAX_BITS, Dynamic, Granularity, Quantizer, Static
 from kogata.settings import Range
 
-RATIOS = torch.linspace(0.1, 1.0, 91)  # fractions r of the range that are tried
+RATIOS = torch.linspace(0.1, 1.0, 91, dtype=torch.float32)  # fractions r of the range that are tried
 
 
 SAMPLE = 1 << 14  # number of values of each batch used to measure the error
@@ -133,7 +133,7 @@ def static(values: Tensor, bits: int) -> Static:
     """The quantizer with the least squared error on ``values`` (``[N]``), among ranges that are fractions of theirs."""
     low, high, levels = float(values.min().clamp(max=0)), float(values.max().clamp(min=0)), 2**bits - 1
     if low == high:
-        return Static(torch.ones(1), bits=bits, zero=0)  # all values are zero, so the scale is arbitrary
+        return Static(torch.ones(1, dtype=torch.float32), bits=bits, zero=0)  # all values are zero, so the scale is arbitrary
     zero = round(-low / (high - low) * levels)
 
     def error(scale: float) -> float:
@@ -141,4 +141,4 @@ def static(values: Tensor, bits: int) -> Static:
         return float((rounded * scale - values).square().mean())
 
     scales: Iterable[float] = (RATIOS * (high - low) / levels).tolist()
-    return Static(torch.tensor([min(scales, key=error)]), bits=bits, zero=zero)
+    return Static(torch.tensor([min(scales, key=error)], dtype=torch.float32), bits=bits, zero=zero)

@@ -32,7 +32,8 @@ class BinaryNet(TrainingMethod):
     """Train binary weights and binary inputs, for layers that are followed by a normalization.
 
     Exclude the first and the last layer. Layers that do not read the output of an activation module, such as ``nn.ReLU``, stay
-    as they are. Raises DataError without training data.
+    as they are, and so do those that read a pooling of it: put the pooling before the normalization and the activation, as the
+    paper does. Raises DataError without training data.
 
     >>> from torch import nn
     >>> from kogata.methods import BinaryNet, Recover

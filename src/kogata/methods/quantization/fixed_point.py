@@ -188,4 +188,4 @@ class _Flow(LatentQuantizer):
 
     def freeze(self) -> Static:
         """A quantizer of the same format that rounds to nearest."""
-        return Static(torch.tensor([2.0**-self.grid.fraction]), bits=self.grid.bits, zero=self.grid.zero)
+        return Static(torch.tensor([2.0**-self.grid.fraction], dtype=torch.float32), bits=self.grid.bits, zero=self.grid.zero)

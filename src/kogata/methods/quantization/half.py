@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self, final
 
@@ -17,6 +17,7 @@ from kogata.job import Job, Kind, Row, Site
 from kogata.methods.base.method import About
 from kogata.methods.base.weight import WeightMethod
 from kogata.network import surgery
+from kogata.network.sharing import place_of
 from kogata.network.sites import buffers_of
 
 RUNNING = ("running_mean", "running_var")  # PyTorch's names, which the frozen normalization layers of other libraries share
@@ -73,7 +74,8 @@ class Half(WeightMethod):
         except NotApplicable as error:
             after, idle = job, error
         model = surgery.clone(after.model)
-        rows = [_round_buffer(model, name, tensor) for name, tensor in _selected_buffers(after)]
+        made: dict[Hashable, Tensor] = {}  # by place, so that modules that share a buffer go on sharing it
+        rows = [_round_buffer(model, name, tensor, made) for name, tensor in _selected_buffers(after)]
         if idle is not None and all(row.note for row in rows):
             raise idle
         return replace(after, model=model, ledger=(*after.ledger, *rows))
@@ -90,14 +92,17 @@ def _selected_buffers(job: Job) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _round_buffer(model: nn.Module, name: str, tensor: Tensor) -> Row:
-    """Round a buffer of ``model``, keeping its dtype, unless there is a reason against it; return its row of the ledger."""
+def _round_buffer(model: nn.Module, name: str, tensor: Tensor, made: dict[Hashable, Tensor]) -> Row:
+    """Round a buffer of ``model``, keeping its dtype, unless there is a reason against it; return its row of the ledger.
+
+    ``made`` has the rounded buffers so far, by the place of what they were made of.
+    """
     before = 8.0 * tensor.nbytes
     path, _, key = name.rpartition(".")
     owner, values = model.get_submodule(path), tensor.detach()
     if note := _reason_against(owner, values):
         return Row(method=Half.ABOUT.name, site=name, bits_before=before, bits_after=before, note=note)
-    rounded = values.half().to(values.dtype)
+    rounded = made.setdefault(place_of(values), values.half().to(values.dtype))
     setattr(owner, key, rounded)
     norm = float(values.double().square().sum())
     predicted = squared_distance(rounded, values) / norm if norm else 0.0

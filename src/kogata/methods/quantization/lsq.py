@@ -117,8 +117,8 @@ class Learnt(LatentQuantizer):
     def __init__(self, *, bits: int) -> None:
         super().__init__()
         self.bits = bits
-        self.relative = nn.Parameter(torch.ones(1))
-        self.register_buffer("start", torch.zeros(1))
+        self.relative = nn.Parameter(torch.ones(1, dtype=torch.float32))
+        self.register_buffer("start", torch.zeros(1, dtype=torch.float32))
         self.register_buffer("zero", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:

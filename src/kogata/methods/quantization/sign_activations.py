@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import cast
 
@@ -14,15 +15,10 @@ from kogata.network.quantizers import Sign, attach_quantizer
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardtanh, nn.Tanh, nn.Hardswish)
-# Modules that may lie between an activation and the layer that reads it. They keep signs, apart from the averaging of pooling.
-_PASSED = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-    nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d,
-)  # fmt: skip
-_PASSED_CALLS = frozenset({
-    "adaptive_avg_pool2d", "avg_pool2d", "boolean_dispatch", "contiguous", "dropout", "flatten", "max_pool2d", "reshape",
-    "view",
-})  # fmt: skip
+# What may lie between an activation and the layer that reads it: the layer still reads signs.
+_PASSED = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+_PASSED_CALLS = frozenset({"contiguous", "dropout", "flatten", "reshape", "view"})
+_POOLED = re.compile(r"(max|avg)_?pool|boolean_dispatch", re.IGNORECASE)  # PyTorch calls its max pooling boolean_dispatch
 
 
 def binarize(model: nn.Module, targets: Sequence[TrainedLeaf]) -> None:
@@ -59,6 +55,11 @@ def _activation(model: nn.Module, reads: dict[nn.Module, fx.Node], site: Site) -
     activation = model.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(activation, _ACTIVATIONS):
         return activation
+    if _POOLED.search(_name(node) if node.op != "call_module" else type(model.get_submodule(str(node.target))).__name__):
+        return (
+            f"it reads {_called(node)}, a pooling, which makes nearly all of the signs before it +1, or no signs of them; "
+            "pool before the normalization and the activation, as the papers do"
+        )
     return f"it reads {_called(node)}; a sign can only replace an activation module before the layer, such as nn.ReLU"
 
 
@@ -70,7 +71,7 @@ def _reads(model: nn.Module) -> dict[nn.Module, fx.Node]:
 
 
 def _passes(model: nn.Module, node: fx.Node) -> bool:
-    """Whether a node passes its input on unchanged, apart from its shape or a pooling."""
+    """Whether a node passes its input on unchanged, apart from its shape."""
     if not (node.args and isinstance(node.args[0], fx.Node)):
         return False
     if node.op == "call_module":

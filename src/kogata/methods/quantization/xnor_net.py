@@ -34,7 +34,8 @@ class XNORNet(TrainingMethod):
     """Train binary weights, with a scale for each filter, and binary inputs.
 
     Exclude the first and the last layer, as the paper does. Layers that do not read the output of an activation module, such as
-    ``nn.ReLU``, stay as they are. Raises DataError without training data.
+    ``nn.ReLU``, stay as they are, and so do those that read a pooling of it: put the pooling before the normalization and the
+    activation, as the paper does. Raises DataError without training data.
 
     >>> from torch import nn
     >>> from kogata.methods import Recover, XNORNet

@@ -140,6 +140,9 @@ class _NegativeLog(torch.autograd.Function):
         numbers, means, log_precisions, log_shares = (tensor.detach().cpu().contiguous() for tensor in tensors)
         slope = torch.empty_like(numbers)
         slopes = torch.zeros(3, len(means), dtype=torch.float64)
+        if not all(bool(torch.isfinite(part).all()) for part in (numbers, means, log_precisions, log_shares)):
+            ctx.slopes = [torch.zeros_like(tensor) for tensor in tensors]
+            return tensors[0].new_tensor(math.nan)  # training names the cause
         value = mixture.negative_log(
             numbers.numpy(), means.double().numpy(), log_precisions.double().numpy(), log_shares.double().numpy(),
             slope.numpy(), slopes.numpy(),

@@ -50,7 +50,7 @@ def seeded(points_SOD: Tensor, clusters: int, random: torch.Generator) -> Tensor
     unit_SOD = torch.ldexp(points_SOD, -exponent)
     every = torch.arange(spaces)
     chosen_S = torch.randint(rows, (spaces,), generator=random)
-    table, distance_SO = [points_SOD[every, chosen_S]], torch.full((spaces, rows), torch.inf)
+    table, distance_SO = [points_SOD[every, chosen_S]], torch.full((spaces, rows), torch.inf, dtype=points_SOD.dtype)
     for _ in range(1, clusters):
         distance_SO = torch.minimum(distance_SO, (unit_SOD - unit_SOD[every, chosen_S][:, None]).square().sum(2))
         odds_SO = distance_SO.where(distance_SO.sum(1, keepdim=True) > 0, 1.0)  # if every point is a centroid, draw any
@@ -82,7 +82,7 @@ def nearest(points_SOD: Tensor, table_SKD: Tensor) -> Tensor:
 def _means(points_SOD: Tensor, index_SO: Tensor, table_SKD: Tensor) -> Tensor:
     """The mean of each cluster; an empty one moves to the point that is farthest from its centroid."""
     wide_SOD = index_SO[:, :, None].expand_as(points_SOD)
-    count_SK = torch.zeros(table_SKD.shape[:2]).scatter_add_(1, index_SO, torch.ones(index_SO.shape))
+    count_SK = table_SKD.new_zeros(table_SKD.shape[:2]).scatter_add_(1, index_SO, table_SKD.new_ones(index_SO.shape))
     sum_SKD = torch.zeros_like(table_SKD).scatter_add_(1, wide_SOD, points_SOD)
     mean_SKD = sum_SKD / count_SK[:, :, None].clamp_min(1)
     for space in (count_SK == 0).any(1).nonzero().flatten().tolist():

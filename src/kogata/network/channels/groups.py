@@ -21,6 +21,7 @@ from kogata.network import layers, surgery
 from kogata.network.batch import call, evaluating, output_error
 from kogata.network.channels.tracing import Ties, trace
 from kogata.network.rows import first_rows
+from kogata.network.sharing import place_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +143,9 @@ def zero(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
 def remove(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
     """A smaller copy without these channels: tensors are sliced and the layers' integers follow. It shares the others."""
     twin = surgery.clone(model)
-    for name, axes in remaining(model, cuts).items():
+    for name in _entries(cuts):
         tensor = cast("Tensor", _get(model, name))
-        sliced = tensor.detach()
-        for axis, entries in axes.items():
-            sliced = sliced.index_select(axis, entries.to(tensor.device))
+        sliced = cut_tensor(name, tensor.detach(), cuts)
         _set(twin, model, name, nn.Parameter(sliced, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else sliced)
     for path, layer in twin.named_modules():
         before = model.get_submodule(path)
@@ -155,14 +154,12 @@ def remove(model: nn.Module, cuts: Sequence[Cut]) -> nn.Module:
     return twin
 
 
-def remaining(model: nn.Module, cuts: Iterable[Cut]) -> dict[str, dict[int, Tensor]]:
-    """The entries that stay, in order, by the name of each tensor that loses some and by axis."""
-    found: dict[str, dict[int, Tensor]] = {}
-    for name, axes in _entries(cuts).items():
-        shape = cast("Tensor", _get(model, name)).shape
-        stay = {axis: torch.ones(shape[axis], dtype=torch.bool).index_fill(0, gone, False) for axis, gone in axes.items()}
-        found[name] = {axis: kept.nonzero().flatten() for axis, kept in stay.items()}
-    return found
+def cut_tensor(name: str, tensor: Tensor, cuts: Iterable[Cut]) -> Tensor:
+    """A tensor of the shape of the parameter or buffer ``name``, without the entries that these cuts remove from that."""
+    for axis, entries in _entries(cuts).get(name, {}).items():
+        kept = torch.ones(tensor.shape[axis], dtype=torch.bool).index_fill(0, entries, False)
+        tensor = tensor.index_select(axis, kept.nonzero().flatten().to(tensor.device))
+    return tensor
 
 
 def _entries(cuts: Iterable[Cut]) -> dict[str, dict[int, Tensor]]:
@@ -182,8 +179,8 @@ def _get(model: nn.Module, name: str) -> object:
 
 def _set(twin: nn.Module, model: nn.Module, name: str, tensor: Tensor) -> None:
     """Put a tensor into the copy, under every name that the model knows the old one by."""
-    old = _get(model, name)
-    tied = [other for other, parameter in model.named_parameters(remove_duplicate=False) if parameter is old]
+    place = place_of(cast("Tensor", _get(model, name)))
+    tied = [other for other, parameter in model.named_parameters(remove_duplicate=False) if place_of(parameter) == place]
     for other in {name, *tied}:
         path, _, key = other.rpartition(".")
         setattr(twin.get_submodule(path), key, tensor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from torch.fx.node import map_arg
 from kogata.errors import NotApplicable
 from kogata.network import layers, surgery
 from kogata.network.batch import evaluating, tensors
+from kogata.network.sharing import place_of
 
 # Element by element, but without PyTorch's tag that says so.
 _ALIKE = frozenset({
@@ -160,12 +161,12 @@ class _Tracer:
         ) | dict.fromkeys(_MOVES, self._move) | dict.fromkeys(_ALIKE, self._pointwise)  # fmt: skip
         signature = program.graph_signature
         own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-        first: dict[int, str] = {}  # tied parameters have several names
+        first: dict[Hashable, str] = {}  # tied parameters have several names
         self.names: dict[str, str] = {}  # only of the model's own tensors, not of those that forms compute
         for node, name in (*signature.inputs_to_parameters.items(), *signature.inputs_to_buffers.items()):
             name = name.removeprefix("model.")  # of the module around it
             if name in own:
-                self.names[node] = first.setdefault(id(own[name]), name)
+                self.names[node] = first.setdefault(place_of(own[name]), name)
 
     def run(self) -> Ties:
         for node in self.graph.nodes:
@@ -278,6 +279,9 @@ class _Tracer:
         operands = {part: self._value(part) for part in node.all_input_nodes}
         if all(x.labels is None for x in operands.values()):
             return _plain(node.meta["val"])
+        sizes = [size for x in operands.values() for size in x.shape]
+        if not all(isinstance(part.meta["val"], Tensor) for part in operands) or not all(type(size) is int for size in sizes):
+            return self._unknown(node, name, given)  # sizes that depend on the data, such as how many inputs an expert gets
         full: dict[Node, Tensor] = {}
         for part, x in operands.items():
             labels = x.labels
