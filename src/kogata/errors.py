@@ -1,5 +1,21 @@
 """Every error that Kogata raises on purpose. Each message says what is wrong, where, what was expected and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def unknown(found: str, names: Iterable[str]) -> str:
+    """The end of a message about a name that is none of ``names``: the name that was probably meant, or all of them.
+
+    >>> unknown("kmeans", ["k-means", "magnitude"])
+    "is unknown; did you mean 'k-means'?"
+    >>> unknown("fourier", ["k-means", "magnitude"])
+    'is none of k-means, magnitude.'
+    """
+    known = list(names)
+    close = difflib.get_close_matches(found, known, 1)
+    return f"is unknown; did you mean {close[0]!r}?" if close else f"is none of {', '.join(known)}."
+
 
 class KogataError(Exception):
     """Base of all errors a user can act on; the command line prints it without a traceback."""

@@ -21,6 +21,7 @@ from kogata.methods.base.order import check_order
 from kogata.network import surgery
 from kogata.network.sites import model_bits, unwrapped
 from kogata.recipes.recipe import Recipe
+from kogata.recipes.targets import check_measurable
 from kogata.report import html
 from kogata.report.data import Report
 from kogata.storage.folder import Folder, open_folder
@@ -85,6 +86,7 @@ def compress(
     if teacher is not None:
         job = replace(job, reference=first_job(teacher, task, seed=seed).model)
         Probe(job)  # raises DataError where the student's outputs must be like the teacher's and are not
+    check_measurable(recipe.targets, scored=task.evaluate is not None, timed=engine is not None)
     check_order(recipe.method, job)
     folder, methods = open_folder(output, resume=resume), recipe.method.steps()
     with folder.running(recipe.resolved(), [method.settings() for method in methods], job, resume=resume):

@@ -42,7 +42,7 @@ def error(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        ("[{method: k-means, cluster: 8}]", "the key 'cluster' is none of clusters (did you mean 'clusters'?)"),
+        ("[{method: k-means, cluster: 8}]", "the key 'cluster' is unknown; did you mean 'clusters'?"),
         ("[{method: kmeans, clusters: 8}]", "method 'kmeans' is none of "),
         ("[{method: k-means, clusters: 8}, {method: svd, rank: 2}]", "Structure comes first"),
         ("[{method: k-means, clusters: 8, where: 'fc9.*'}]", "fc1.weight"),

@@ -98,7 +98,7 @@ def test_built_in_recipes_are_valid(name: str) -> None:
             ("step 1 (k-means)", "'cluster'", "clusters", "did you mean 'clusters'"),
         ),
         ("step: []", ("'step'", "did you mean 'steps'")),
-        ("steps: [{method: kmeans, clusters: 4}]", ("step 1", "'kmeans'", "k-means", "magnitude", "did you mean")),
+        ("steps: [{method: kmeans, clusters: 4}]", ("step 1", "'kmeans'", "did you mean 'k-means'")),
         ("steps: [{method: half}, {method: 7}]", ("step 2", "7", "half")),
         ("steps: [{method: k-means}]", ("step 1 (k-means)", "clusters must be given")),
         ("steps: [{method: k-means, clusters: many}]", ("clusters is 'many'", "integer")),
@@ -137,7 +137,7 @@ def test_errors_name_the_place_and_what_is_allowed(text: str, words: tuple[str, 
 
 
 def test_recipes_by_name_and_path(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'deep-compresion' is none of .*did you mean 'deep-compression'"):
+    with pytest.raises(UsageError, match=r"'deep-compresion' is unknown; did you mean 'deep-compression'"):
         open_recipe("deep-compresion")
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         open_recipe(str(tmp_path / "none.yaml"))

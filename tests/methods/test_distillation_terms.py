@@ -442,7 +442,7 @@ def test_recipes_say_terms_shortly() -> None:
 @pytest.mark.parametrize(
     ("term", "words"),
     [
-        ("{term: soft-target}", r"term: term 'soft-target' is none of .*soft-targets.*did you mean 'soft-targets'"),
+        ("{term: soft-target}", r"term: term 'soft-target' is unknown; did you mean 'soft-targets'\?"),
         ("{term: soft-targets, temp: 4}", r"term \(soft-targets\): the key 'temp' .*temperature"),
         ("{term: soft-targets, temperature: hot}", "temperature is 'hot'"),
         ("{term: soft-targets, temperature: 0}", "temperature is 0.0; expected more than 0"),

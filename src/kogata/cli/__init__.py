@@ -69,10 +69,10 @@ def main() -> None:
 
 
 def _narrate() -> None:
-    """Log to stderr: Kogata's warnings and, on a terminal, the progress of long runs (training has its own bars)."""
+    """Log to stderr: Kogata's warnings, the steps of a run, and the epochs of a training where no terminal shows a bar."""
 
     def shown(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or (record.name == "kogata.run" and sys.stderr.isatty())
+        return record.levelno >= logging.WARNING or record.name == "kogata.run" or not sys.stderr.isatty()
 
     handler = logging.StreamHandler()
     handler.addFilter(shown)

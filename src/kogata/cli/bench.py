@@ -12,10 +12,12 @@ from kogata.cli.options import (
     DataOption,
     EngineName,
     EngineOption,
+    FormsOption,
     JsonOption,
     SeedOption,
     complete_task,
     console,
+    forms_of,
     print_json,
 )
 
@@ -29,6 +31,7 @@ def run(
     data: DataOption = None,
     seed: SeedOption = 0,
     engine: EngineOption = EngineName.ONNXRUNTIME,
+    form: FormsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a compressed file again and the task's dense model beside it: bytes, score, and latency in one engine."""
@@ -41,9 +44,10 @@ def run(
     from kogata.storage.read import read_file
     from kogata.tasks.taskfile import open_task
 
-    stored = read_file(file)  # first, so that a damaged file is reported before a dense model has to be trained
+    forms = forms_of(form)
+    stored = read_file(file, forms=forms)  # first, so that a damaged file is reported before a dense model has to be trained
     model, opened = open_task(task, seed, data)
-    loaded = load(file, into=surgery.clone(model))
+    loaded = load(file, into=surgery.clone(model), forms=forms)
     dense, ours, latency = model, loaded, (None, None)
     if (where := engine.engine()) is not None:
         inputs = first_batch(model, opened)[0]

@@ -78,7 +78,7 @@ def run(
     asked = {goal: text for goal, text in (("size", size), ("drop", drop), ("latency", latency)) if text is not None}
     plan = _with_targets(open_recipe(recipe), asked)
     if dry_run:
-        _preview(*open_task(task, seed, data), plan, seed, as_json)
+        _preview(*open_task(task, seed, data), plan, seed, engine, as_json)
         return
     command = _command(task, recipe, output, seed, data, engine, asked, explain)
 
@@ -162,13 +162,15 @@ def _show(report: Report, folder: Folder, as_json: bool) -> None:
         out.print(terminal.safe(out, f"Report: {folder.page}"), soft_wrap=True)
 
 
-def _preview(model: nn.Module, task: Task, recipe: Recipe, seed: int, as_json: bool) -> None:
+def _preview(model: nn.Module, task: Task, recipe: Recipe, seed: int, engine: EngineName, as_json: bool) -> None:
     """Print the resolved recipe and the weights of each step, as YAML that is itself a valid recipe."""
     import yaml
 
     from kogata.calibration.prepare import first_job
     from kogata.methods.base.order import check_order, planned_steps
+    from kogata.recipes.targets import check_measurable
 
+    check_measurable(recipe.targets, scored=task.evaluate is not None, timed=engine is not EngineName.NONE)
     job = first_job(model, task, seed=seed)
     check_order(recipe.method, job)
     steps = planned_steps(recipe.method, job)

@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kogata.cli.options import TASK_HELP, DataOption, JsonOption, SeedOption, complete_task, console, print_json
+from kogata.cli.options import (
+    TASK_HELP,
+    DataOption,
+    FormsOption,
+    JsonOption,
+    SeedOption,
+    complete_task,
+    console,
+    forms_of,
+    print_json,
+)
 from kogata.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from kogata.forms import Form
     from kogata.measure.sizes import FileLayer, ModelLayer
     from kogata.search.structures import LayerScores, Score
 
@@ -36,6 +47,7 @@ def run(
             "--fraction", metavar="PART", help=f"With --structure: part of a layer's bytes, from 0 to 1.  [default: {FRACTION}]"
         ),
     ] = None,
+    form: FormsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the bytes of a model or of a compressed file, layer by layer.
@@ -48,7 +60,7 @@ def run(
     if structure:
         _structure(what, data, seed, FRACTION if fraction is None else fraction, as_json)
     elif what.endswith(".kogata"):
-        _file(Path(what), as_json)
+        _file(Path(what), forms_of(form), as_json)
     else:
         _model(what, data, seed, as_json)
 
@@ -84,11 +96,11 @@ def _structure(reference: str, data: Path | None, seed: int, fraction: float, as
         _print_structure(task.name, fraction, layers)
 
 
-def _file(path: Path, as_json: bool) -> None:
+def _file(path: Path, forms: tuple[type[Form], ...], as_json: bool) -> None:
     from kogata.measure import sizes
     from kogata.storage.read import read_file
 
-    stored = read_file(path)
+    stored = read_file(path, forms=forms)
     layers, packed = sizes.of_file(stored), stored.packed
     matrices = {layer.site for layer in layers}
     rest = {

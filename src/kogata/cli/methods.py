@@ -6,10 +6,14 @@ table I and its general guidelines.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from kogata.cli.options import JsonOption, console, print_json
+from kogata.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,15 +47,23 @@ class Line:
     settings: list[dict[str, Any]]  # name, type, allowed, required and default of each
 
 
-def run(as_json: JsonOption = False) -> None:
-    """List every method: what it does, what it needs, and when to use it."""
+def run(
+    name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="Show this method alone, with its settings.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List every method: what it does, what it needs, and when to use it. With a name, also its settings."""
     from kogata.methods import METHODS
 
-    lines = [line(method) for method in METHODS]
+    known = {method.ABOUT.name: method for method in METHODS}
+    if name is not None and name not in known:
+        raise UsageError(f"methods: {name!r} {unknown(name, known)}")
+    lines = [line(method) for method in METHODS if name in (None, method.ABOUT.name)]
     if as_json:
         print_json([vars(each) for each in lines])
-    else:
+    elif name is None:
         _print(lines, console())
+    else:
+        _print_one(lines[0], known[name], console())
 
 
 def line(method: type[Method]) -> Line:
@@ -71,7 +83,6 @@ def _print(lines: list[Line], out: Console) -> None:
     from rich.padding import Padding
     from rich.table import Table
 
-    from kogata.job import Kind
     from kogata.report.terminal import safe
 
     for family, when in WHEN.items():
@@ -82,10 +93,33 @@ def _print(lines: list[Line], out: Console) -> None:
             table.add_column(min_width=width)
         table.add_column()
         for each in (each for each in lines if each.family == family):
-            layers = "all layers" if len(each.layers) == len(Kind) else ", ".join(each.layers)
-            cells = (each.method, f"{layers}\n{_needs(each)}", f"{each.summary}\n{each.paper}\n")
+            cells = (each.method, f"{_layers(each)}\n{_needs(each)}", f"{each.summary}\n{each.paper}\n")
             table.add_row(*(safe(out, cell) for cell in cells))
         out.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _print_one(each: Line, method: type[Method], out: Console) -> None:
+    """A method with its settings and what its class says about them, in the words of its docstring without the example."""
+    from rich.padding import Padding
+
+    from kogata.report.terminal import grid, safe
+
+    out.print(safe(out, f"{each.method}: {each.summary}", "bold"))
+    out.print(safe(out, f"{each.family}, {_layers(each)}, {_needs(each)}; {each.paper}", "dim"))
+    said = inspect.cleandoc(method.__doc__ or "").partition(">>>")[0].strip().replace("``", "`")
+    for paragraph in said.split("\n\n"):
+        out.print(Padding(safe(out, " ".join(paragraph.split())), (1, 0, 0, 0)))
+    table = grid(out, None, "setting", "allowed", "default")
+    for setting in each.settings:
+        default = "required" if setting["required"] else "null" if setting["default"] is None else str(setting["default"])
+        table.add_row(*(safe(out, cell) for cell in (setting["name"], setting["allowed"], default)))
+    out.print(table)
+
+
+def _layers(each: Line) -> str:
+    from kogata.job import Kind
+
+    return "all layers" if len(each.layers) == len(Kind) else ", ".join(each.layers)
 
 
 def _needs(each: Line) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kogata.engines import Engine
+    from kogata.forms import Form
 
 # A copy of the names in kogata.tasks.builtin, which is too slow to import for shell completion; a test compares the two.
 TASKS = (
@@ -43,6 +44,14 @@ class EngineName(StrEnum):
         return next((engine() for engine in ENGINES if engine.name == self), None)
 
 
+def forms_of(references: list[str] | None) -> tuple[type[Form], ...]:
+    """The classes that ``--form`` names. Raises UsageError for what is no form."""
+    from kogata.forms import Form
+    from kogata.recipes.references import imported
+
+    return tuple(imported(reference, Form, "--form") for reference in references or ())
+
+
 def complete_task(incomplete: str) -> Iterator[str]:
     """The built-in tasks with this prefix; the shell itself completes paths."""
     return (name for name in TASKS if name.startswith(incomplete))
@@ -65,6 +74,13 @@ DataOption = Annotated[
 ]  # fmt: skip
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="Engine for measuring speed; none measures no speed.")]
+FormsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--form", metavar="MODULE:CLASS",
+        help="A form of another package that the file holds; may be repeated. Importing it runs the code of its module.",
+    ),
+]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 ExplainOption = Annotated[
     bool,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kogata.cli.options import FormsOption, forms_of
 from kogata.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def run(
         ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    form: FormsOption = None,
 ) -> None:  # fmt: skip
     """Extract plain safetensors or ONNX from a compressed file, without the model's code."""
     for output in outputs:
@@ -35,7 +37,7 @@ def run(
     from kogata.storage.read import read_file
     from kogata.system.atomic import writing
 
-    stored = read_file(file)
+    stored = read_file(file, forms=forms_of(form))
     for output in outputs:
         content = _weights(stored) if output.suffix == ".safetensors" else onnx_graph.fill(stored).SerializeToString()
         with writing(output) as stream:

@@ -8,7 +8,6 @@ way.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,13 +17,13 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from kogata.errors import UsageError
+from kogata.errors import UsageError, unknown
 from kogata.job import Where
 from kogata.methods import METHODS
 from kogata.methods.base.compose import chain, only, per_site
 from kogata.methods.base.method import Method
 from kogata.recipes import targets
-from kogata.recipes.references import imported
+from kogata.recipes.references import of_recipe
 from kogata.recipes.targets import Target
 from kogata.settings import check_value
 from kogata.training.terms import TERMS, SumOfTerms, Term
@@ -78,7 +77,7 @@ def open_recipe(reference: str) -> Recipe:
         except OSError as error:
             raise UsageError(f"recipe {path}: cannot be read: {error.strerror}.") from None
     if reference not in built_in():
-        raise UsageError(f"recipe {reference!r} {_choose(reference, built_in())}, nor the path of a .yaml file.")
+        raise UsageError(f"recipe {reference!r} {unknown(reference, built_in())} A file is named by a path that ends in .yaml.")
     return parse((files("kogata") / "recipes" / f"{reference}.yaml").read_text(encoding="utf-8"), reference)
 
 
@@ -136,9 +135,9 @@ def _named(title: Any, ours: Sequence[tuple[str, type[Named]]], base: type[Named
     """A class by its short name or by ``package.module:Class``."""
     kinds = dict(ours)
     if isinstance(title, str) and ":" in title:
-        return imported(title, base, where)
+        return of_recipe(title, base, where)
     if title not in kinds:
-        raise UsageError(f"{where} {title!r} {_choose(str(title), kinds)}. Name others as package.module:Class.")
+        raise UsageError(f"{where} {title!r} {unknown(str(title), kinds)} Name others as package.module:Class.")
     return kinds[title]
 
 
@@ -207,10 +206,4 @@ def _terms(value: Any, where: str) -> tuple[Term, ...]:
 def _known(values: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
     for key in values:
         if key not in allowed:
-            raise UsageError(f"{where}: the key {key!r} {_choose(str(key), allowed)}.")
-
-
-def _choose(found: str, allowed: Iterable[str]) -> str:
-    names = list(allowed)
-    close = difflib.get_close_matches(found, names, 1)
-    return f"is none of {', '.join(names)}" + (f" (did you mean {close[0]!r}?)" if close else "")
+            raise UsageError(f"{where}: the key {key!r} {unknown(str(key), allowed)}")

@@ -1,4 +1,4 @@
-"""Classes that a recipe names as ``package.module:Class``: methods and terms of other packages.
+"""Classes that a recipe or a command names as ``package.module:Class``: methods, terms and forms of other packages.
 
 The module is imported in the ordinary way: its package must be installed, or its folder must be in ``PYTHONPATH``. Importing
 runs the code of the module, so use a recipe that names classes only if you trust it like a program.
@@ -24,7 +24,7 @@ Named = TypeVar("Named")
 
 
 def imported(reference: str, base: type[Named], where: str) -> type[Named]:
-    """Import ``package.module:Class``: a concrete class, derived from ``base``, with settings that YAML can hold.
+    """Import ``package.module:Class``, a concrete class derived from ``base``.
 
     Raises UsageError, starting with ``where``, otherwise.
     """
@@ -37,7 +37,13 @@ def imported(reference: str, base: type[Named], where: str) -> type[Named]:
         raise UsageError(f"{place} is {_kind(kind)}; expected a subclass of {_path(base)}.")
     if inspect.isabstract(kind):
         missing = [name for name, part in inspect.getmembers(kind) if getattr(part, "__isabstractmethod__", False)]
-        raise UsageError(f"{place} is abstract; a recipe needs a class that also implements {', '.join(missing)}.")
+        raise UsageError(f"{place} is abstract; expected a class that also implements {', '.join(missing)}.")
+    return kind
+
+
+def of_recipe(reference: str, base: type[Named], where: str) -> type[Named]:
+    """The same, for a class with settings that YAML can hold; a method must have an ABOUT."""
+    kind, place = imported(reference, base, where), f"{where} {reference!r}"
     if issubclass(kind, Method):
         about = getattr(kind, "ABOUT", None)
         if not isinstance(about, About):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -37,7 +37,7 @@ class Target:
             found, base, unit = ours.bytes, dense.bytes, "bytes"
         elif self.goal == "drop":
             if dense.score is None or ours.score is None:
-                return f"drop: {self.text} was asked for, but the task has no evaluate() to measure a score"
+                return f"drop: {self.text} was asked for, but no score was measured"
             found, base, unit = dense.score - ours.score, 0.0, "points"
         else:
             if dense.latency_ms is None or ours.latency_ms is None:
@@ -56,6 +56,15 @@ def parse(wanted: Mapping[str, object]) -> tuple[Target, ...]:
     20000.0
     """
     return tuple(_one(key, str(value).strip()) for key, value in wanted.items())
+
+
+def check_measurable(targets: Iterable[Target], *, scored: bool, timed: bool) -> None:
+    """Raise UsageError, before anything runs, for a target that nothing will be measured for."""
+    for target in targets:
+        if target.goal == "drop" and not scored:
+            raise UsageError(f"drop: {target.text} was asked for, but the task has no evaluate() to measure a score; add one.")
+        if target.goal == "latency" and not timed:
+            raise UsageError(f"latency: {target.text} was asked for, but no engine is to measure it; name one with --engine.")
 
 
 def _one(goal: str, text: str) -> Target:

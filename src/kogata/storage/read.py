@@ -225,7 +225,8 @@ class _Reader:
         module, _, name = self.providers[tag][:200].rpartition(":")
         return (
             f"{said}. The file says that it is {name!r} of the module {module!r}. If you trust that package, import the class "
-            f"and pass it: load(..., forms=({name},)); read_file, from_pretrained, open and run take forms, too."
+            f"and pass it: load(..., forms=({name},)); read_file, from_pretrained, open and run take forms, too, and the "
+            f"commands take --form {module}:{name}."
         )
 
     def _take(self, length: int, what: str) -> bytes:
