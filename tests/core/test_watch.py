@@ -162,3 +162,53 @@ def test_another_weight_in_it_counts_as_a_constant() -> None:
     assert_near(found["w"].gram_GII[0], of_rows(*batches), 1e-5)
     assert "makes another weight of it" in found["down"].unseen
     assert "makes another weight of it" in found["up"].unseen
+
+
+def test_a_weight_used_in_two_layouts_is_left_alone_and_named() -> None:
+    batches, model = inputs(), Weight(lambda m, x: functional.linear(functional.linear(x, m.w), m.w.T), (8, SIZE))
+    found = gathered(model, batches)["w"]
+    assert found.gram_GII is None
+    assert "multiplies it in two ways that do not go together" in found.unseen
+    both = Weight(lambda m, x: functional.linear(functional.linear(x, m.w), m.w))
+    assert_near(gram(both, batches)[0], of_rows(*batches, *(x @ both.w.T for x in batches)), 1e-5)
+
+
+KEYWORDS: dict[str, Forward] = {
+    "matmul": lambda m, x: torch.matmul(input=x, other=m.w.T),
+    "left": lambda m, x: torch.matmul(input=m.w, other=x.T).T,
+    "method": lambda m, x: x.matmul(other=m.w.T),
+    "mm": lambda m, x: torch.mm(input=x, mat2=m.w.T),
+    "method_mm": lambda m, x: x.mm(mat2=m.w.T),
+    "bmm": lambda m, x: torch.bmm(input=x[None], mat2=m.w.T[None])[0],
+    "addmm": lambda m, x: torch.addmm(m.each, mat1=x, mat2=m.w.T),
+    "method_addmm": lambda m, x: m.each.addmm(mat1=x, mat2=m.w.T, beta=2),
+    "baddbmm": lambda m, x: torch.baddbmm(input=m.each, batch1=x[None], batch2=m.w.T[None])[0],
+    "linear": lambda m, x: functional.linear(weight=m.w, input=x),
+    "linalg": lambda m, x: torch.linalg.matmul(input=x, other=m.w.T),
+    "reflected": lambda m, x: m.w.T.__rmatmul__(x),
+    "mv": lambda m, x: torch.stack([torch.mv(input=m.w, vec=row) for row in x]),
+    "method_mv": lambda m, x: torch.stack([m.w.mv(vec=row) for row in x]),
+    "addmv": lambda m, x: torch.stack([torch.addmv(m.each, mat=m.w, vec=row) for row in x]),
+    "inner": lambda m, x: torch.inner(input=x, other=m.w),
+    "inner_left": lambda m, x: torch.inner(m.w, x).T,
+    "ellipsis": lambda m, x: torch.einsum("...i,oi->...o", x, m.w),
+    "ellipsis_alone": lambda m, x: torch.einsum("...i,oi", x[None], m.w)[0],
+    "ellipsis_both": lambda m, x: torch.einsum("...oi, ...i -> ...o", m.w, x),
+}
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_products_by_every_name(name: str) -> None:
+    model, batches = Weight(KEYWORDS[name]), inputs()
+    assert_near(gram(model, batches)[0], of_rows(*batches), 1e-5)
+    rounds_better(model, batches)
+
+
+def test_what_is_only_added_to_a_product_is_no_factor_of_it() -> None:
+    class Added(Weight):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.w, x, x.T.tanh())
+
+    found = gathered(Added(lambda m, x: x), [torch.randn(SIZE, SIZE)])["w"]
+    assert found.gram_GII is None
+    assert "addmm() does" in found.unseen
