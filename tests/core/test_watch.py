@@ -212,3 +212,75 @@ def test_what_is_only_added_to_a_product_is_no_factor_of_it() -> None:
     found = gathered(Added(lambda m, x: x), [torch.randn(SIZE, SIZE)])["w"]
     assert found.gram_GII is None
     assert "addmm() does" in found.unseen
+
+
+class Repeating(nn.Module):
+    """A layer that is called once for every eight rows of the batch, or not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(len(x) // 8):
+            x = self.layer(x).tanh()
+        return self.last(x)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_every_use_of_every_batch_enters_in_whatever_order_they_come(order: tuple[int, ...]) -> None:
+    rows, model = inputs(1, 60)[0], Repeating()
+    parts = rows.split([8, 32, 4, 16])
+    batches = [parts[n] for n in order]
+    uses: list[Tensor] = []
+    for x in batches:
+        for _ in range(len(x) // 8):
+            uses.append(x)
+            x = model.layer(x).tanh()
+    assert_near(gram(model, batches, "layer.weight")[0], of_rows(*uses), 1e-5)
+
+
+class Crossing(nn.Module):
+    """Two layers in an order that the data choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (self.left, self.right) if x.sum() > 0 else (self.right, self.left)
+        return second(first(x).tanh())
+
+
+def test_batches_that_use_two_layers_in_opposite_orders_enter_into_both() -> None:
+    model, (x, y) = Crossing(), (part + sign for part, sign in zip(inputs(2), (9, -9), strict=True))
+    left, right = gram(model, [x, y], "left.weight")[0], gram(model, [x, y], "right.weight")[0]
+    assert_near(left, of_rows(x, model.right(y).tanh()), 1e-5)
+    assert_near(right, of_rows(model.left(x).tanh(), y), 1e-5)
+    rounds_better(model, [x, y])
+
+
+def test_an_expert_that_only_a_later_batch_reaches() -> None:
+    class Routed(Weight):
+        def forward(self, x: Tensor) -> Tensor:
+            found, expert = torch.zeros_like(x), (x[:, 0] > 0).long()
+            for number in expert.unique().tolist():
+                found[expert == number] = functional.linear(x[expert == number], self.w[number])
+            return found
+
+    model, (x, y) = Routed(lambda m, x: x, (2, SIZE, SIZE)), inputs(2)
+    x[:, 0] = -x[:, 0].abs()
+    for number, found in enumerate(gram(model, [x, y])):
+        chosen = [part[(part[:, 0] > 0) == bool(number)] for part in (x, y)]
+        assert_near(found, of_rows(*chosen), 1e-5)
+    rounds_better(model, [x, y])
+
+
+def test_methods_that_compare_with_the_original_take_batches_of_different_lengths() -> None:
+    job = prepare(Repeating().eval(), Task(calibration=list(inputs(1, 60)[0].split([8, 32, 4, 16]))))
+    site = next(site for site in selected_sites(job) if site.name == "layer.weight")
+    needs = {site: frozenset({Stat.GRAM, Stat.CROSS})}
+    ((_, found),) = gather(job, needs, surgery.clone(job.model))
+    assert found.gram_GII is not None
+    assert found.cross_GII is not None
+    assert_near(found.cross_GII, found.gram_GII, 1e-6)  # nothing has been changed
