@@ -77,7 +77,7 @@ def _arrivals(
     First those that nothing multiplies, without sums.
     """
     model, sums = watch.model, {site.name: _Sums(wanted & INPUTS) for site, wanted in needs.items()}
-    watch.visit = lambda name, placement: sums[name].add(placement)
+    watch.visit = lambda name, placement: None if name in watch.refused else sums[name].add(placement)
     norms = {name: (module, Moments()) for name, module in model.named_modules() if follows(module)}
     layers: list[tuple[str, nn.Module, Visit]] = [(name, module, moments) for name, (module, moments) in norms.items()]
     changed, watches = False, [watch]
@@ -88,11 +88,13 @@ def _arrivals(
         watches = [unchanged, watch]
     with memory.returned(), evaluating(job.model), evaluating(model):
         batches = [inputs for inputs, _ in calibration_batches(model, job.task)]
-        forwards = [partial(each.run, inputs) for inputs in batches for each in watches]
-        calls = count(forwards[len(watches) - 1], layers, [watch])
+        found = count([partial(watch.run, inputs) for inputs in batches], [model], layers, [watch])
+        used = {name for calls in found for name in calls}
         for name, site in watch.sites.items():
-            if name not in calls:
+            if name not in used:
                 yield site, None
+        forwards = [partial(each.run, inputs) for inputs in batches for each in watches]
+        calls = [calls if each is watch else {name: calls[name] for name in each.sites} for calls in found for each in watches]
         with closing(in_turn(forwards, [each.model for each in watches], layers, watches, calls)) as names:
             for name in names:
                 if name in norms:
@@ -101,7 +103,7 @@ def _arrivals(
                         if name in were:
                             move(norms[name][0], were[name], norms[name][1])
                     continue
-                if watch.fits(name):
+                if name in used and watch.fits(name):
                     yield watch.sites[name], sums[name]
                 changed |= watch.replaced(name)
                 sums[name].clear()

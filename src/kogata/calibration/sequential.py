@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,11 +36,11 @@ class _Abandoned(BaseException):
 class _Batch:
     """One batch on its way through the model."""
 
-    def __init__(self, forward: Callable[[], object], models: Sequence[nn.Module]) -> None:
+    def __init__(self, forward: Callable[[], object], models: Sequence[nn.Module], calls: Mapping[str, int]) -> None:
         self.waiting: str | None = None  # the layer it has arrived at
         self.error: BaseException | None = None
-        self.visits = Counter[str]()
-        self._forward, self._abandoned = forward, False
+        self.left = Counter(calls)  # how often it has still to come to each layer
+        self._forward, self._abandoned, self._ended = forward, False, False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._attributes, context = Apart(models), contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
@@ -62,8 +62,15 @@ class _Batch:
         if self.error is not None:
             raise self.error
 
+    def expects(self, name: str) -> bool:
+        """Whether it is still on its way to its last use of a layer."""
+        return self.left[name] > 0 and not self._ended
+
     def arrive(self, name: str) -> None:
-        """Called in the batch's own thread: wait until all others are here too."""
+        """Called in the batch's own thread: wait until all others are here too, if this is the last use."""
+        self.left[name] -= 1
+        if self.left[name] > 0:
+            return
         self.waiting = name
         self._stopped.release()
         self._go.acquire()
@@ -87,6 +94,7 @@ class _Batch:
             pass
         except BaseException as error:  # handed to the thread that waits for this one
             self.error = error
+        self._ended = True
         self._stopped.release()
 
 
@@ -95,19 +103,20 @@ def in_turn(
     models: Sequence[nn.Module],
     layers: Sequence[tuple[str, nn.Module, Visit]],
     watches: Sequence[Watch] = (),
-    calls: Mapping[str, int] | None = None,
+    calls: Sequence[Mapping[str, int]] | None = None,
 ) -> Generator[str, None, None]:
     """The name of each layer or weight, when every one of ``forwards`` has arrived at it and its visit has seen all inputs.
 
     ``models`` are those that the forwards run; what a forward keeps on their modules is kept apart for each. ``layers`` are
     looked at as they are called, the weights of ``watches`` as an operation multiplies them; forwards that are to be watched
     are runs of a watch. What is used several times in one forward is handed over at its last use, its visit having seen all of
-    them; ``calls`` says how often that is (see ``count``; counted here unless it is given).
+    them; ``calls`` says for each forward how often that is (see ``count``; counted here unless it is given). What two batches
+    use in opposite orders is handed over in that of the first: the other goes through one of them as it still is.
     """
     if not (forwards and (layers or watches)):
         return
-    calls = calls or count(forwards[0], layers, watches)
-    batches = [_Batch(forward, models) for forward in forwards]
+    calls = count(forwards, models, layers, watches) if calls is None else calls
+    batches = [_Batch(forward, models, each) for forward, each in zip(forwards, calls, strict=True)]
     done: set[str] = set()
 
     def reach(name: str, look: Callable[[], None]) -> None:
@@ -115,16 +124,18 @@ def in_turn(
         if name in done or batch is None:  # without one it is the caller's own call of the layer that it was handed
             return
         look()
-        batch.visits[name] += 1
-        if batch.visits[name] >= calls[name]:
-            batch.arrive(name)
+        batch.arrive(name)
 
     with _listening(reach, layers, watches):
         try:
             for batch in batches:
                 batch.advance()
             while waiting := [batch.waiting for batch in batches if batch.waiting is not None]:
-                name = waiting[0]
+                missing = {name: next((batch for batch in batches if batch.expects(name)), None) for name in waiting}
+                name = next((name for name in waiting if missing[name] is None), None)
+                if name is None:  # each waits for another
+                    cast("_Batch", missing[waiting[0]]).advance()
+                    continue
                 yield name
                 done.add(name)
                 for batch in batches:
@@ -153,11 +164,20 @@ def _listening(
 
 
 def count(
-    forward: Callable[[], object], layers: Sequence[tuple[str, nn.Module, Visit]], watches: Sequence[Watch]
-) -> Counter[str]:
-    """How often one forward uses each layer and each weight."""
-    calls = Counter[str]()
-    with _listening(lambda name, _: calls.update((name,)), layers, watches), torch.no_grad():
-        forward()
-    memory.release()
-    return calls
+    forwards: Sequence[Callable[[], object]],
+    models: Sequence[nn.Module],
+    layers: Sequence[tuple[str, nn.Module, Visit]],
+    watches: Sequence[Watch],
+) -> list[Counter[str]]:
+    """How often each forward uses each layer and each weight.
+
+    Each is run for it: how often a layer is called, or which of several experts, may depend on the data.
+    """
+    found: list[Counter[str]] = []
+    with _listening(lambda name, _: found[-1].update((name,)), layers, watches), torch.no_grad():
+        for forward in forwards:
+            found.append(Counter())
+            with Apart(models).installed():
+                forward()
+            memory.release()
+    return found

@@ -13,6 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from threading import local
 from typing import Any, cast
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kogata.calibration.origins import Origin, opened, shadows, tensors_in
+from kogata.calibration.factors import factors, weighed
+from kogata.calibration.origins import JOINED, Origin, derived, opened, tensors_in
 from kogata.calibration.recurrent import RECURRENT, recurrent_uses
 from kogata.forms import Separate, Transposed
 from kogata.job import Kind, Layout, Seen, Site
@@ -47,7 +49,8 @@ class Watch:
         self.model, self.sites, self.visit = model, {site.name: site for site in sites}, visit
         self.layouts: dict[str, Layout] = {}
         self.kinds: dict[str, Kind] = {}
-        self.others: dict[str, str] = {}
+        self.others: dict[str, str] = {}  # what else is done with a weight
+        self.refused: dict[str, str] = {}  # why the uses of a weight cannot all enter into its statistics
         self.reach: Reach = lambda name, look: look()
         self.result: Callable[[str, Placement, Tensor], None] | None = None
         self._here = local()
@@ -106,27 +109,38 @@ class Watch:
 
     def used(self, name: str, use: Use, origin: Origin) -> Placement | None:
         """Note a use; None where it cannot be placed in the weight."""
+        for other in origin.names - {name}:
+            self.others.setdefault(other, JOINED)
         found = None if origin.shadow is None else self._placement(name, use, origin.shadow)
         if found is None:
-            self.others.setdefault(name, "the forward rearranges it in a way that cannot be followed")
+            self.refused.setdefault(name, origin.lost)
             return None
         if self.layouts.setdefault(name, found.layout) != found.layout:
-            self.others[name] = "the forward multiplies it in two ways that do not go together"
+            self.refused.setdefault(name, "the forward multiplies it in two ways that do not go together")
             return None
         self.kinds.setdefault(name, use.kind)
-        return found
+        factor = factors(origin, self.weight)
+        if factor is None:
+            return found
+        whole = weighed(use, factor)
+        if whole is None:
+            reason = "the forward masks or scales its entries one by one, so that no one Gram matrix describes its inputs"
+            self.refused.setdefault(name, reason)
+        return replace(found, use=whole or use)
 
     def fits(self, name: str) -> bool:
         """Whether the leaves of the weight are the matrices that are multiplied; notes the reason where they are not."""
+        if name in self.refused:
+            return False
         site = self.sites[name]
         if is_plain(self.layouts[name], site.shape) != isinstance(form_at(self.model, site), Separate | Transposed):
             return True
-        self.others[name] = "its matrices do not lie in it as the form that holds it takes them"
+        self.refused[name] = "its matrices do not lie in it as the form that holds it takes them"
         return False
 
     def unseen(self, name: str) -> str:
         """Why the inputs of a weight could not be seen."""
-        return self.others.get(name, "no calibration batch calls its layer")
+        return self.refused.get(name) or self.others.get(name, "no calibration batch calls its layer")
 
     def _placement(self, name: str, use: Use, shadow: Tensor) -> Placement | None:
         """The placement of a use, found once for all uses that are alike."""
@@ -203,15 +217,12 @@ class _Mode(TorchFunctionMode):
         """Run a call of weights and constants, and remember its results by it."""
         result = func(*args, **kwargs)
         outputs = tensors_in(result)
-        if not outputs:
-            return result
-        sources = [origin for tensor in tensors_in(args, kwargs) if (origin := self._origin(tensor)) is not None]
-        single = len({origin.name for origin in sources}) == 1
         recipe = mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
-        seen = shadows(func, recipe, sources, outputs) if single else [None] * len(outputs)
-        for n, (tensor, shadow) in enumerate(zip(outputs, seen, strict=True)):
-            item = None if isinstance(result, Tensor) else n
-            self.know(tensor, Origin(sources[0].name, shadow, func, recipe[0], recipe[1], item))
+        found = derived(func, recipe[0], recipe[1], outputs, single=isinstance(result, Tensor))
+        if all(origin.shadow is None for origin in found) and (inner := opened(func)) is not None:
+            return self._within(inner, args, kwargs)
+        for tensor, origin in zip(outputs, found, strict=True):
+            self.know(tensor, origin)
         return result
 
     def _multiplied(
@@ -244,7 +255,7 @@ class _Mode(TorchFunctionMode):
                     raise _AgainError
                 self._used[name] += 1
         for tensor, origin in zip(given, origins, strict=True):
-            if origin is not None and self._watch.replaced(origin.name):
+            if origin is not None and any(map(self._watch.replaced, origin.names)):
                 now[id(tensor)] = origin.value(self._watch.weight)
         if now:
             args, kwargs = mapped(lambda part: now.get(id(part), part) if isinstance(part, Tensor) else part, (args, kwargs))
@@ -277,7 +288,7 @@ class _Mode(TorchFunctionMode):
 
         def current(tensor: Tensor) -> Tensor:
             origin = origins.get(id(tensor))
-            return tensor if origin is None or not watch.replaced(origin.name) else origin.value(watch.weight)
+            return tensor if origin is None or not any(map(watch.replaced, origin.names)) else origin.value(watch.weight)
 
         for tensor, use in recurrent_uses(func, args, kwargs, current):
             origin = origins.get(id(tensor))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from string import ascii_letters
 from typing import Any, cast
 
 import torch
@@ -61,10 +62,10 @@ def _flat(inputs: Tensor) -> Iterator[Tensor]:
     yield inputs.detach().reshape(-1, inputs.shape[-1])
 
 
-def _matmul(operand: Tensor, call: Arguments) -> Use | None:
-    """``left @ right``, with any leading axes, which broadcast."""
-    left, right = cast("Tensor", call["left"]), cast("Tensor", call["right"])
-    if operand.ndim < 2 or left is right:
+def _matmul(names: tuple[str, str], operand: Tensor, call: Arguments) -> Use | None:
+    """``left @ right``, with any leading axes, which broadcast; ``names`` are those of the two arguments."""
+    left, right = (cast("Tensor", call[name]) for name in names)
+    if operand.ndim < 2 or left is right or (operand is not left and operand is not right):
         return None
     batch = "b" * (operand.ndim - 2)
     if right is operand:
@@ -72,6 +73,15 @@ def _matmul(operand: Tensor, call: Arguments) -> Use | None:
         return Use(kind=Kind.LINEAR, roles=f"{batch}io", rows=partial(_broadcast, inputs, operand), channels=-1)
     inputs = right.mT if right.ndim > 1 else right[None]
     return Use(kind=Kind.LINEAR, roles=f"{batch}oi", rows=partial(_broadcast, inputs, operand), channels=-2)
+
+
+def _inner(operand: Tensor, call: Arguments) -> Use | None:
+    """``input @ otherᵀ`` along the last axes of both; all others are axes of the result."""
+    inputs, other = call["input"], call["other"]
+    if operand.ndim < 2 or inputs is other:
+        return None
+    roles = "o" * (operand.ndim - 1) + "i"
+    return Use(kind=Kind.LINEAR, roles=roles, rows=partial(_flat, inputs if operand is other else other))
 
 
 def _broadcast(inputs: Tensor, operand: Tensor) -> Iterator[Tensor]:
@@ -96,12 +106,9 @@ def _einsum(operand: Tensor, call: Arguments) -> Use | None:
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(cast("Sequence[Tensor]", operands[0]))
     equation = equation.replace(" ", "")
-    if "." in equation or len([part for part in operands if part is operand]) > 1:
+    if len([part for part in operands if part is operand]) > 1:
         return None
-    terms, arrow, output = equation.partition("->")
-    letters = terms.split(",")
-    if not arrow:
-        output = "".join(sorted(letter for letter in set(terms) - {","} if terms.count(letter) == 1))
+    letters, output = _spelled(equation, [part.ndim for part in operands])
     at = next(n for n, part in enumerate(operands) if part is operand)
     own, others = letters[at], letters[:at] + letters[at + 1 :]
     known = set("".join(others))
@@ -123,6 +130,18 @@ def _einsum(operand: Tensor, call: Arguments) -> Use | None:
     return Use(kind=Kind.LINEAR, roles=roles, rows=pieces)
 
 
+def _spelled(equation: str, axes: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of each operand, which has so many ``axes``, and of the result, with letters in the place of ellipses."""
+    terms, arrow, output = equation.partition("->")
+    free = "".join(letter for letter in ascii_letters if letter not in equation)
+    hidden = [count - len(term.replace("...", "")) for term, count in zip(terms.split(","), axes, strict=True)]
+    free = free[: max(hidden)]  # of an ellipsis of fewer axes the last ones
+    letters = [term.replace("...", free[len(free) - more :]) for term, more in zip(terms.split(","), hidden, strict=True)]
+    if not arrow:
+        output = "..." * ("..." in terms) + "".join(sorted(x for x in set(terms) - set(",.") if terms.count(x) == 1))
+    return letters, output.replace("...", free)
+
+
 def _convolved(roles: str, pieces: Callable[..., Iterator[Tensor]], operand: Tensor, call: Arguments) -> Use | None:
     """A convolution, whose groups lie one after another along the first axis; ``pieces`` makes rows of its inputs."""
     if call["weight"] is not operand:
@@ -133,28 +152,36 @@ def _convolved(roles: str, pieces: Callable[..., Iterator[Tensor]], operand: Ten
     return Use(kind=Kind.CONV, roles=roles + "i" * spatial, rows=rows, view=view, channels=-1 - spatial)
 
 
-_PAIR, _SWAPPED, _ADDED = ("left", "right"), ("right", "left"), ("input", "left", "right")
 _MATMULS: Mapping[tuple[str, ...], tuple[Any, ...]] = {
-    _PAIR: (
-        torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__,
-    ),
-    _SWAPPED: (Tensor.__rmatmul__,),
-    _ADDED: (torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm),
-}  # fmt: skip
+    ("input", "other"): (torch.matmul, torch.linalg.matmul, Tensor.matmul, Tensor.__matmul__),
+    ("input", "mat2"): (torch.mm, torch.bmm, Tensor.mm, Tensor.bmm),
+    ("input", "vec"): (torch.mv, Tensor.mv),
+    ("input", "mat1", "mat2"): (torch.addmm, Tensor.addmm),
+    ("input", "batch1", "batch2"): (torch.baddbmm, Tensor.baddbmm),
+    ("input", "mat", "vec"): (torch.addmv, Tensor.addmv),
+}
+"""Products of matrices by the names of their arguments, of which the last two are the left and the right one."""
 _CONVOLVED = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
 PRODUCTS: Mapping[Any, tuple[tuple[str, ...] | None, Callable[[Tensor, Arguments], Use | None]]] = {
     functional.linear: (("input", "weight", "bias"), _linear),
     torch.einsum: (None, _einsum),
-    **{func: (names, _matmul) for names, functions in _MATMULS.items() for func in functions},
+    **{
+        func: (names, partial(_matmul, cast("tuple[str, str]", names[-2:])))
+        for names, functions in _MATMULS.items()
+        for func in functions
+    },
+    Tensor.__rmatmul__: (("input", "other"), partial(_matmul, ("other", "input"))),
+    torch.inner: (("input", "other"), _inner),
+    Tensor.inner: (("input", "other"), _inner),
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), (_CONVOLVED, partial(_convolved, "boi", patches))),
     **dict.fromkeys(
         (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
         (_TRANSPOSED, partial(_convolved, "bio", transposed_patches)),
     ),
 }
-"""For each function the names of its positional arguments, and what it makes of an operand."""
+"""For each function the names that PyTorch gives its positional arguments, and what it makes of an operand."""
 
 
 def grouped_mm(

@@ -1,0 +1,286 @@
+"""What multiplies a weight, however the forward is written: against Gram matrices of the inputs computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kogata import Task
+from kogata.calibration.gather import gather
+from kogata.calibration.prepare import prepare
+from kogata.calibration.stats import Gathered, Stat
+from kogata.methods import GPTQ, RoundToNearest
+from kogata.methods.base.method import Method
+from kogata.network import surgery
+from kogata.network.sites import selected_sites
+from kogata.testing.comparisons import assert_near
+
+SIZE = 16
+Forward = Callable[["Weight", Tensor], Tensor]
+
+
+class Weight(nn.Module):
+    """One weight, with constants beside it, in a forward that is given."""
+
+    def __init__(self, forward: Forward, shape: tuple[int, ...] = (SIZE, SIZE)) -> None:
+        super().__init__()
+        self.w, self.run = nn.Parameter(torch.randn(*shape) / 4), forward
+        self.register_buffer("each", torch.logspace(-1, 1, SIZE)[torch.randperm(SIZE)])
+        self.register_buffer("mask", (torch.rand(SIZE, SIZE) < 0.5).float())
+        self.each: Tensor
+        self.mask: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def inputs(count: int = 3, rows: int = 32) -> list[Tensor]:
+    """Correlated inputs ``[rows, SIZE]``, on which compensated rounding pays."""
+    mix = torch.randn(SIZE, SIZE) * torch.logspace(0, -1.5, SIZE)[:, None] @ torch.randn(SIZE, SIZE)
+    return [torch.randn(rows, SIZE) @ mix for _ in range(count)]
+
+
+def gathered(model: nn.Module, batches: list[Any]) -> dict[str, Gathered]:
+    """What one pass tells of each weight."""
+    job = prepare(model.eval(), Task(calibration=batches))
+    needs = dict.fromkeys(selected_sites(job), frozenset({Stat.GRAM}))
+    return {site.name: found for site, found in gather(job, needs, surgery.clone(job.model))}
+
+
+def gram(model: nn.Module, batches: list[Any], name: str = "w") -> Tensor:
+    """The Gram matrices of one weight."""
+    found = gathered(model, batches)[name]
+    assert found.gram_GII is not None, found.unseen
+    return found.gram_GII
+
+
+def of_rows(*rows: Tensor) -> Tensor:
+    """``XᵀX / rows``."""
+    x_NI = torch.cat(rows).detach()
+    return x_NI.T @ x_NI / len(x_NI)
+
+
+def error(method: Method, model: nn.Module, batches: list[Any]) -> float:
+    """The relative squared error of the outputs."""
+    job = prepare(model.eval(), Task(calibration=batches))
+    after = method.apply(job).model
+    with torch.no_grad():
+        wanted, found = (torch.cat([each(x) for x in batches]) for each in (job.model, after))
+    return float((found - wanted).square().sum() / wanted.square().sum())
+
+
+def rounds_better(model: nn.Module, batches: list[Any]) -> None:
+    assert error(GPTQ(bits=3), model, batches) < 0.7 * error(RoundToNearest(bits=3), model, batches)
+
+
+FACTORS: dict[str, tuple[Forward, Callable[[Weight], Tensor]]] = {
+    "input": (lambda m, x: functional.linear(x, m.w * m.each), lambda m: m.each),
+    "divided": (lambda m, x: functional.linear(x, m.w.div(m.each)), lambda m: 1 / m.each),
+    "transposed": (lambda m, x: x @ (m.w.T * m.each[:, None]).contiguous(), lambda m: m.each),
+    "in_place": (lambda m, x: functional.linear(x, m.w.clone().mul_(m.each)), lambda m: m.each),
+    "uniform": (lambda m, x: functional.linear(x, 3 * m.w), lambda m: torch.full((SIZE,), 3.0)),
+    "columns": (lambda m, x: functional.linear(x, m.w.masked_fill(m.each < 1, 0)), lambda m: (m.each >= 1).float()),
+    "shifted": (lambda m, x: functional.linear(x, m.w + m.mask), lambda m: torch.ones(SIZE)),
+    "straight_through": (lambda m, x: functional.linear(x, m.w + (m.w.tanh() - m.w).detach()), lambda m: torch.ones(SIZE)),
+    "output": (lambda m, x: functional.linear(x, m.w * m.each[:, None]), lambda m: torch.ones(SIZE)),
+    "normalized": (lambda m, x: functional.linear(x, functional.normalize(m.w, dim=1)), lambda m: torch.ones(SIZE)),
+    "normalized_inputs": (
+        lambda m, x: functional.linear(x, functional.normalize(m.w, dim=0)), lambda m: 1 / m.w.detach().norm(dim=0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors_of_inputs_are_part_of_them(name: str) -> None:
+    forward, factor = FACTORS[name]
+    model, batches = Weight(forward), inputs()
+    assert_near(gram(model, batches)[0], of_rows(*(x * factor(model) for x in batches)), 1e-5)
+    rounds_better(model, batches)
+
+
+def test_factors_of_inputs_and_outputs_together() -> None:
+    model, batches = Weight(lambda m, x: functional.linear(x, m.each[:, None] * m.w * m.each.flip(0))), inputs()
+    found, wanted = gram(model, batches)[0], of_rows(*(x * model.each.flip(0) for x in batches))
+    assert_near(found / found.trace(), wanted / wanted.trace(), 1e-5)  # how much each row weighs is no matter
+    rounds_better(model, batches)
+
+
+def test_each_use_has_factors_of_its_own() -> None:
+    model = Weight(lambda m, x: functional.linear(x, m.w * m.each) + functional.linear(x.flip(1), m.w * 2))
+    batches = inputs()
+    assert_near(gram(model, batches)[0], of_rows(*(x * model.each for x in batches), *(2 * x.flip(1) for x in batches)), 1e-5)
+
+
+def test_factors_of_a_grouped_convolution() -> None:
+    model = Weight(lambda m, x: functional.conv2d(x, m.w * m.get_buffer("places"), groups=2), (4, 2, 3, 3))
+    model.register_buffer("places", factor := torch.rand(2, 3, 3) + 0.5)  # of the channels of a group and of the kernel
+    x = torch.randn(2, 4, 5, 5)
+    patches = functional.unfold(x, 3).view(2, 2, 18, 9).permute(1, 0, 3, 2).flatten(1, 2) * factor.flatten()
+    assert_near(gram(model, [x]), patches.mT @ patches / 18, 1e-5)
+
+
+MASKS: dict[str, Forward] = {
+    "mask": lambda m, x: functional.linear(x, m.w * m.mask),
+    "filled": lambda m, x: functional.linear(x, m.w.masked_fill(m.mask > 0, 0)),
+    "where": lambda m, x: functional.linear(x, torch.where(m.mask > 0, m.w, 0.0)),
+    "lower": lambda m, x: functional.linear(x, m.w.tril()),
+    "its_own": lambda m, x: functional.linear(x, m.w * (m.w.abs() > 0.1)),
+    "one_use": lambda m, x: functional.linear(x, m.w) + functional.linear(x, m.w * m.mask),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_of_single_entries_leaves_no_common_gram(name: str) -> None:
+    found = gathered(Weight(MASKS[name]), inputs())["w"]
+    assert found.gram_GII is None
+    assert "masks or scales its entries one by one, so that no one Gram matrix describes its inputs" in found.unseen
+
+
+def test_a_weight_added_to_its_transpose_has_no_common_gram() -> None:
+    found = gathered(Weight(lambda m, x: functional.linear(x, m.w + m.w.T)), inputs())["w"]
+    assert found.gram_GII is None
+    assert "adds or multiplies several of its entries into one" in found.unseen
+
+
+def test_another_weight_in_it_counts_as_a_constant() -> None:
+    class Adapted(Weight):
+        def __init__(self) -> None:
+            super().__init__(lambda m, x: x)
+            self.down, self.up = nn.Parameter(torch.randn(2, SIZE)), nn.Parameter(torch.randn(SIZE, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, self.w + self.up @ self.down)
+
+    batches = inputs()
+    found = gathered(Adapted(), batches)
+    assert found["w"].gram_GII is not None
+    assert_near(found["w"].gram_GII[0], of_rows(*batches), 1e-5)
+    assert "makes another weight of it" in found["down"].unseen
+    assert "makes another weight of it" in found["up"].unseen
+
+
+def test_a_weight_used_in_two_layouts_is_left_alone_and_named() -> None:
+    batches, model = inputs(), Weight(lambda m, x: functional.linear(functional.linear(x, m.w), m.w.T), (8, SIZE))
+    found = gathered(model, batches)["w"]
+    assert found.gram_GII is None
+    assert "multiplies it in two ways that do not go together" in found.unseen
+    both = Weight(lambda m, x: functional.linear(functional.linear(x, m.w), m.w))
+    assert_near(gram(both, batches)[0], of_rows(*batches, *(x @ both.w.T for x in batches)), 1e-5)
+
+
+KEYWORDS: dict[str, Forward] = {
+    "matmul": lambda m, x: torch.matmul(input=x, other=m.w.T),
+    "left": lambda m, x: torch.matmul(input=m.w, other=x.T).T,
+    "method": lambda m, x: x.matmul(other=m.w.T),
+    "mm": lambda m, x: torch.mm(input=x, mat2=m.w.T),
+    "method_mm": lambda m, x: x.mm(mat2=m.w.T),
+    "bmm": lambda m, x: torch.bmm(input=x[None], mat2=m.w.T[None])[0],
+    "addmm": lambda m, x: torch.addmm(m.each, mat1=x, mat2=m.w.T),
+    "method_addmm": lambda m, x: m.each.addmm(mat1=x, mat2=m.w.T, beta=2),
+    "baddbmm": lambda m, x: torch.baddbmm(input=m.each, batch1=x[None], batch2=m.w.T[None])[0],
+    "linear": lambda m, x: functional.linear(weight=m.w, input=x),
+    "linalg": lambda m, x: torch.linalg.matmul(input=x, other=m.w.T),
+    "reflected": lambda m, x: m.w.T.__rmatmul__(x),
+    "mv": lambda m, x: torch.stack([torch.mv(input=m.w, vec=row) for row in x]),
+    "method_mv": lambda m, x: torch.stack([m.w.mv(vec=row) for row in x]),
+    "addmv": lambda m, x: torch.stack([torch.addmv(m.each, mat=m.w, vec=row) for row in x]),
+    "inner": lambda m, x: torch.inner(input=x, other=m.w),
+    "inner_left": lambda m, x: torch.inner(m.w, x).T,
+    "ellipsis": lambda m, x: torch.einsum("...i,oi->...o", x, m.w),
+    "ellipsis_alone": lambda m, x: torch.einsum("...i,oi", x[None], m.w)[0],
+    "ellipsis_both": lambda m, x: torch.einsum("...oi, ...i -> ...o", m.w, x),
+}
+
+
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_products_by_every_name(name: str) -> None:
+    model, batches = Weight(KEYWORDS[name]), inputs()
+    assert_near(gram(model, batches)[0], of_rows(*batches), 1e-5)
+    rounds_better(model, batches)
+
+
+def test_what_is_only_added_to_a_product_is_no_factor_of_it() -> None:
+    class Added(Weight):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.w, x, x.T.tanh())
+
+    found = gathered(Added(lambda m, x: x), [torch.randn(SIZE, SIZE)])["w"]
+    assert found.gram_GII is None
+    assert "addmm() does" in found.unseen
+
+
+class Repeating(nn.Module):
+    """A layer that is called once for every eight rows of the batch, or not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(len(x) // 8):
+            x = self.layer(x).tanh()
+        return self.last(x)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_every_use_of_every_batch_enters_in_whatever_order_they_come(order: tuple[int, ...]) -> None:
+    rows, model = inputs(1, 60)[0], Repeating()
+    parts = rows.split([8, 32, 4, 16])
+    batches = [parts[n] for n in order]
+    uses: list[Tensor] = []
+    for x in batches:
+        for _ in range(len(x) // 8):
+            uses.append(x)
+            x = model.layer(x).tanh()
+    assert_near(gram(model, batches, "layer.weight")[0], of_rows(*uses), 1e-5)
+
+
+class Crossing(nn.Module):
+    """Two layers in an order that the data choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (self.left, self.right) if x.sum() > 0 else (self.right, self.left)
+        return second(first(x).tanh())
+
+
+def test_batches_that_use_two_layers_in_opposite_orders_enter_into_both() -> None:
+    model, (x, y) = Crossing(), (part + sign for part, sign in zip(inputs(2), (9, -9), strict=True))
+    left, right = gram(model, [x, y], "left.weight")[0], gram(model, [x, y], "right.weight")[0]
+    assert_near(left, of_rows(x, model.right(y).tanh()), 1e-5)
+    assert_near(right, of_rows(model.left(x).tanh(), y), 1e-5)
+    rounds_better(model, [x, y])
+
+
+def test_an_expert_that_only_a_later_batch_reaches() -> None:
+    class Routed(Weight):
+        def forward(self, x: Tensor) -> Tensor:
+            found, expert = torch.zeros_like(x), (x[:, 0] > 0).long()
+            for number in expert.unique().tolist():
+                found[expert == number] = functional.linear(x[expert == number], self.w[number])
+            return found
+
+    model, (x, y) = Routed(lambda m, x: x, (2, SIZE, SIZE)), inputs(2)
+    x[:, 0] = -x[:, 0].abs()
+    for number, found in enumerate(gram(model, [x, y])):
+        chosen = [part[(part[:, 0] > 0) == bool(number)] for part in (x, y)]
+        assert_near(found, of_rows(*chosen), 1e-5)
+    rounds_better(model, [x, y])
+
+
+def test_methods_that_compare_with_the_original_take_batches_of_different_lengths() -> None:
+    job = prepare(Repeating().eval(), Task(calibration=list(inputs(1, 60)[0].split([8, 32, 4, 16]))))
+    site = next(site for site in selected_sites(job) if site.name == "layer.weight")
+    needs = {site: frozenset({Stat.GRAM, Stat.CROSS})}
+    ((_, found),) = gather(job, needs, surgery.clone(job.model))
+    assert found.gram_GII is not None
+    assert found.cross_GII is not None
+    assert_near(found.cross_GII, found.gram_GII, 1e-6)  # nothing has been changed
