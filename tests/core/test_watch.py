@@ -284,3 +284,133 @@ def test_methods_that_compare_with_the_original_take_batches_of_different_length
     assert found.gram_GII is not None
     assert found.cross_GII is not None
     assert_near(found.cross_GII, found.gram_GII, 1e-6)  # nothing has been changed
+
+
+def set_all(m: Weight, x: Tensor) -> Tensor:
+    h = torch.zeros(x.shape)
+    h[:] = x
+    return functional.linear(h, m.w)
+
+
+def set_a_part(m: Weight, x: Tensor) -> Tensor:
+    h = torch.zeros(x.shape)
+    h[:, :8].copy_(x[:, :8])
+    h[:, 8:] = x[:, 8:]
+    return functional.linear(h, m.w)
+
+
+def copied(m: Weight, x: Tensor) -> Tensor:
+    return functional.linear(torch.empty(x.shape).copy_(x), m.w)
+
+
+def added(m: Weight, x: Tensor) -> Tensor:
+    h = torch.zeros(x.shape)
+    h += x
+    return functional.linear(h, m.w)
+
+
+def written_out(m: Weight, x: Tensor) -> Tensor:
+    h = torch.empty(x.shape)
+    torch.mul(x, 1, out=h)
+    return functional.linear(h, m.w)
+
+
+def cached(m: Weight, x: Tensor) -> Tensor:
+    m.get_buffer("cache").copy_(x)
+    return functional.linear(m.get_buffer("cache"), m.w)
+
+
+def scaled_by_a_constant_made_in_steps(m: Weight, x: Tensor) -> Tensor:
+    ones = torch.zeros(SIZE)
+    ones[:8] = 1
+    ones[8:].fill_(1)
+    return functional.linear(x, m.w * ones)
+
+
+def sliced(m: Weight, x: Tensor) -> Tensor:
+    return torch.vmap(lambda row: m.w @ row)(x)
+
+
+def sliced_twice(m: Weight, x: Tensor) -> Tensor:
+    each = torch.vmap(lambda row: functional.linear(row, m.w * m.each / m.each))
+    return torch.vmap(each, in_dims=1, out_dims=1)(x.view(4, -1, SIZE)).reshape(-1, SIZE)
+
+
+def inferred(m: Weight, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return functional.linear(x.clone(), m.w)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        set_all, set_a_part, copied, added, written_out, cached, scaled_by_a_constant_made_in_steps, sliced, sliced_twice,
+        inferred,
+    ],
+)  # fmt: skip
+def test_what_flows_is_followed_whatever_carries_it(forward: Forward) -> None:
+    model, batches = Weight(forward), inputs()
+    model.register_buffer("cache", torch.zeros(32, SIZE))
+    assert_near(gram(model, batches)[0], of_rows(*batches), 1e-5)
+    if forward is not inferred:  # whose outputs cannot enter into a loss
+        rounds_better(model, batches)
+
+
+def zeroed(m: Weight, x: Tensor) -> Tensor:
+    w = m.w.clone()
+    w[:, :4] = 0
+    return functional.linear(x, w)
+
+
+def assembled(m: Weight, x: Tensor) -> Tensor:
+    both = torch.zeros(2 * SIZE, SIZE)
+    both[:SIZE] = m.w
+    return functional.linear(x, both)
+
+
+def masked_in_place(m: Weight, x: Tensor) -> Tensor:
+    m.w.data.mul_(m.mask)
+    return functional.linear(x, m.w)
+
+
+@pytest.mark.parametrize("forward", [zeroed, assembled, masked_in_place])
+def test_what_is_written_into_a_weight_or_with_it_is_named(forward: Forward) -> None:
+    found = gathered(Weight(forward), inputs())["w"]
+    assert found.gram_GII is None
+    assert "writes it into another tensor, or something into it" in found.unseen
+
+
+def test_a_weight_that_is_sliced_is_named() -> None:
+    model = Weight(lambda m, x: torch.vmap(torch.matmul)(x.view(2, -1, SIZE), m.w), (2, SIZE, SIZE))
+    assert "torch.vmap takes it apart" in gathered(model, inputs())["w"].unseen
+
+
+class Queries(nn.Module):
+    """Attention of queries that are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(8, SIZE))
+        self.query, self.key = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.query(self.start) @ self.key(x).T).softmax(-1) @ x
+
+
+def test_learned_queries_are_inputs_like_others() -> None:
+    model, batches = Queries(), inputs()
+    found = gathered(model, batches)
+    for name, rows in (("query.weight", [model.start]), ("key.weight", batches)):
+        gram_GII = found[name].gram_GII
+        assert gram_GII is not None
+        assert_near(gram_GII[0], of_rows(*rows), 1e-5)
+
+
+def test_the_size_of_a_normalized_weight_is_a_weight_of_its_own() -> None:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        model = nn.utils.weight_norm(nn.Linear(SIZE, SIZE))
+    batches = inputs()
+    found = gathered(model, batches)
+    assert found["weight_v"].gram_GII is not None
+    assert_near(found["weight_v"].gram_GII[0], of_rows(*batches), 1e-5)
+    assert "makes another weight of it" in found["weight_g"].unseen

@@ -37,6 +37,8 @@ LINEAR = ADDED | SCALED
 REARRANGED = "the forward rearranges it in a way that cannot be followed"
 MIXED = "the forward adds or multiplies several of its entries into one, so that no one Gram matrix describes its inputs"
 JOINED = "the forward makes another weight of it"
+WRITTEN = "the forward writes it into another tensor, or something into it"
+VMAP = "torch.vmap takes it apart"
 
 
 class Origin:
@@ -61,6 +63,11 @@ class Origin:
         self.scaled = any(part.scaled for part in whole)
         if not viewed:
             self.scaled |= name_of(func) in SCALED or (len(whole) > 1 and name_of(func) in ADDED)
+
+    @classmethod
+    def kept(cls, name: str, tensor: Tensor, lost: str) -> Origin:
+        """That of a tensor which cannot be computed anew, and why."""
+        return cls(name, None, lambda part: part, (tensor,), lost=lost)
 
     def operands(self) -> list[Origin]:
         """The origins among the arguments of the call."""
@@ -103,7 +110,7 @@ def derived(
         if name is not None:
             found.append(Origin(name, view, func, args, kwargs, item, viewed=True))
             continue
-        name, shadow, lost = _entrywise(func, output, whole)
+        name, shadow, lost = _entrywise(func, output, whole) if whole else (None, None, sources[0].lost)
         found.append(Origin(name or sources[0].name, shadow, func, args, kwargs, item, lost=lost))
     return found
 
@@ -161,3 +168,19 @@ def opened(func: Any) -> Callable[..., Any] | None:
 def tensors_in(*values: Any) -> list[Tensor]:
     """Every tensor of nested arguments."""
     return [part for part in leaves(values) if isinstance(part, Tensor)]
+
+
+def storage(tensor: Tensor) -> int:
+    """The memory that a tensor shares with its views; 0 for tensors without any of their own."""
+    try:
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage] - no public way
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been written to; 0 where PyTorch does not count, as in inference mode."""
+    try:
+        return tensor._version
+    except RuntimeError:
+        return 0

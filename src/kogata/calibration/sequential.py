@@ -45,10 +45,9 @@ class _Batch:
         self._attributes, context = Apart(models), contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), daemon=True)
 
-    @property
-    def ident(self) -> int | None:
-        """The thread's, once it has started."""
-        return self._thread.ident
+    def runs_here(self) -> bool:
+        """Whether this is its thread. The number of a thread would not tell: one that has ended hands it on."""
+        return threading.current_thread() is self._thread
 
     def advance(self) -> None:
         """Run to the next layer or to the end. Raises what the forward raises."""
@@ -120,7 +119,7 @@ def in_turn(
     done: set[str] = set()
 
     def reach(name: str, look: Callable[[], None]) -> None:
-        batch = next((batch for batch in batches if batch.ident == threading.get_ident()), None)
+        batch = next((batch for batch in batches if batch.runs_here()), None)
         if name in done or batch is None:  # without one it is the caller's own call of the layer that it was handed
             return
         look()

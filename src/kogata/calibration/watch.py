@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kogata.calibration.factors import factors, weighed
-from kogata.calibration.origins import JOINED, Origin, derived, opened, tensors_in
+from kogata.calibration.origins import JOINED, VMAP, WRITTEN, Origin, derived, opened, storage, tensors_in, version
 from kogata.calibration.recurrent import RECURRENT, recurrent_uses
 from kogata.forms import Separate, Transposed
 from kogata.job import Kind, Layout, Seen, Site
 from kogata.network.batch import call
-from kogata.network.nesting import mapped
-from kogata.network.operations import LOOKUPS, Use, use_of
+from kogata.network.input_rows import within_vmap
+from kogata.network.nesting import leaves, mapped
+from kogata.network.operations import LAYERS, LOOKUPS, Use, use_of
 from kogata.network.placement import Axis, Placement, is_plain, placed
 from kogata.network.sites import form_at, form_of
 
@@ -128,6 +129,15 @@ class Watch:
             self.refused.setdefault(name, reason)
         return replace(found, use=whole or use)
 
+    def show(self, name: str, found: Placement) -> None:
+        """Show a use, outside of an inference mode, whose tensors could not be summed up later."""
+
+        def look() -> None:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                self.visit(name, found)
+
+        self.reach(name, look)
+
     def fits(self, name: str) -> bool:
         """Whether the leaves of the weight are the matrices that are multiplied; notes the reason where they are not."""
         if name in self.refused:
@@ -174,7 +184,8 @@ class _Mode(TorchFunctionMode):
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self._watch = watch
-        self._known: dict[int, tuple[weakref.ref[Tensor], Origin | None]] = {}  # None: a constant
+        self._known: dict[int, tuple[weakref.ref[Tensor], Origin | None, int]] = {}  # None: a constant
+        self._written: dict[int, tuple[int, Origin | None]] = {}  # storages, how often, and what last; None: what flows
         self._used: Counter[str] | None = None  # weights used in the function of PyTorch that is being looked into
 
     def __torch_function__(
@@ -182,45 +193,79 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         given = tensors_in(args, kwargs)
-        origins = [self._origin(tensor) for tensor in given]
-        if not any(origins):
-            result = func(*args, **kwargs)
-            if all(self._constant(tensor) for tensor in given):
-                for part in tensors_in(result):
-                    self.know(part, None)
-            return result
+        found = [self._source(tensor) for tensor in given]
+        origins = [origin for origin, _ in found]
         if func in LOOKUPS:
             return func(*args, **kwargs)  # of the weight as it was: what is read here is no input of it
-        if all(o is not None or self._constant(tensor) for o, tensor in zip(origins, given, strict=True)):
-            return self._derived(func, args, kwargs)
-        if func in RECURRENT:
+        before = [version(tensor) for tensor in given]
+        if not any(origins):
+            result = func(*args, **kwargs)
+            if all(known for _, known in found):
+                for part in tensors_in(result):
+                    self.know(part, None)
+                return result
+        elif all(known for _, known in found) and not self._layer(func, args, kwargs, given, origins):
+            return self._derived(func, args, kwargs, before)
+        elif func in RECURRENT:
             args, kwargs = self._recurrent(func, args, kwargs)
-            return func(*args, **kwargs)
-        return self._multiplied(func, args, kwargs, given, origins)
+            result = func(*args, **kwargs)
+        else:
+            result = self._multiplied(func, args, kwargs, given, origins)
+        for tensor, count in zip(given, before, strict=True):
+            if version(tensor) != count:
+                self._write(tensor, None)
+        return result
 
     def know(self, tensor: Tensor, origin: Origin | None) -> None:
-        """Remember where a tensor comes from, as long as it lives."""
-        self._known[id(tensor)] = (weakref.ref(tensor), origin)
+        """Remember where a tensor comes from, as long as it lives and nothing else is written to its memory."""
+        self._known[id(tensor)] = (weakref.ref(tensor), origin, self._written.get(storage(tensor), (0, None))[0])
 
-    def _origin(self, tensor: Tensor) -> Origin | None:
+    def _write(self, tensor: Tensor, origin: Origin | None) -> None:
+        """Note that what a tensor and all views of it hold is something else now."""
+        self._written[storage(tensor)] = (self._written.get(storage(tensor), (0, None))[0] + 1, origin)
+
+    def _source(self, tensor: Tensor) -> tuple[Origin | None, bool]:
+        """The origin of what comes from weights, and whether a tensor comes from weights and constants alone."""
         found = self._known.get(id(tensor))
         if found is not None and found[0]() is tensor:
-            return found[1]
-        name = self._watch.name_of(tensor)
-        return None if name is None else self._watch.roots[name]
+            _, origin, count = found
+        elif (name := self._watch.name_of(tensor)) is not None:
+            origin, count = self._watch.roots[name], 0
+        elif self._watch.fixed.get(id(tensor)) is tensor:
+            origin, count = None, 0
+        elif (inside := within_vmap(tensor)) is not None:
+            origin, known = self._source(inside)
+            return (None if origin is None else Origin.kept(origin.name, tensor, VMAP)), known
+        else:
+            return None, False
+        written, last = self._written.get(storage(tensor), (0, None)) if self._written else (0, None)
+        if written == count:
+            return origin, True
+        return (None, False) if last is None else (Origin.kept(last.name, tensor, WRITTEN), True)
 
-    def _constant(self, tensor: Tensor) -> bool:
-        found = self._known.get(id(tensor))
-        return (found is not None and found[0]() is tensor) or self._watch.fixed.get(id(tensor)) is tensor
+    def _origin(self, tensor: Tensor) -> Origin | None:
+        return self._source(tensor)[0]
 
-    def _derived(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run a call of weights and constants, and remember its results by it."""
+    def _layer(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[Tensor],
+        origins: Sequence[Origin | None],
+    ) -> bool:  # fmt: skip
+        """Whether a call is one of a layer whose inputs are constants, such as learned queries, and makes no other weight."""
+        pairs = zip(given, origins, strict=True)
+        return func in LAYERS and any(o is not None and use_of(func, tensor, args, kwargs) is not None for tensor, o in pairs)
+
+    def _derived(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], before: Sequence[int]) -> Any:
+        """Run a call of weights and constants, and remember its results by it, and what it has written to other tensors."""
+        recipe = mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
         result = func(*args, **kwargs)
         outputs = tensors_in(result)
-        recipe = mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
         found = derived(func, recipe[0], recipe[1], outputs, single=isinstance(result, Tensor))
-        if all(origin.shadow is None for origin in found) and (inner := opened(func)) is not None:
+        if outputs and all(origin.shadow is None for origin in found) and (inner := opened(func)) is not None:
             return self._within(inner, args, kwargs)
+        source = next(part for part in leaves(recipe) if isinstance(part, Origin))
+        for tensor, count in zip(tensors_in(args, kwargs), before, strict=True):
+            if version(tensor) != count:
+                self._write(tensor, source)
         for tensor, origin in zip(outputs, found, strict=True):
             self.know(tensor, origin)
         return result
@@ -249,7 +294,7 @@ class _Mode(TorchFunctionMode):
             return self._within(inner, args, kwargs)
         for name, _, _, found in waits:
             before = self._watch.replaced(name)
-            self._watch.reach(name, lambda name=name, found=found: self._watch.visit(name, found))
+            self._watch.show(name, found)
             if self._used is not None:
                 if self._used[name] and not before and self._watch.replaced(name):
                     raise _AgainError
@@ -293,5 +338,5 @@ class _Mode(TorchFunctionMode):
         for tensor, use in recurrent_uses(func, args, kwargs, current):
             origin = origins.get(id(tensor))
             if origin is not None and (found := watch.used(origin.name, use, origin)) is not None:
-                watch.reach(origin.name, lambda name=origin.name, found=found: watch.visit(name, found))
+                watch.show(origin.name, found)
         return mapped(lambda part: current(part) if isinstance(part, Tensor) else part, (args, kwargs))

@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue] - no public way
 
 PIECE = 1 << 24  # entries of an unfolded input at a time
 
@@ -87,3 +90,16 @@ def _batched(inputs: Tensor, axes: int) -> Tensor:
     """A single sample as a batch of one."""
     inputs = inputs.detach()
     return inputs if inputs.ndim == axes + 2 else inputs[None]
+
+
+def within_vmap(tensor: Tensor) -> Tensor | None:
+    """What a tensor within ``torch.vmap`` is one of the slices of; None for all others."""
+    return _functorch.get_unwrapped(tensor) if _functorch.is_batchedtensor(tensor) else None
+
+
+def merged(rows: Tensor, axis: int) -> Tensor:
+    """Rows along ``axis`` that are those of one slice within ``torch.vmap``, with those of all slices; others as they are."""
+    while (inside := within_vmap(rows)) is not None:
+        slices = inside.movedim(_functorch.maybe_get_bdim(rows), axis)
+        rows = slices.flatten(axis, axis + 1)
+    return rows

@@ -213,3 +213,6 @@ STAND_INS: Mapping[Any, Callable[..., Tensor]] = {
 
 LOOKUPS = frozenset({functional.embedding, functional.embedding_bag})
 """Functions that read rows of a weight as they are: nothing multiplies it."""
+
+LAYERS = frozenset(func for func, (names, _) in PRODUCTS.items() if names is not None and "weight" in names)
+"""Products one of whose arguments is a layer's weight by its name, whatever the other one is."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from kogata.job import Kind, Layout
+from kogata.network.input_rows import merged
 from kogata.network.operations import Use
 
 
@@ -80,7 +81,8 @@ class Placement:
         rows = [n for n in batch if n not in leading]  # axes along which the operand is only repeated
         rest = [n for n in columns if n not in leading and n not in inner]  # of size 1
         order = [*(place[n] for n in (*leading, *rows)), len(batch), *(place[n] for n in (*inner, *rest))]
-        for piece in self.use.rows():
+        for slices in self.use.rows():
+            piece = merged(slices, len(batch))
             if not piece.numel():
                 continue  # an empty batch, such as the last of a loader
             moved = piece.permute(order)
