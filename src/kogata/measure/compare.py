@@ -19,7 +19,6 @@ from kogata.errors import DataError, EngineError
 from kogata.forms import Role
 from kogata.job import Job, Row, Step, Task
 from kogata.measure.latency import interleaved
-from kogata.measure.sizes import dense_bytes
 from kogata.measure.times import layer_times
 from kogata.network import surgery
 from kogata.network.batch import call, evaluating, length
@@ -27,6 +26,7 @@ from kogata.network.rows import first_rows
 from kogata.network.sites import form_at, left_alone, sites_of
 from kogata.recipes.recipe import Recipe
 from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
+from kogata.storage.dense import dense_bytes
 from kogata.storage.folder import Folder
 from kogata.storage.layout import Artifact, EngineGraph, PackedFile, Stored
 from kogata.storage.read import read_file
