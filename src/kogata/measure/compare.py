@@ -116,7 +116,8 @@ def report(
             latency_ms=latency[0],
         ),
         layers=layers(job, original, packed, sample, engine), rest_bytes=rest(packed, job.model),
-        steps=tuple(steps), notes=(*notes, *_idle(steps), *_extra(job.model), *_whole(sample, inputs), *_left(job)),
+        steps=tuple(steps),
+        notes=(*notes, *_idle(steps), *_remarks(steps), *_extra(job.model), *_whole(sample, inputs), *_left(job)),
         targets={target.goal: target.text for target in recipe.targets},
     )  # fmt: skip
     return dataclasses.replace(built, missed=tuple(m for t in recipe.targets if (m := t.miss(built))))
@@ -148,13 +149,14 @@ def layers(job: Job, original: nn.Module, packed: PackedFile, sample: Any, engin
         )  # fmt: skip
         losses = [row.loss for row in changes[site.name] if row.loss is not None]
         errors = [row.predicted for row in changes[site.name] if row.predicted is not None]
+        increases = [row.increase for row in changes[site.name] if row.increase is not None]
         dense = cast("Tensor", getattr(original.get_submodule(site.module), site.parameter))
         found.append(Layer(
             site=site.name, kind=site.kind, shape=site.shape, form=form.describe(), parameters=form.kept(),
             macs=costs.get(site.name), dense_bytes=dense.numel() * dense.itemsize,
             bytes=sum(plane.bytes for plane in planes), dense_ms=spent["dense"].get(site.module),
             ms=spent["ours"].get(site.module), loss=sum(losses) if losses else None, planes=planes,
-            error=sum(errors) if errors else None,
+            error=sum(errors) if errors else None, increase=sum(increases) if increases else None,
         ))  # fmt: skip
     return tuple(found)
 
@@ -172,6 +174,11 @@ def rest(packed: PackedFile, loaded: nn.Module) -> dict[str, int]:
 def _idle(steps: Sequence[Step]) -> list[str]:
     """The steps that changed nothing, each with the reason."""
     return [f"step {number} changed nothing: {step.note}" for number, step in enumerate(steps, 1) if step.note]
+
+
+def _remarks(steps: Sequence[Step]) -> list[str]:
+    """What the steps assumed, predicted and measured."""
+    return [f"step {number} ({step.name}): {text}" for number, step in enumerate(steps, 1) for text in step.remarks]
 
 
 def _extra(model: nn.Module) -> list[str]:

@@ -73,6 +73,7 @@ class Layer:
     loss: float | None  # increase of the calibration loss when only this layer is changed, summed over steps; with explain
     planes: tuple[PlaneLine, ...]
     error: float | None = None  # relative squared error of the weights that the steps replaced, summed over the steps
+    increase: float | None = None  # predicted increase of the loss of a sample, summed over the steps that predict it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,15 @@ class Report:
     def explained(self) -> bool:
         """Whether the loss from single layers was measured."""
         return any(layer.loss is not None for layer in self.layers)
+
+    @property
+    def changes(self) -> Literal["loss", "predicted loss", "error", ""]:
+        """What is known of what became of each layer: the best measure of it that there is; empty where nothing is."""
+        if self.explained:
+            return "loss"
+        if any(layer.increase is not None for layer in self.layers):
+            return "predicted loss"
+        return "error" if any(layer.error is not None for layer in self.layers) else ""
 
     @property
     def alpha(self) -> float:

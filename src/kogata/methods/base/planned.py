@@ -26,8 +26,8 @@ Plan = TypeVar("Plan")
 class PlannedLeaf:
     """A leaf that a plan decides on, with its statistics in the model before any layer is changed.
 
-    ``site`` is the weight that the leaf belongs to, ``path`` its place in the tree, and ``part`` the same site with the shape of
-    the tensor that the leaf stands for. ``weight`` holds the values of the leaf, float32 on the CPU.
+    ``site`` is the weight that the leaf belongs to, ``path`` its place in the tree, and ``part`` the same site with the shape
+    of the tensor that the leaf stands for. ``weight`` holds the values of the leaf, float32 on the CPU.
     """
 
     site: Site

@@ -35,7 +35,7 @@ class CurvePart:
         return cls(sample=weight.flatten()[chosen].double(), count=weight.numel(), price=price)
 
     def bits(self, slope: float) -> float:
-        """Static entropy of all codes, and half a logarithm of their number for each distinct code: what a model of them takes."""
+        """Static entropy of all codes, and what a model of it takes: ½ log2 of their number for each distinct code."""
         code = (self.sample / math.sqrt(slope / self.price)).round_()
         counts = code.unique(return_counts=True)[1]
         model = (len(counts) - 1) * math.log2(self.count + 1) / 2

@@ -49,9 +49,9 @@ LINEAR_RATE = 0.0  # λ of linear layers; in convolutions a coarser step saves t
 class RateOBS(WeightMethod):
     """Round each layer to multiples of one step, such that the last byte of every layer is worth the same loss.
 
-    Exactly one of three settings says how far to go. ``slope`` is step² · P · F, in units of the loss of a sample (such
-    as 1e-8 for an ImageNet classifier). ``bytes`` is the size of the whole file with everything in it, as a whole number, as text
-    ("2.3MB"), or as a share of the dense file ("1/20", "5%"): the file lands within 1 % below it. ``drop`` is the largest
+    Exactly one of three settings says how far to go. ``slope`` is step² · P · F, in units of the loss of a sample, such as 1e-8
+    for an ImageNet classifier. ``bytes`` is the size of the whole file with everything in it, as a whole number, as text
+    ("2.3MB"), or as a share of the dense file ("1/20", "5%"); the file lands within 1 % below it. ``drop`` is the largest
     expected drop of accuracy in points ("0.5pt"), measured on the calibration data, for models whose outputs are class scores.
 
     ``rate`` is λ, the price of a bit while rounding, in units of step²; null is 0 for convolutions. ``damping``, above 0, is
