@@ -52,8 +52,8 @@ class Result:
 @ordinary()
 def compress(
     model: nn.Module, task: Task, method: Method | Recipe | None = None, *, bytes: int | str | None = None,
-    teacher: nn.Module | None = None, output: Path | str | None = None, seed: int = 0, engine: Engine | None = DEFAULT_ENGINE, resume: bool = False,
-    explain: bool = False, command: str = "",
+    teacher: nn.Module | None = None, output: Path | str | None = None, seed: int = 0,
+    engine: Engine | None = DEFAULT_ENGINE, resume: bool = False, explain: bool = False, command: str = "",
 ) -> Result:  # fmt: skip
     """Compress ``model`` by ``method``, write ``model.kogata``, and measure the model that is read back from the file.
 

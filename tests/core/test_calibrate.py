@@ -429,13 +429,15 @@ def test_fisher_is_that_of_the_model_in_evaluation_mode() -> None:
 
 def test_batch_normalization_follows_what_was_changed_before_it() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    nn.init.uniform_(model.get_submodule("1").get_buffer("running_var"), 0.5, 2)
     inputs = 3 * torch.randn(1500, 6) + 1
     job = prepare(model, Task(calibration=[inputs[:700], inputs[700:]]))
     after = Wanda(sparsity=0.5).apply(job).model
-    reached = after.get_submodule("0")(inputs).detach()
+    reached, once = after.get_submodule("0")(inputs).detach(), model.get_submodule("0")(inputs).detach()
     norm, before = after.get_submodule("1"), model.get_submodule("1")
-    torch.testing.assert_close(norm.get_buffer("running_mean"), reached.mean(0))
-    torch.testing.assert_close(norm.get_buffer("running_var"), reached.var(0))
+    mean, variance = before.get_buffer("running_mean"), before.get_buffer("running_var")
+    torch.testing.assert_close(norm.get_buffer("running_mean"), mean + reached.mean(0) - once.mean(0))
+    torch.testing.assert_close(norm.get_buffer("running_var"), variance * reached.var(0) / once.var(0))
     kept = only(Wanda(sparsity=0.5), "3").apply(job).model.get_submodule("1")
     for name in ("running_mean", "running_var"):
         assert torch.equal(kept.get_buffer(name), before.get_buffer(name)), "nothing before it has changed"

@@ -1,9 +1,11 @@
-"""rate-obs against Optimal Brain Quantization by its definition, gradients of single samples, and the files that it promises."""
+"""rate-obs against Optimal Brain Quantization by its definition, gradients of single samples, and its budgets."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def codes(form: Affine) -> np.ndarray:
 
 def step_of(form: Affine) -> float:
     assert form.scale.shape == (1, 1)
-    return float(form.scale.dense())
+    return float(form.scale.dense().detach())
 
 
 @pytest.mark.parametrize(("columns", "groups", "slope"), [(12, 1, 1e-2), (150, 1, 1.0), (9, 4, 1e-4)])
@@ -89,10 +91,10 @@ def test_codes_are_those_of_exact_updates(columns: int, groups: int, slope: floa
 
 def test_a_price_of_bits_saves_bits_and_in_the_end_leaves_zeros() -> None:
     weight, stats = torch.randn(32, 48), Stats(gram_GII=gram(48), sensitivity=1.0)
-    forms = [encode(RateOBS(slope=0.5, rate=rate), weight, stats) for rate in (0.0, 0.05, 0.2)]
+    forms = [encode(RateOBS(slope=5, rate=rate), weight, stats) for rate in (0.0, 0.1, 0.5)]
     bits = [form.planes()["code"].entropy_bits() for form in forms]
     assert bits[0] > 1.02 * bits[1] > 1.04 * bits[2] > 0
-    assert not codes(encode(RateOBS(slope=0.5, rate=1e9), weight, stats)).any()
+    assert not codes(encode(RateOBS(slope=5, rate=1e9), weight, stats)).any()
 
 
 def test_bits_of_a_convolution_have_no_price_unless_asked() -> None:
@@ -165,7 +167,8 @@ def test_drawn_labels_stand_for_all_labels() -> None:
     job = net_job(samples=400)
     inputs, _ = drawn(job)
     chances = job.reference(inputs).detach().softmax(1)
-    found, wanted = sensitivities(job, selected_sites(job)), dict.fromkeys(("conv.weight", "out.weight"), 0.0)
+    found = sensitivities(job, selected_sites(job))
+    wanted: dict[str, float] = dict.fromkeys(found, 0.0)
     for n in range(0, 400, 2):
         for label in range(3):
             for name, square in squared_gradients(job, torch.tensor(label), n, inputs).items():
@@ -225,7 +228,7 @@ def test_a_recurrent_weight_is_known_by_the_gradients_of_its_entries() -> None:
     assert not any(row.note for row in after.ledger)
 
 
-@pytest.mark.parametrize("share", ["1/3", "1/4", "1/7"])
+@pytest.mark.parametrize("share", ["1/4", "1/5", "1/7"])
 @pytest.mark.parametrize("name", ["conv", "attention"])
 def test_the_file_lands_within_a_percent_below_its_budget(name: str, share: str) -> None:
     job = job_of(name)
@@ -240,8 +243,6 @@ def test_the_file_lands_within_a_percent_below_its_budget(name: str, share: str)
 def test_a_budget_covers_what_else_is_in_the_file() -> None:
     job = job_of("conv")
     extra = 3000
-    from dataclasses import replace
-
     after = RateOBS(bytes=9000).apply(replace(job, file_bytes=lambda model: len(pack(model).data) + extra))
     assert 0.99 * 9000 <= len(pack(after.model).data) + extra <= 9000
 
@@ -269,7 +270,10 @@ def test_a_drop_is_measured_and_kept() -> None:
 
 
 def test_goals_are_checked() -> None:
-    for wrong in ({}, {"slope": 1e-3, "bytes": 100}, {"bytes": "many"}, {"drop": "5%"}, {"drop": "1pt", "data": False}):
+    several: list[dict[str, Any]] = [
+        {}, {"slope": 1e-3, "bytes": 100}, {"bytes": "many"}, {"drop": "5%"}, {"drop": "1pt", "data": False},
+    ]  # fmt: skip
+    for wrong in several:
         with pytest.raises(UsageError, match="rate-obs"):
             RateOBS(**wrong)
     with pytest.raises(UsageError, match="give slope"):
@@ -293,7 +297,7 @@ def test_without_data_every_layer_has_the_same_relative_error() -> None:
     after = RateOBS(slope=0.02, data=False).apply(job)
     assert "no data" in after.remarks[0]
     steps = [step_of(form) for each in selected_sites(job) if isinstance(form := form_at(after.model, each), Affine)]
-    scales = [float(form_at(job.model, each).dense().square().mean().sqrt()) for each in selected_sites(job)]
+    scales = [float(form_at(job.model, each).dense().detach().square().mean().sqrt()) for each in selected_sites(job)]
     np.testing.assert_allclose(np.array(steps) / scales, 0.02**0.5, rtol=1e-3)
 
 
@@ -328,8 +332,6 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
 
     job = net_job()
     broken = Broken()
-    from dataclasses import replace
-
     with pytest.raises(DataError, match="NaN or infinite"):
         sensitivities(replace(job, model=broken), selected_sites(replace(job, model=broken)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from kogata.calibration.batches import calibration_batches
 from kogata.calibration.gradients import gradient_statistics
-from kogata.calibration.normalization import Moments, follows
+from kogata.calibration.normalization import Moments, follows, unchanged
 from kogata.calibration.sensitivity import sensitivities
 from kogata.calibration.sequential import Visit, count, in_turn
 from kogata.calibration.stats import GRADIENTS, INPUTS, Gathered, Gradients, Stat
 from kogata.calibration.watch import Watch
 from kogata.errors import DataError
 from kogata.job import Job, Kind, Site
-from kogata.network.batch import evaluating
+from kogata.network.batch import call, evaluating
 from kogata.network.placement import Placement
 from kogata.system import memory
 
@@ -36,8 +36,7 @@ def gather(
     """Each site with what it needs to know of its layer, in the order in which ``model`` runs, while the caller changes it.
 
     Inputs are those that come out of what the caller has made of the layers before: one pass, which holds the statistics of
-    one layer. Batch normalization behind what was changed gets the statistics of the calibration data that now reach it. For
-    ``Stat.CROSS`` each batch also runs through ``job.model``, beside its run through ``model``. Gradients are those of
+    one layer. The running statistics of batch normalization behind what was changed follow its inputs. For ``Stat.CROSS`` each batch also runs through ``job.model``, beside its run through ``model``. Gradients are those of
     ``job.model``: the given ones, by the name of the site, or gathered before. A weight has inputs where an operation of the
     forward multiplies it, whatever its layer; for others they are None, and :class:`Gathered` says why. Sites that need no
     inputs come in that order too; those that nothing multiplies come first, so that the others see what became of them.
@@ -92,10 +91,11 @@ def _arrivals(
     changed, watches = False, [watch]
     crossed = [site for site, wanted in needs.items() if Stat.CROSS in wanted]
     if crossed:  # the unchanged run of a batch arrives just before the changed one
-        unchanged = Watch(job.model, crossed, lambda name, placement: sums[name].unchanged(placement))
-        watches = [unchanged, watch]
+        first = Watch(job.model, crossed, lambda name, placement: sums[name].unchanged(placement))
+        watches = [first, watch]
     with memory.returned(), evaluating(job.model), evaluating(model):
         forwards = [partial(each.run, inputs) for inputs, _ in calibration_batches(model, job.task) for each in watches]
+        before = _before(job, norms) if model is not job.model else {}  # which nobody changes
         calls = count(forwards[len(watches) - 1], layers, [watch])
         for name, site in watch.sites.items():
             if name not in calls:
@@ -104,13 +104,19 @@ def _arrivals(
             for name in names:
                 if name in norms:
                     if changed:
-                        norms[name][1].renew(norms[name][0])
+                        norms[name][1].shift(norms[name][0], before[name])
                     continue
                 if watch.fits(name):
                     yield watch.sites[name], sums[name]
                 changed |= watch.replaced(name)
                 sums[name].clear()
                 memory.release()
+
+
+def _before(job: Job, norms: Collection[str]) -> dict[str, Moments]:
+    """What reaches batch normalization in the unchanged model."""
+    batches = calibration_batches(job.model, job.task)
+    return unchanged(job.model, norms, (partial(call, job.model, inputs) for inputs, _ in batches))
 
 
 class _Sums:

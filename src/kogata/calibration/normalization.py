@@ -1,11 +1,15 @@
 """Batch normalization behind layers that are being compressed: its running statistics follow what the layers have become.
 
-Frantar, Alistarh, "Optimal Brain Compression", 2022 (2208.11580) resets them once at the end. Here they are renewed on the way
-through the net, so that each layer is compressed for the inputs that it will really get.
+Frantar, Alistarh, "Optimal Brain Compression", 2022 (2208.11580) resets them once at the end. Here they are shifted on the way
+through the net, so that each layer is compressed for the inputs that it will really get, and only by the difference that the
+compression makes: the mean by that of the means of the calibration data, the variance by the quotient of its variances, after
+and before. So the errors of few calibration data, and their difference from the training data, do not enter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -33,11 +37,33 @@ class Moments:
         self.sum_C = self.sum_C.to(x_CN) + x_CN.sum(1)
         self.square_C = self.square_C.to(x_CN) + x_CN.square().sum(1)
 
-    def renew(self, layer: nn.Module) -> None:
-        """Give the layer new buffers: other copies of the model share the old ones."""
-        if self.rows < ENOUGH:
-            return
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel, ``[C]``, float64."""
         mean_C = self.sum_C / self.rows
-        variance_C = (self.square_C - self.rows * mean_C.square()).clamp_min(0) / (self.rows - 1)
-        for name, value in (("running_mean", mean_C), ("running_var", variance_C)):
-            setattr(layer, name, value.to(layer.get_buffer(name)))
+        return mean_C, (self.square_C - self.rows * mean_C.square()).clamp_min(0) / (self.rows - 1)
+
+    def shift(self, layer: nn.Module, before: Moments) -> None:
+        """Let the running statistics follow from ``before`` to here, in new buffers: other copies share the old ones."""
+        if self.rows < ENOUGH or before.rows != self.rows:
+            return
+        (mean_C, variance_C), (old_mean_C, old_variance_C) = self.moments(), before.moments()
+        quotient_C = (variance_C / old_variance_C).where(old_variance_C > 0, 1.0)
+        running_C, spread_C = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
+        layer.running_mean = (running_C.double() + mean_C - old_mean_C).to(running_C)
+        layer.running_var = (spread_C.double() * quotient_C).to(spread_C)
+
+
+def unchanged(model: nn.Module, names: Collection[str], forwards: Iterable[Callable[[], object]]) -> dict[str, Moments]:
+    """The moments of the inputs of the layers ``names`` of ``model``, over all ``forwards`` of it."""
+    found = {name: Moments() for name in names}
+
+    def hook(moments: Moments) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda layer, args, kwargs: moments(layer, args, kwargs)
+
+    with ExitStack() as stack:
+        for name, moments in found.items():
+            layer = model.get_submodule(name)
+            stack.callback(layer.register_forward_pre_hook(hook(moments), with_kwargs=True).remove)
+        for forward in forwards if found else ():
+            forward()
+    return found

@@ -21,9 +21,10 @@ from kogata.storage.write import pack
 log = logging.getLogger("kogata")
 
 NEAR = 0.99  # share of a budget that a file should at least use
-AIM = 0.996  # share of a budget that the next pass tries to use
-PASSES = 3  # to meet a budget of bytes; more of them only where none was within it
-MOST = 6
+AIM = 0.995  # share of a budget that the next pass tries to use
+MOST = (
+    6  # passes for a budget of bytes: it takes three, but for files of a few kB, whose size is no smooth function of the slope
+)
 ENOUGH = 0.7  # share of the allowed drop that need not be improved
 DROP_PASSES = 5
 
@@ -63,18 +64,17 @@ def within_bytes(job: Job, survey: Survey, budget: int | str, run: Run) -> tuple
             f"rate-obs: bytes: {budget} is {limit:,} bytes, but the file takes {floor:,} bytes with every code zero, and "
             f"{dense:,} as it was; give a budget between them."
         )
-    made, wanted = list[Attempt](), 8.0 * (AIM * limit - floor)
+    aim, made = AIM * limit, list[Attempt]()
+    slope = rate_curve.slope_of_bits(survey.parts, 8 * (aim - floor))
     while len(made) < MOST:
-        slope = rate_curve.slope_of_bits(survey.parts, wanted)
-        if made and slope == made[-1].slope:
-            break  # at the finest step
         after = run(slope)
         made.append(Attempt(slope=slope, job=after, figure=size(after.model)))
         log.info("pass %d: slope %.3g gives %d of %d bytes", len(made), slope, made[-1].figure, limit)
-        within = [one for one in made if one.figure <= limit]
-        if any(one.figure >= NEAR * limit for one in within) or (within and len(made) >= PASSES):
+        if any(NEAR * limit <= one.figure <= limit for one in made):
             break
-        wanted = _corrected([(rate_curve.bits(survey.parts, one.slope), one.figure) for one in made], floor, AIM * limit)
+        slope = _next_slope(survey, made, floor, aim)
+        if any(one.slope == slope for one in made):
+            break  # at the finest step
     best = max((one for one in made if one.figure <= limit), key=lambda one: one.figure, default=None)
     if best is None:
         least = int(min(one.figure for one in made))
@@ -116,17 +116,19 @@ def _file_bytes(model: nn.Module) -> int:
     return len(pack(model).data)
 
 
-def _corrected(points: Sequence[tuple[float, float]], floor: float, aim: float) -> float:
-    """The predicted bits at which a file of ``aim`` bytes is to be expected, from ``points`` of predicted bits and bytes.
+def _next_slope(survey: Survey, made: Sequence[Attempt], floor: int, aim: float) -> float:
+    """The slope at which the file is to be expected to have ``aim`` bytes.
 
-    It lies on the line through the two points nearest to the aim; through the only one and the ``floor`` of no bits.
+    The bytes are linear in the logarithm of the slope between the two attempts nearest to the aim. The only attempt tells how
+    the predicted bits are to be corrected.
     """
-    near = sorted([*points, (0.0, floor)] if len(points) < 2 else points, key=lambda point: abs(point[1] - aim))
-    (x, y), (other, bytes_there) = near[0], near[1]
-    rise = (y - bytes_there) / (x - other) if x != other else 0.0
-    if rise <= 0:  # two files that tell nothing
-        return x * aim / y
-    return max(x + (aim - y) / rise, x / 4)
+    near = sorted(made, key=lambda one: abs(one.figure - aim))
+    if len(near) > 1 and near[0].slope != near[1].slope:
+        fall = (near[1].figure - near[0].figure) / math.log(near[1].slope / near[0].slope)
+        if fall < 0:
+            return near[0].slope * math.exp(min(max((aim - near[0].figure) / fall, -2.0), 2.0))
+    ratio = (near[0].figure - floor) / rate_curve.bits(survey.parts, near[0].slope)
+    return rate_curve.slope_of_bits(survey.parts, (aim - floor) / ratio)
 
 
 def _power_law(made: Sequence[Attempt], aim: float) -> float:

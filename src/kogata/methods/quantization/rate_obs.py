@@ -136,10 +136,13 @@ class RateOBS(WeightMethod):
         sensitivity = stats.sensitivity if self.data else 1 / max(float(weight.double().square().mean()), 1e-30)
         if sensitivity is None:
             raise NotApplicable(stats.unseen)
+        if not sensitivity and stats.gram_GII is None:
+            raise NotApplicable(stats.unseen)
         if not sensitivity:
             raise NotApplicable("no gradient reaches it on the calibration data, so nothing tells how exact it must be")
-        seen = stats if stats.gram_GII is not None else replace(stats, gram_GII=torch.ones(1, 1, 1))  # the identity
-        return OneGrid.of(layer_of(weight, site, seen, self.damping)), sensitivity
+        if stats.gram_GII is None:  # the identity: each entry is a layer of its own
+            return OneGrid.of(layer_of(weight, site, replace(stats, gram_GII=torch.ones(1, 1, 1)), 0.0)), sensitivity
+        return OneGrid.of(layer_of(weight, site, stats, self.damping)), sensitivity
 
     def _budgeted(self, job: Job, sites: Sequence[Site], gradients: Mapping[str, Gradients]) -> tuple[Job, str]:
         """The job within the budget, and how it was met."""
