@@ -36,10 +36,11 @@ def gather(
     """Each site with what it needs to know of its layer, in the order in which ``model`` runs, while the caller changes it.
 
     Inputs are those that come out of what the caller has made of the layers before: one pass, which holds the statistics of
-    one layer. The running statistics of batch normalization behind what was changed follow its inputs. For ``Stat.CROSS`` each batch also runs through ``job.model``, beside its run through ``model``. Gradients are those of
-    ``job.model``: the given ones, by the name of the site, or gathered before. A weight has inputs where an operation of the
-    forward multiplies it, whatever its layer; for others they are None, and :class:`Gathered` says why. Sites that need no
-    inputs come in that order too; those that nothing multiplies come first, so that the others see what became of them.
+    one layer. The running statistics of batch normalization behind what was changed follow its inputs. For ``Stat.CROSS`` each
+    batch also runs through ``job.model``, beside its run through ``model``. Gradients are those of ``job.model``: the given
+    ones, by the name of the site, or gathered before. A weight has inputs where an operation of the forward multiplies it,
+    whatever its layer; for others they are None, and :class:`Gathered` says why. Sites that need no inputs come in that order
+    too; those that nothing multiplies come first, so that the others see what became of them.
     """
     gradients = gradients_of(job, needs) if gradients is None else gradients
     if not any(wanted & INPUTS for wanted in needs.values()):

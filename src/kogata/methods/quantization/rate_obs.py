@@ -88,13 +88,13 @@ class RateOBS(WeightMethod):
     def __post_init__(self) -> None:
         """Raises UsageError unless one of slope, bytes and drop is given, and can be read."""
         super().__post_init__()
+        if isinstance(self.bytes, str) and amount(self.bytes, BYTES) is None:
+            raise UsageError(f"rate-obs: bytes is {self.bytes!r}; expected 1 or more, or a text such as 2.3MB, 1/20 or 5%.")
+        if isinstance(self.drop, str) and (amount(self.drop, POINTS) or (0.0, True))[1]:
+            raise UsageError(f"rate-obs: drop is {self.drop!r}; expected more than 0, or a text such as 0.5pt.")
         given = [name for name in ("slope", "bytes", "drop") if getattr(self, name) is not None]
         if len(given) != 1:
             raise UsageError(f"rate-obs: give exactly one of slope, bytes and drop, not {' and '.join(given) or 'none'}.")
-        if isinstance(self.bytes, str) and amount(self.bytes, BYTES) is None:
-            raise UsageError(f"rate-obs: bytes: {self.bytes!r} cannot be read; write it such as 2.3MB, 1/20 or 5%.")
-        if isinstance(self.drop, str) and (amount(self.drop, POINTS) or (0.0, True))[1]:
-            raise UsageError(f"rate-obs: drop: {self.drop!r} cannot be read; write it such as 0.5pt.")
         if self.drop is not None and not self.data:
             raise UsageError("rate-obs: drop is measured on calibration data, so data must be true; or give bytes.")
 
