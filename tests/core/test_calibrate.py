@@ -20,8 +20,8 @@ from kogata.calibration.probe import Probe
 from kogata.calibration.stats import Gathered, Stat
 from kogata.errors import DataError
 from kogata.forms import Dense, Masked, Role
-from kogata.job import Job
-from kogata.methods import GPTQ, OBD, SVD, KMeans, MagnitudePruning, Recover, Wanda
+from kogata.job import Job, Where
+from kogata.methods import GPTQ, OBD, SVD, Half, KMeans, MagnitudePruning, Recover, Wanda
 from kogata.methods.base.compose import chain, only
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites, sites_of
@@ -429,6 +429,7 @@ def test_fisher_is_that_of_the_model_in_evaluation_mode() -> None:
 
 def test_batch_normalization_follows_what_was_changed_before_it() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    nn.init.uniform_(model.get_submodule("1").get_buffer("running_mean"))
     nn.init.uniform_(model.get_submodule("1").get_buffer("running_var"), 0.5, 2)
     inputs = 3 * torch.randn(1500, 6) + 1
     job = prepare(model, Task(calibration=[inputs[:700], inputs[700:]]))
@@ -438,6 +439,11 @@ def test_batch_normalization_follows_what_was_changed_before_it() -> None:
     mean, variance = before.get_buffer("running_mean"), before.get_buffer("running_var")
     torch.testing.assert_close(norm.get_buffer("running_mean"), mean + reached.mean(0) - once.mean(0))
     torch.testing.assert_close(norm.get_buffer("running_var"), variance * reached.var(0) / once.var(0))
+    half = only(Half(), Where(vectors=True)).apply(job)  # whose numbers of half precision stay such
+    for name in ("running_mean", "running_var"):
+        buffer = Wanda(sparsity=0.5).apply(half).model.get_submodule("1").get_buffer(name)
+        assert torch.equal(buffer.half().float(), buffer)
+        torch.testing.assert_close(buffer, norm.get_buffer(name), rtol=1e-2, atol=1e-2)
     kept = only(Wanda(sparsity=0.5), "3").apply(job).model.get_submodule("1")
     for name in ("running_mean", "running_var"):
         assert torch.equal(kept.get_buffer(name), before.get_buffer(name)), "nothing before it has changed"

@@ -49,8 +49,17 @@ class Moments:
         (mean_C, variance_C), (old_mean_C, old_variance_C) = self.moments(), before.moments()
         quotient_C = (variance_C / old_variance_C).where(old_variance_C > 0, 1.0)
         running_C, spread_C = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
-        layer.running_mean = (running_C.double() + mean_C - old_mean_C).to(running_C)
-        layer.running_var = (spread_C.double() * quotient_C).to(spread_C)
+        layer.running_mean = _as_exact(running_C.double() + mean_C - old_mean_C, running_C)
+        layer.running_var = _as_exact(spread_C.double() * quotient_C, spread_C)
+
+
+def _as_exact(values_C: Tensor, old_C: Tensor) -> Tensor:
+    """The values in the dtype of the old ones; rounded to half precision where those have it, and so take half the bytes."""
+    half_C = values_C.half().to(old_C)
+    exact = torch.equal(old_C.half().to(old_C), old_C) and bool(
+        half_C.isfinite().all() and (half_C != 0).eq(values_C != 0).all()
+    )
+    return half_C if exact else values_C.to(old_C)
 
 
 def unchanged(model: nn.Module, names: Collection[str], forwards: Iterable[Callable[[], object]]) -> dict[str, Moments]:

@@ -41,7 +41,7 @@ from kogata.network.batch import call, evaluating
 from kogata.network.sites import selected_sites
 from kogata.settings import BYTES, POINTS, Range, amount
 
-LINEAR_RATE = 0.0  # λ of linear layers; in convolutions a coarser step saves the same bits at less loss
+LINEAR_RATE = 0.1  # λ of linear layers; in convolutions a coarser step saves the same bits at less loss
 
 
 @final
