@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kogata import Task, Where, only, per_site
+from kogata import Task, Where, compress, only, per_site
 from kogata.calibration.gather import gradients_of
 from kogata.calibration.prepare import prepare
 from kogata.calibration.sensitivity import class_axis, sensitivities
@@ -363,3 +363,13 @@ def test_class_axis() -> None:
     assert class_axis(sequence, None) is None
     assert class_axis(torch.zeros(4, 3), torch.zeros(4, 3)) is None
     assert class_axis((torch.zeros(4, 3), torch.zeros(4, 3)), None) is None
+
+
+def test_compress_takes_bytes_in_place_of_a_method() -> None:
+    job = job_of("conv")
+    result = compress(job.reference, job.task, bytes="1/5", engine=None)
+    assert 0.99 / 5 <= result.path.stat().st_size / result.report.dense.bytes <= 1 / 5
+    assert sum(row.increase or 0.0 for row in result.report.layers) > 0
+    for wrong in ({}, {"bytes": 9000, "method": RateOBS(slope=1.0)}):
+        with pytest.raises(UsageError, match="give either a method"):
+            compress(job.reference, job.task, **wrong)  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ def within_drop(job: Job, survey: Survey, points: float, run: Run) -> tuple[Job,
         log.info("pass %d: slope %.3g loses %.3g of %g points", len(made), slope, made[-1].figure, points)
         if any(ENOUGH * points <= one.figure <= points for one in made):
             break
-        slope = _power_law(made, 0.9 * points)
+        slope = _next_for_drop(made, 0.9 * points)
     best = max((one for one in made if one.figure <= points), key=lambda one: one.slope, default=None)
     if best is None:
         least = min(one.figure for one in made)
@@ -119,28 +119,32 @@ def _file_bytes(model: nn.Module) -> int:
 def _next_slope(survey: Survey, made: Sequence[Attempt], floor: int, aim: float) -> float:
     """The slope at which the file is to be expected to have ``aim`` bytes.
 
-    The bytes are linear in the logarithm of the slope between the two attempts nearest to the aim. The only attempt tells how
-    the predicted bits are to be corrected.
+    Between attempts on both sides of the aim it is interpolated. Otherwise the attempt nearest to it tells by which factor the
+    predicted bits of the codes are wrong.
     """
-    near = sorted(made, key=lambda one: abs(one.figure - aim))
-    if len(near) > 1 and near[0].slope != near[1].slope:
-        fall = (near[1].figure - near[0].figure) / math.log(near[1].slope / near[0].slope)
-        if fall < 0:
-            return near[0].slope * math.exp(min(max((aim - near[0].figure) / fall, -2.0), 2.0))
-    ratio = (near[0].figure - floor) / rate_curve.bits(survey.parts, near[0].slope)
-    return rate_curve.slope_of_bits(survey.parts, (aim - floor) / ratio)
+    small = max((one for one in made if one.figure <= aim), key=lambda one: one.figure, default=None)
+    large = min((one for one in made if one.figure > aim), key=lambda one: one.figure, default=None)
+    if small is not None and large is not None:
+        return _between(small, large, aim, floor)
+    near = small or large or made[0]
+    factor = max(near.figure - floor, 1.0) / max(rate_curve.bits(survey.parts, near.slope), 1.0)
+    return rate_curve.slope_of_bits(survey.parts, (aim - floor) / factor)
 
 
-def _power_law(made: Sequence[Attempt], aim: float) -> float:
-    """The slope at which a figure that grows as a power of it would be ``aim``; between attempts on both sides if there are."""
+def _next_for_drop(made: Sequence[Attempt], aim: float) -> float:
+    """The slope at which ``aim`` points are to be expected to be lost, as a power law; between attempts on both sides."""
     below = max((one for one in made if one.figure <= aim), key=lambda one: one.slope, default=None)
     above = min((one for one in made if one.figure > aim), key=lambda one: one.slope, default=None)
     if above is None:
-        assert below is not None
-        return below.slope * (min(max(aim / below.figure, 1.5), 8.0) if below.figure else 8.0)
+        last = below or made[-1]
+        return last.slope * (min(max(aim / last.figure, 1.5), 8.0) if last.figure else 8.0)
     if below is None:
         return above.slope * min(max(aim / above.figure, 1 / 8), 1 / 1.5)
-    if not below.figure:
-        return math.sqrt(below.slope * above.slope)
-    share = math.log(aim / below.figure) / math.log(above.figure / below.figure)
-    return below.slope * (above.slope / below.slope) ** min(max(share, 0.1), 0.9)
+    return _between(below, above, aim, 0) if below.figure else math.sqrt(below.slope * above.slope)
+
+
+def _between(one: Attempt, other: Attempt, aim: float, floor: int) -> float:
+    """The slope between those of two attempts at which the figure is ``aim``; what is above ``floor`` is a power of it."""
+    low, high = (math.log(max(each.figure - floor, 1e-9)) for each in (one, other))
+    share = (math.log(max(aim - floor, 1e-9)) - low) / (high - low) if high != low else 0.5
+    return one.slope * (other.slope / one.slope) ** min(max(share, 0.05), 0.95)

@@ -41,6 +41,19 @@ class OneGrid:
         cost = float(torch.stack([pivot_I.double().mean() for _, pivot_I in factors]).mean())
         return cls(layer=layer, orders=orders, factors=factors, cost=cost)
 
+    def sampled(self, entries: int) -> OneGrid:
+        """The same for evenly spaced rows of evenly spaced groups, about as many as have so many entries."""
+        groups, rows, columns = self.layer.weight_GOI.shape
+        some = min(groups, max(1, entries // columns))
+        each = min(rows, max(1, entries // (some * columns)))
+        g, o = torch.arange(some) * groups // some, torch.arange(each) * rows // each
+        layer = RoundedLayer(
+            weight_GOI=self.layer.weight_GOI[g][:, o], gram_GII=self.layer.gram_GII[g], kept_GOI=self.layer.kept_GOI[g][:, o],
+            position=None,
+        )  # fmt: skip
+        orders, factors = [self.orders[n] for n in g.tolist()], [self.factors[n] for n in g.tolist()]
+        return OneGrid(layer=layer, orders=orders, factors=factors, cost=self.cost)
+
     def codes(self, step: float, rate: float) -> Tensor:
         """Codes ``[G, O, I]`` (float32) for multiples of ``step``; ``rate`` is λ, the price of a bit.
 

@@ -1,7 +1,4 @@
-"""How many bits the codes of a net need, and which loss they cost, as the slope of loss per bit changes: without rounding it.
-
-The codes of a leaf at step s are about those of its weights rounded to the nearest multiple of s, whose entropy a sample tells.
-"""
+"""How many bits the codes of a net need as the slope of loss per bit changes, from a sample of the rows of each layer."""
 
 from __future__ import annotations
 
@@ -10,41 +7,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from kogata.coding.plane import entropy_bits
+from kogata.methods.kernels.one_grid import MOST, OneGrid
 
-SAMPLE = 16_381  # weights of a leaf that are looked at; prime, to spread them over all columns
+SAMPLE = 1 << 14  # entries of a leaf that are rounded at each step
+FINEST, COARSEST = -10, 4  # steps that are tried: powers of two, relative to the root mean square of the weights
 HALVINGS = 40  # bisection steps for the logarithm of the slope
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePart:
-    """A leaf of ``count`` weights: a sample of them, and the slope of a step of 1, the product P · F of ``rate_obs``."""
+    """A leaf of ``count`` weights: bits per weight at several steps, and the slope of a step of 1, P · F of ``rate_obs``."""
 
-    sample: Tensor
+    steps: tuple[float, ...]
+    bits_per_weight: tuple[float, ...]
     count: int
     price: float
 
     @classmethod
-    def of(cls, weight: Tensor, price: float) -> Self:
-        """Sample evenly spaced weights."""
-        size = min(weight.numel(), SAMPLE)
-        chosen = torch.arange(size) * weight.numel() // size
-        return cls(sample=weight.flatten()[chosen].double(), count=weight.numel(), price=price)
+    def of(cls, grid: OneGrid, rate: float, price: float) -> Self:
+        """Round a sample of the rows at each step. ``rate`` is the price of a bit."""
+        sample = grid.sampled(SAMPLE)
+        kept = sample.layer.kept_GOI
+        weights = sample.layer.weight_GOI[kept]
+        size = max(float(weights.square().mean().sqrt()), 1e-30) if weights.numel() else 1.0
+        finest = float(grid.layer.weight_GOI.abs().max()) / MOST
+        steps = [max(size * 2.0**power, finest, 1e-37) for power in range(FINEST, COARSEST + 1)]
+        found = [_bits(sample.codes(step, rate)[kept]) for step in steps]
+        return cls(steps=tuple(steps), bits_per_weight=tuple(found), count=int(grid.layer.kept_GOI.sum()), price=price)
 
     def bits(self, slope: float) -> float:
-        """Static entropy of all codes, and what a model of it takes: ½ log2 of their number for each distinct code."""
-        code = (self.sample / math.sqrt(slope / self.price)).round_()
-        counts = code.unique(return_counts=True)[1]
-        model = (len(counts) - 1) * math.log2(self.count + 1) / 2
-        return entropy_bits(counts.numpy()) / len(code) * self.count + model
+        """The bits of all codes, interpolated between the steps that were tried."""
+        step = math.log(slope / self.price) / 2
+        return self.count * float(np.interp(step, np.log(self.steps), self.bits_per_weight))
 
-    def loss(self, slope: float) -> float:
-        """Predicted increase of the loss: that of uniform errors, at most that of losing the weights."""
-        square = min(slope / self.price / 12, float(self.sample.square().mean()))
-        return self.count * self.price / 2 * square
+
+def _bits(codes: torch.Tensor) -> float:
+    """Static entropy of a sample of codes, per code."""
+    return entropy_bits(codes.unique(return_counts=True)[1].numpy()) / max(codes.numel(), 1)
 
 
 def bits(parts: Sequence[CurvePart], slope: float) -> float:
@@ -52,15 +55,10 @@ def bits(parts: Sequence[CurvePart], slope: float) -> float:
     return sum(part.bits(slope) for part in parts)
 
 
-def loss(parts: Sequence[CurvePart], slope: float) -> float:
-    """Predicted increase of the loss of a sample from all leaves."""
-    return sum(part.loss(slope) for part in parts)
-
-
 def slope_of_bits(parts: Sequence[CurvePart], wanted: float) -> float:
-    """The slope at which the codes need about ``wanted`` bits; the largest or smallest sensible one where none does."""
-    largest = max(4 * part.price * float(part.sample.square().max()) for part in parts)  # every code is 0
-    low, high = math.log(max(largest, 1e-300)) - 120, math.log(max(largest, 1e-300))
+    """The slope at which the codes need about ``wanted`` bits; the largest or smallest one that was tried where none does."""
+    low = min(math.log(part.price) + 2 * math.log(part.steps[0]) for part in parts)
+    high = max(math.log(part.price) + 2 * math.log(part.steps[-1]) for part in parts)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if bits(parts, math.exp(middle)) > wanted else (low, middle)

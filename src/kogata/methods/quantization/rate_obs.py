@@ -116,8 +116,7 @@ class RateOBS(WeightMethod):
         grid, sensitivity = self._problem(weight, site, stats)
         finest = float(weight.abs().max()) / MOST
         step = half(torch.tensor(max(math.sqrt(self.slope / (grid.cost * sensitivity)), finest)))
-        rate = self.rate if self.rate is not None else 0.0 if site.kind is Kind.CONV else LINEAR_RATE
-        return grid.form(grid.codes(float(step), rate), step, weight.shape)
+        return grid.form(grid.codes(float(step), self._rate(site)), step, weight.shape)
 
     def apply(self, job: Job) -> Job:
         """Encode every selected layer by one slope: the given one, or that which meets the budget."""
@@ -130,6 +129,9 @@ class RateOBS(WeightMethod):
         rows = after.ledger[len(job.ledger) :]
         predicted = sum(row.increase or 0.0 for row in rows)
         return replace(after, remarks=(*after.remarks, *self._assumed(job), f"{found}, predicted loss {predicted:+.3g}"))
+
+    def _rate(self, site: Site) -> float:
+        return self.rate if self.rate is not None else 0.0 if site.kind is Kind.CONV else LINEAR_RATE
 
     def _problem(self, weight: Tensor, site: Site, stats: Stats) -> tuple[OneGrid, float]:
         """The layer with its factors, and F. Raises NotApplicable when nothing tells how exact it must be."""
@@ -167,7 +169,7 @@ class RateOBS(WeightMethod):
                     grid, sensitivity = self._problem(leaf.weight, leaf.part, leaf.stats)
                 except NotApplicable:
                     continue  # it stays as it is, and the report says why
-                parts.append(CurvePart.of(leaf.weight, grid.cost * sensitivity))
+                parts.append(CurvePart.of(grid, self._rate(leaf.part), grid.cost * sensitivity))
                 zero = grid.form(torch.zeros_like(grid.layer.weight_GOI), torch.tensor(1.0), leaf.weight.shape)
                 surgery.replace(empty, leaf.site, leaf.path, zero)
         return Survey(parts=tuple(parts), empty=empty)
