@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,20 +52,18 @@ def sensitivities(job: Job, sites: Sequence[Site]) -> dict[str, tuple[Tensor | N
             loss = _likelihood(watch.run(inputs), targets, labels)
             if not torch.isfinite(loss):
                 raise DataError(f"task {job.task.name!r}: the model's outputs are NaN or infinite on the calibration data.")
-            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            for key, gradient in zip(leaves, gradients, strict=True):
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            for key, gradient in zip(leaves, cast("Sequence[Tensor | None]", found), strict=True):
                 squares[key] += 0.0 if gradient is None else float(gradient.double().square().mean())
-    found: dict[str, tuple[Tensor | None, dict[str, float]]] = {s.name: (None, {}) for s in sites}
-    for name, total_O in sums.items():
-        found[name] = total_O / samples, {}
+    known = {s.name: (sums[s.name] / samples if s.name in sums else None, dict[str, float]()) for s in sites}
     for (name, path), square in squares.items():
-        found[name][1][path] = square / samples
-    for name, (outputs_O, entries) in found.items():
+        known[name][1][path] = square / samples
+    for name, (outputs_O, entries) in known.items():
         if not all(torch.isfinite(torch.tensor(list(entries.values())))) or not (
             outputs_O is None or outputs_O.isfinite().all()
         ):
             raise DataError(f"calibration: the gradients of {name} are NaN or infinite; check the data and the model.")
-    return found
+    return known
 
 
 def class_axis(output: Any, targets: Any) -> int | None:
@@ -135,7 +133,7 @@ def _follow(sums: dict[str, Tensor], name: str, placement: Placement, output: Te
         sums[name] = torch.zeros(placement.layout.count * placement.layout.shape[0], dtype=torch.float64)
 
     def add(gradient: Tensor) -> None:
-        square = float(gradient.double().square().sum()) / used
+        square = float(torch.linalg.vector_norm(gradient.float())) ** 2 / used
         for start, stop in spans:
             sums[name][start:stop] += square
 
