@@ -17,8 +17,8 @@ from torch.nn import functional
 from benchmarks import harness
 from benchmarks.harness import Row
 from kogata.job import Task
-from kogata.measure.sizes import dense_bytes
 from kogata.network.batch import evaluating
+from kogata.storage.dense import dense_bytes
 from kogata.storage.load import load
 from kogata.storage.write import save
 from kogata.tasks import data

@@ -31,9 +31,9 @@ from benchmarks.one_shot import Document, drawn, fitted
 from benchmarks.spine import optional
 from kogata.calibration.prepare import prepare
 from kogata.job import Task
-from kogata.measure.sizes import dense_bytes
 from kogata.methods.distillation.shallower import Shallower
 from kogata.network import surgery
+from kogata.storage.dense import dense_bytes
 from kogata.storage.load import load
 from kogata.storage.write import save
 from kogata.system.atomic import writing

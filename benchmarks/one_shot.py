@@ -33,11 +33,11 @@ from kogata.calibration.gather import gather
 from kogata.calibration.prepare import prepare
 from kogata.calibration.stats import Stats
 from kogata.job import Task, Where
-from kogata.measure.sizes import dense_bytes
 from kogata.methods import GPTQ, OBS, MagnitudePruning, RoundToNearest, SparseGPT
 from kogata.methods.base.weight import WeightMethod
 from kogata.network import surgery
 from kogata.network.sites import form_at, selected_sites, sites_of
+from kogata.storage.dense import dense_bytes
 from kogata.storage.load import load
 from kogata.storage.write import save
 from kogata.tasks.data import named_folder

@@ -6,20 +6,23 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
 from kogata.calibration.prepare import first_job
 from kogata.calibration.probe import Probe
 from kogata.engines import DEFAULT_ENGINE, Engine
-from kogata.errors import NotApplicable
+from kogata.errors import NotApplicable, UsageError
 from kogata.job import Job, Step, Task
 from kogata.measure import compare
 from kogata.methods.base.method import Method
 from kogata.methods.base.order import check_order
 from kogata.network import surgery
 from kogata.network.sites import model_bits, unwrapped
+from kogata.recipes.budgets import budget
 from kogata.recipes.recipe import Recipe
 from kogata.recipes.targets import check_measurable
 from kogata.report import html
@@ -49,9 +52,9 @@ class Result:
 
 @ordinary()
 def compress(
-    model: nn.Module, task: Task, method: Method | Recipe, *, teacher: nn.Module | None = None,
-    output: Path | str | None = None, seed: int = 0, engine: Engine | None = DEFAULT_ENGINE, resume: bool = False,
-    explain: bool = False, command: str = "",
+    model: nn.Module, task: Task, method: Method | Recipe | None = None, *, bytes: int | str | None = None,
+    teacher: nn.Module | None = None, output: Path | str | None = None, seed: int = 0,
+    engine: Engine | None = DEFAULT_ENGINE, resume: bool = False, explain: bool = False, command: str = "",
 ) -> Result:  # fmt: skip
     """Compress ``model`` by ``method``, write ``model.kogata``, and measure the model that is read back from the file.
 
@@ -67,6 +70,8 @@ def compress(
     True
 
     :param method: a method, a ``chain`` of them, or a recipe opened by ``open_recipe``.
+    :param bytes: in place of a method: the size of the whole file, as a number, "2.3MB" or "1/20" of the dense file. The recipe
+        ``budget`` is then used.
     :param teacher: another network for the same task. It takes the place of ``model`` as the teacher of every recovery and as
         the baseline of the report; ``model`` is then the student.
     :param output: the folder of the run, which must be new or empty unless ``resume`` is set. None makes a
@@ -81,8 +86,9 @@ def compress(
     :param command: the command line to show in the report.
     """
     model = unwrapped(model)
-    recipe = method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
+    recipe = _recipe(method, bytes)
     job = replace(first_job(model, task, seed=seed), explain=explain)
+    job = replace(job, file_bytes=partial(_file_bytes, job, engine))
     if teacher is not None:
         job = replace(job, reference=first_job(teacher, task, seed=seed).model)
         Probe(job)  # raises DataError where the student's outputs must be like the teacher's and are not
@@ -109,17 +115,32 @@ def compress(
     return result
 
 
+def _recipe(method: Method | Recipe | None, size: int | str | None) -> Recipe:
+    """The recipe of a run. Raises UsageError unless either a method or the size of the file is given."""
+    if (method is None) == (size is None):
+        raise UsageError("compress: give either a method (or a recipe) or bytes, the size of the file.")
+    if method is None:
+        return budget(cast("int | str", size))
+    return method if isinstance(method, Recipe) else Recipe(name=method.title(), method=method)
+
+
+def _file_bytes(job: Job, engine: Engine | None, model: nn.Module) -> int:
+    """The size of the file of a model, with the graph of the engine."""
+    return len(pack(model, compare.graph(replace(job, model=model), engine)[0]).data)
+
+
 def run(job: Job, methods: Sequence[Method], folder: Folder) -> tuple[Job, list[Step]]:
     """Apply each step for which the folder holds no checkpoint yet, and write one after it."""
     job, steps = folder.restore(job)
     for number, method in enumerate(methods[len(steps) :], len(steps) + 1):
         log.info("step %d of %d: %s", number, len(methods), method.title())
         started, before = time.perf_counter(), model_bits(job.model)
-        job, note = _applied(method, replace(job, folder=folder.training(number), epochs=(), renewed=()), done=bool(steps))
+        fresh = replace(job, folder=folder.training(number), epochs=(), renewed=(), remarks=())
+        job, note = _applied(method, fresh, done=bool(steps))
         steps.append(Step(
             name=method.title(), settings=method.settings(), seconds=time.perf_counter() - started, bits_before=before,
             bits_after=model_bits(job.model), loss=Probe(job).base, epochs=job.epochs, note=note,
-            renewed=job.renewed,
+            renewed=job.renewed, remarks=job.remarks,
         ))  # fmt: skip
         folder.save(job, steps)
     return job, steps

@@ -145,6 +145,7 @@ class Row:
     bits_after: float
     predicted: float | None = None  # relative squared error against the weight that the step replaced
     loss: float | None = None  # measured if the job explains: increase of the calibration loss with only this site changed
+    increase: float | None = None  # predicted increase of the loss of a sample, where the method asks for the sensitivity
     note: str = ""  # why the site was left unchanged, if it was
 
 
@@ -171,6 +172,7 @@ class Step:
     epochs: tuple[Epoch, ...] = ()
     note: str = ""  # why the step changed nothing, if it did not
     renewed: tuple[str, ...] = ()  # normalization layers whose running statistics followed what the step changed
+    remarks: tuple[str, ...] = ()  # what the step assumed, predicted and measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +187,11 @@ class Job:
     ledger: tuple[Row, ...] = ()
     epochs: tuple[Epoch, ...] = ()  # epochs of the step in progress
     renewed: tuple[str, ...] = ()  # normalization layers whose running statistics the step in progress has moved
+    remarks: tuple[str, ...] = ()  # what the step in progress assumed, predicted and measured, for the report
     seen: Mapping[str, Seen] = field(default_factory=dict[str, Seen])  # what the calibration data showed of weights, by name
     folder: Path | None = None  # where training steps may write checkpoints
     explain: bool = False  # measure what each change alone does to the loss, at the cost of a forward for each
+    file_bytes: Callable[[nn.Module], int] | None = None  # size of the file of a model, with all that the run will put into it
 
     def within(self, where: Where) -> Job:
         """The same job, restricted further."""

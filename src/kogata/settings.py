@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -28,6 +30,9 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from kogata.errors import UsageError
+
+BYTES: Mapping[str, float] = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+POINTS: Mapping[str, float] = {"pt": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +116,24 @@ def reference(kind: type, name: str) -> str:
     """How a recipe names a class: by its short name if it comes with Kogata, otherwise as ``package.module:Class``."""
     ours = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
     return name if ours else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def amount(text: str, units: Mapping[str, float]) -> tuple[float, bool] | None:
+    """The number that a text states in one of ``units``, such as ``2.3MB``, or as a share, ``1/20`` or ``5%``.
+
+    The second value says whether it is a share. None is returned for any other text. Without a unit it is no amount.
+
+    >>> amount("2.5 kB", {"B": 1, "kB": 1e3}), amount("1/20", {}), amount("20 apples", {"B": 1})
+    ((2500.0, False), (0.05, True), None)
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    if match := re.fullmatch(rf"{number}\s*%", text):
+        return float(match[1]) / 100, True
+    if (match := re.fullmatch(rf"{number}/{number}", text)) and float(match[2]):
+        return float(match[1]) / float(match[2]), True
+    if (match := re.fullmatch(rf"{number}\s*([a-zA-Z]+)", text)) and match[2] in units:
+        return float(match[1]) * units[match[2]], False
+    return None
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

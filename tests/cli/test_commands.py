@@ -157,3 +157,17 @@ def test_unpack_gives_the_same_model_both_ways(kogata: Run, finished: Finished, 
     torch.testing.assert_close(torch.from_numpy(ran), expected, rtol=1e-5, atol=1e-5)
     assert "--force" in kogata("unpack", path, "-o", weights, code=2).stderr
     kogata("unpack", path, "-o", weights, "--force")
+
+
+def test_a_size_or_a_drop_needs_no_recipe(kogata: Run, tmp_path: Path) -> None:
+    kogata("compress", "digits-mlp", "--bytes", "1/9", "-o", tmp_path / "small")
+    report = json.loads((tmp_path / "small" / "report.json").read_text(encoding="utf-8"))
+    limit = report["dense"]["bytes"] / 9  # the file holds an engine graph too
+    assert 0.99 * limit <= (tmp_path / "small" / "model.kogata").stat().st_size == report["compressed"]["bytes"] <= limit
+    assert report["rest_bytes"]["graph"] > 0
+    assert report["command"].endswith("--engine onnxruntime --bytes 1/9")
+    assert all(layer["increase"] > 0 for layer in report["layers"])
+    assert any("slope" in note and "predicted loss" in note for note in report["notes"])
+    shown = kogata("compress", "digits-mlp", "--drop", "0.7pt", "-o", tmp_path / "exact", "--dry-run").stdout
+    assert yaml.safe_load(shown)["steps"][-1]["drop"] == "0.7pt"
+    assert yaml.safe_load(shown)["targets"] == {"drop": "0.7pt"}

@@ -94,6 +94,15 @@ def test_finished_folder_is_not_overwritten(kogata: Run, finished: tuple[Path, s
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_budget_is_refused_with_what_to_do(kogata: Run, tmp_path: Path) -> None:
+    where = ("-o", tmp_path / "run", "--engine", "none")
+    assert "--bytes 2.3MB" in error(kogata("compress", "digits-mlp", *where, code=2))
+    assert "with every code zero" in error(kogata("compress", "digits-mlp", "--bytes", "600B", *where, code=2))
+    assert "expected one step rate-obs" in error(
+        kogata("compress", "digits-mlp", "--bytes", "9kB", "--recipe", "4-bit", *where, code=2)
+    )
+
+
 def test_missed_target_is_told_after_the_result(kogata: Run, tmp_path: Path) -> None:
     arguments = ("--recipe", "4-bit", "-o", tmp_path / "run", "--engine", "none", "--size", "1/1000")
     done = kogata("compress", "digits-mlp", *arguments, code=3)

@@ -49,6 +49,7 @@ from kogata.methods import (
     NeuronMerging,
     ProductQuantization,
     RankAllocation,
+    RateOBS,
     Recover,
     ResidualQuantization,
     RoundToNearest,
@@ -91,6 +92,7 @@ CASES: Mapping[type[Method], Method] = {
     SoftWeightSharing: SoftWeightSharing(recover=BRIEF),
     RoundToNearest: RoundToNearest(bits=4, group=16),
     GPTQ: GPTQ(bits=4, group=16),
+    RateOBS: RateOBS(slope=1e-7),
     AdaRound: AdaRound(bits=4, group=16, iterations=5),
     BRECQ: BRECQ(bits=4, blocks=("conv", "deep", "hidden", "out", "encoder"), iterations=2),
     LSQ: LSQ(bits=4, recover=BRIEF),
@@ -185,7 +187,7 @@ WHOLE = LOW_RANK | frozenset({
 LEAVES_NUMBERS = frozenset({MagnitudePruning, Wanda, SparseGPT, OBD, OBS, MovementPruning, ADMMPruning, Hashed})
 LEAVES_CODES = frozenset({
     KMeans, HessianKMeans, ECSQ, ProductQuantization, ResidualQuantization, CorrectedPQ, SoftWeightSharing, RoundToNearest,
-    GPTQ, AdaRound, BRECQ, LSQ, FixedPoint, BinaryConnect, LAB, Ternary,
+    GPTQ, RateOBS, AdaRound, BRECQ, LSQ, FixedPoint, BinaryConnect, LAB, Ternary,
 })  # fmt: skip
 
 # Second steps that a first step leaves no leaf for: the order is wrong whatever the weights are.
@@ -199,7 +201,7 @@ ILLEGAL: Mapping[type[Method], frozenset[type[Method]]] = {
 # Orders that are legal, but where the second of two methods with these settings has nothing left to gain.
 EQUALLY_SPARSE = (MagnitudePruning, OBD, MovementPruning, ADMMPruning)
 ALL_LAYERS = (SVD, WhitenedSVD)  # of the low rank family: no plain weight is left, and factors have no extent in space
-HALF_SCALES = frozenset({RoundToNearest, GPTQ, AdaRound, BRECQ, LSQ, FixedPoint, BinaryConnect, LAB, Ternary})
+HALF_SCALES = frozenset({RoundToNearest, GPTQ, RateOBS, AdaRound, BRECQ, LSQ, FixedPoint, BinaryConnect, LAB, Ternary})
 # What structures leave of these small layers is too small for others, or no longer what they need: a matrix, a kernel, inputs
 # that can be seen.
 FACTORED = (*STRUCTURED, *TRANSFERRED, *COMPACT, SVD, WhitenedSVD, Separable, Tucker2, CP)

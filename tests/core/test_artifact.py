@@ -26,7 +26,6 @@ from kogata.coding.coder import write_varint
 from kogata.errors import DataError, FileFormatError
 from kogata.forms import Codebook, Dense
 from kogata.job import Job
-from kogata.measure.sizes import dense_bytes
 from kogata.methods import SVD, KMeans, MagnitudePruning, RoundToNearest
 from kogata.methods.base.compose import chain, only
 from kogata.network import surgery
@@ -34,6 +33,7 @@ from kogata.network.batch import call, tensors
 from kogata.network.channels.groups import coupled, remove
 from kogata.network.quantizers import Static, attach_quantizer
 from kogata.network.sites import form_at, sites_of
+from kogata.storage.dense import dense_bytes
 from kogata.storage.layout import SCHEMA, Artifact, file_header
 from kogata.storage.load import load
 from kogata.storage.manifest import MAX_MANIFEST, joined, read_manifest, write_manifest

@@ -18,7 +18,6 @@ from kogata.engines.onnxruntime import OnnxSession
 from kogata.errors import DataError, UsageError
 from kogata.forms.filter_maps import Crops, Opposite, Orbit, Repeat, compose, inverse, moved
 from kogata.forms.tied import Tied
-from kogata.measure.sizes import dense_bytes
 from kogata.network import surgery
 from kogata.network.sites import form_of
 from kogata.nn.filters import (
@@ -35,6 +34,7 @@ from kogata.nn.filters import (
     multi_bias_convolution,
     opposite_convolution,
 )
+from kogata.storage.dense import dense_bytes
 from kogata.storage.load import load
 from kogata.storage.write import pack, save, write_file
 from kogata.testing.comparisons import assert_near

@@ -23,12 +23,12 @@ from kogata.calibration.identity import data_digests
 from kogata.calibration.prepare import prepare
 from kogata.errors import DataError, FileFormatError, NotApplicable, UsageError
 from kogata.job import Job, Step, Task
-from kogata.measure.sizes import dense_bytes
 from kogata.methods import SVD, Half, KMeans, MagnitudePruning, Recover
 from kogata.methods.base.compose import chain
 from kogata.methods.base.method import Method
 from kogata.network import surgery
 from kogata.network.fingerprint import fingerprint
+from kogata.storage.dense import dense_bytes
 from kogata.storage.folder import Folder
 from kogata.storage.load import load
 from kogata.system.lock import locked

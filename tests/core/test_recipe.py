@@ -11,10 +11,11 @@ import yaml
 
 from kogata.errors import UsageError
 from kogata.job import Kind, Where
-from kogata.methods import METHODS, SVD, Half, KMeans, MagnitudePruning, Recover, RoundToNearest
+from kogata.methods import METHODS, SVD, Half, KMeans, MagnitudePruning, RateOBS, Recover, RoundToNearest
 from kogata.methods.base.compose import chain, only
 from kogata.methods.base.method import Method
 from kogata.recipes import targets
+from kogata.recipes.budgets import budget, with_goal
 from kogata.recipes.recipe import Recipe, built_in, open_recipe, parse
 from tests.contract.cases import CASES
 
@@ -81,6 +82,20 @@ def test_every_method_has_settings_that_read_back(kind: type[Method]) -> None:
 def test_one_method_resolves_to_one_step() -> None:
     resolved = Recipe(name="x", method=KMeans(clusters=4)).resolved()
     assert resolved["steps"] == [{"method": "k-means", "clusters": 4}]
+
+
+def test_a_goal_takes_the_place_of_that_of_the_recipe() -> None:
+    found = budget(20_000).resolved()
+    assert found["steps"][-1] | {"damping": 0, "data": 0, "rate": 0} == {
+        "method": "rate-obs", "slope": None, "bytes": 20_000, "drop": None, "rate": 0, "damping": 0, "data": 0,
+    }  # fmt: skip
+    assert found["targets"] == {"size": "20000B"}
+    inner = "name: inner\nsteps:\n  - {method: rate-obs, slope: 1.0e-4, damping: 0.1, where: out}"
+    steps = with_goal(parse(inner, "inner"), RateOBS(drop="2pt")).resolved()["steps"]
+    assert (steps[0]["slope"], steps[0]["drop"], steps[0]["damping"]) == (None, "2pt", 0.1)
+    assert steps[0]["where"] == {"layers": ["out"]}
+    with pytest.raises(UsageError, match="expected one step rate-obs"):
+        with_goal(open_recipe("4-bit"), RateOBS(drop="2pt"))
 
 
 @pytest.mark.parametrize("name", built_in())

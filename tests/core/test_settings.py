@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from kogata.errors import UsageError
-from kogata.methods import GPTQ, METHODS, SVD, Fire, FixedPoint, MagnitudePruning, Monarch, Recover, SparseGPT, Wanda
+from kogata.methods import GPTQ, METHODS, SVD, Fire, FixedPoint, MagnitudePruning, Monarch, RateOBS, Recover, SparseGPT, Wanda
 from kogata.settings import Range, alternatives, described, refusal
 from kogata.tasks.made import Mixup, Noise, Synthesis
 from kogata.training.loop import Training
@@ -40,7 +40,9 @@ EVERY: Mapping[type[Any], tuple[Any, str]] = {
 }  # fmt: skip
 
 # Conditions between fields, which the ends of one field may break.
-TOGETHER = {(SparseGPT, "group"), (FixedPoint, "integer"), (FixedPoint, "fraction")}
+TOGETHER = {
+    (SparseGPT, "group"), (FixedPoint, "integer"), (FixedPoint, "fraction"), (RateOBS, "bytes"), (RateOBS, "drop"),
+}  # fmt: skip
 ANY_NUMBER = {("SoftTargets", "axis"), ("Noise", "mean"), ("Synthesis", "bounds"), ("SparseGPT", "pattern")}
 
 

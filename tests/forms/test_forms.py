@@ -178,6 +178,8 @@ def leaf(*shape: int, role: Role = Role.SCALE) -> Dense:
         (Codebook, {}, {"index": np.array([0], np.uint8)}, {}),
         (Affine, {"bits": 3, "group": 2}, {"code": FOUR, "zero": GRID}, {"scale": leaf(4, 2)}),
         (Affine, {"bits": 3, "group": 2}, {"code": FOUR, "zero": GRID[:, :2]}, {"scale": leaf(4, 3)}),
+        (Affine, {"bits": 3, "group": 2}, {"code": FOUR, "zero": GRID[:2]}, {"scale": leaf(2, 3)}),
+        (Affine, {"bits": 3, "group": 2}, {"code": FOUR, "zero": GRID[:1]}, {"scale": leaf(4, 3)}),
         (Affine, {"bits": 17, "group": 2}, {"code": FOUR, "zero": GRID}, {"scale": leaf(4, 3)}),
         (Affine, {"bits": 3, "group": 0}, {"code": FOUR, "zero": GRID}, {"scale": leaf(4, 3)}),
         (Affine, {"bits": "3", "group": 2}, {"code": FOUR, "zero": GRID}, {"scale": leaf(4, 3)}),

@@ -22,11 +22,11 @@ from kogata.forms import Form, Role
 from kogata.forms.permuted import Permuted
 from kogata.forms.tied import Tied
 from kogata.job import Kind, Site
-from kogata.measure.sizes import dense_bytes
 from kogata.methods.base.method import Method
 from kogata.methods.base.weight import WeightMethod
 from kogata.network import surgery
 from kogata.network.sites import form_at, form_of, sites_of
+from kogata.storage.dense import dense_bytes
 from kogata.storage.load import load
 from kogata.storage.write import save
 from kogata.testing.comparisons import assert_near

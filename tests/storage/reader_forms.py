@@ -56,6 +56,8 @@ def masked(header: Any, planes: Any, parts: Any, typed: str) -> Tensor:
 
 def affine(header: Any, planes: Any, parts: Any, typed: str) -> Tensor:
     (scale, dtype), code = parts["scale"], rows_of(planes["code"])
+    assert scale.shape == planes["zero"].shape
+    assert len(scale) in (1, len(code))
     group = np.arange(code.shape[1]) // header["group"]
     less = rounded(rounded(code, dtype) - rounded(planes["zero"], dtype)[:, group], dtype)
     return rounded(less * scale[:, group], dtype).reshape(planes["code"].shape), dtype

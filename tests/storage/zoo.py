@@ -134,11 +134,14 @@ def every_form() -> Mapping[str, Form]:
         "separate": Separate([masked(0.3, 4, 6), affine(4, 4, 4, 6), leaf(Role.MATRIX, 4, 6)]),
         "zero_row": ZeroRow(shared(5, 8, 3), 2),
         "separate_transposed": Separate([Transposed(leaf(Role.MATRIX, 5, 3), (3, 5), (1, 0), (3, 5)) for _ in range(2)]),
+        "rows_alike": Affine(draw.integers(8, 5, 7), leaf(Role.SCALE, 1, 3), draw.integers(8, 1, 3), bits=3, group=3),
     }  # fmt: skip
     return found
 
 
-FORMS_OF_SCHEMA_1 = tuple(name for name in every_form() if not name.startswith(("transposed", "separate", "zero")))
+FORMS_OF_SCHEMA_1 = tuple(
+    name for name in every_form() if not name.startswith(("transposed", "separate", "zero", "rows_alike"))
+)
 """The forms that files of schema 1 may hold."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from kogata.calibration.batches import calibration_batches
 from kogata.calibration.gradients import gradient_statistics
 from kogata.calibration.normalization import Moments, follows, moments_of, move
+from kogata.calibration.sensitivity import sensitivities
 from kogata.calibration.sequential import Visit, count, in_turn
 from kogata.calibration.stats import GRADIENTS, INPUTS, Gathered, Gradients, Stat
 from kogata.calibration.watch import Watch
@@ -61,12 +63,19 @@ def _unseen(watch: Watch, site: Site, gradients: Gradients) -> Gathered:
 
 
 def gradients_of(job: Job, needs: Mapping[Site, frozenset[Stat]]) -> dict[str, Gradients]:
-    """The gradients at ``job.model`` of each site that needs them, by its name: one pass for all."""
-    wanted = {site: found for site, stats in needs.items() if (found := stats & GRADIENTS)}
-    if not wanted:
-        return {}
-    batches = calibration_batches(job.model, job.task)
-    return gradient_statistics(job, batches, list(wanted), frozenset().union(*wanted.values()))
+    """The gradients at ``job.model`` of each site that needs them, by its name: one pass for all sites.
+
+    Those of single samples and those for drawn labels, which need no pass of their own for each sample, are two passes.
+    """
+    found: dict[str, Gradients] = {}
+    wanted = {site: single for site, stats in needs.items() if (single := stats & GRADIENTS - {Stat.SENSITIVITY})}
+    if wanted:
+        batches = calibration_batches(job.model, job.task)
+        found = gradient_statistics(job, batches, list(wanted), frozenset().union(*wanted.values()))
+    if drawn := [site for site, stats in needs.items() if Stat.SENSITIVITY in stats]:
+        for name, (outputs_O, entries) in sensitivities(job, drawn).items():
+            found[name] = replace(found.get(name, Gradients()), outputs_O=outputs_O, entries=entries)
+    return found
 
 
 def _arrivals(
@@ -84,8 +93,8 @@ def _arrivals(
     were: dict[str, Moments] | None = None  # the moments of the unchanged model, once they are needed
     crossed = [site for site, wanted in needs.items() if Stat.CROSS in wanted]
     if crossed:  # the unchanged run of a batch arrives just before the changed one
-        unchanged = Watch(job.model, crossed, lambda name, placement: sums[name].unchanged(placement))
-        watches = [unchanged, watch]
+        first = Watch(job.model, crossed, lambda name, placement: sums[name].unchanged(placement))
+        watches = [first, watch]
     with memory.returned(), evaluating(job.model), evaluating(model):
         batches = [inputs for inputs, _ in calibration_batches(model, job.task)]
         found = count([partial(watch.run, inputs) for inputs in batches], [model], layers, [watch])

@@ -108,12 +108,19 @@ def move(layer: nn.Module, before: Moments, after: Moments) -> bool:
         ("running_mean", old_mean, old_mean.to(mean_C) + known * (new_mean_C - mean_C)),
         ("running_var", old_variance, old_variance.to(variance_C) * ratio_C),
     ):
-        value = value_C.to(old)
+        value = _as_exact(value_C, old)
         value = torch.where(torch.isfinite(value), value, old)
         if not torch.equal(value, old):
             setattr(layer, name, value)
             moved = True
     return moved
+
+
+def _as_exact(value_C: Tensor, old_C: Tensor) -> Tensor:
+    """The values in the dtype of the old ones; numbers of half precision where those are such, so that a file stays small."""
+    half_C = value_C.half().to(old_C)
+    exact = torch.equal(old_C.half().to(old_C), old_C) and half_C.isfinite().all() and (half_C != 0).eq(value_C != 0).all()
+    return half_C if exact else value_C.to(old_C)
 
 
 def renewed(before: Job, after: Job, kept: Mapping[str, Tensor] | None = None) -> Job:

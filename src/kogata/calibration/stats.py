@@ -27,10 +27,13 @@ class Stat(StrEnum):
     CROSS = "cross"  # YᵀX / rows, where Y are the inputs in the net before the method, X those in the net it has changed so far
     FISHER = "fisher"  # mean over samples of the squared gradient of each weight
     GRADIENT = "gradient"  # mean over samples of gᵀg, g the gradient of the layer's outputs
+    SENSITIVITY = (
+        "sensitivity"  # mean over samples of g² at one output, summed over its positions, for labels of the model's own
+    )
 
 
 INPUTS = frozenset({Stat.SQUARE, Stat.GRAM, Stat.CROSS})
-GRADIENTS = frozenset({Stat.FISHER, Stat.GRADIENT})
+GRADIENTS = frozenset({Stat.FISHER, Stat.GRADIENT, Stat.SENSITIVITY})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,9 @@ class Stats:
     ``square_GI``, ``gram_GII`` and ``cross_GII`` are of the inputs that the leaf, seen as rows, multiplies; ``fisher`` has the
     leaf's shape.
     ``position`` (int64) says where the kept values of a mask lie in the flattened tensor that they stand for.
+
+    An error e of one row of the leaf raises the loss of a sample by about ½ · ``sensitivity`` · e G eᵀ, with G the Gram matrix,
+    or the identity where that is None.
     """
 
     square_GI: Tensor | None = None
@@ -47,16 +53,23 @@ class Stats:
     cross_GII: Tensor | None = None
     fisher: Tensor | None = None
     gradient_OO: Tensor | None = None
+    sensitivity: float | None = None
     position: Tensor | None = None
     unseen: str = "its inputs could not be seen"  # why there are no statistics of inputs, where there are none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients:
-    """Of one site: the Fisher diagonal of each leaf by its path, and the second moment of the output gradients."""
+    """Of one site: the Fisher diagonal of each leaf by its path, and the second moment of the output gradients.
+
+    ``outputs_O`` is the sensitivity of the loss to the outputs of each row of all its matrices, None where no operation gives
+    them; ``entries`` is that to one entry of each leaf, by path. Both are for labels drawn from the model.
+    """
 
     fisher: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     gradient_OO: Tensor | None = None
+    outputs_O: Tensor | None = None
+    entries: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +106,11 @@ class Gathered:
             gram, cross = (None if x is None or len(x) > 1 else right_RI @ x @ right_RI.T for x in (gram, cross))
             square = None if gram is None else gram.diagonal(dim1=1, dim2=2)
         square, gram, cross = _merged(square, gram, cross)
+        outputs_O = found.gradients.outputs_O if gram is not None and inner != ["factors", "1"] else None
         return Stats(
             square_GI=square, gram_GII=gram, cross_GII=cross, fisher=self.gradients.fisher.get(path),
             gradient_OO=found.gradients.gradient_OO if not inner else None,
+            sensitivity=_sensitivity(outputs_O, self.gradients.entries.get(path), gram),
             position=parent.position.long().cpu() if isinstance(parent, Masked) else None, unseen=unseen,
         )  # fmt: skip
 
@@ -111,14 +126,28 @@ class Gathered:
 
     def _of_rows(self, number: int, count: int) -> Gathered:
         """What is known of one of ``count`` equal parts of the rows."""
+        outputs_O = self.gradients.outputs_O
+        gradients = Gradients(outputs_O=None if outputs_O is None else outputs_O.chunk(count)[number])
         if self.reached_G is None:
-            return replace(self, gradients=Gradients())
+            return replace(self, gradients=gradients)
         groups = len(self.reached_G)
         chosen = slice(number * groups // count, max((number + 1) * groups // count, number * groups // count + 1))
         if not bool(self.reached_G[chosen].any()):
             return Gathered(unseen="its inputs could not be seen: no calibration data reaches this one of its matrices")
         square, gram, cross = (None if x is None else x[chosen] for x in (self.square_GI, self.gram_GII, self.cross_GII))
-        return Gathered(square_GI=square, gram_GII=gram, cross_GII=cross, reached_G=self.reached_G[chosen])
+        return Gathered(
+            square_GI=square, gram_GII=gram, cross_GII=cross, reached_G=self.reached_G[chosen], gradients=gradients
+        )  # fmt: skip
+
+
+def _sensitivity(outputs_O: Tensor | None, entry: float | None, gram_GII: Tensor | None) -> float | None:
+    """The sensitivity to one output: the mean of those seen; otherwise as that to one entry of the leaf, g² x², tells."""
+    if outputs_O is not None:
+        return float(outputs_O.mean())
+    if entry is None or gram_GII is None:
+        return entry
+    energy = float(gram_GII.diagonal(dim1=1, dim2=2).mean())
+    return entry / energy if energy else None
 
 
 def _merged(*statistics_G: Tensor | None) -> tuple[Tensor | None, ...]:

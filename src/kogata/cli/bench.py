@@ -38,9 +38,9 @@ def run(
     """Measure a compressed file again and the task's dense model beside it: bytes, score, and latency in one engine."""
     from kogata.calibration.batches import first_batch
     from kogata.measure import compare
-    from kogata.measure.sizes import dense_bytes
     from kogata.network import surgery
     from kogata.network.rows import first_rows
+    from kogata.storage.dense import dense_bytes
     from kogata.storage.load import load
     from kogata.storage.read import read_file
     from kogata.tasks.taskfile import open_task

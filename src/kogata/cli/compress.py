@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from kogata.storage.folder import Folder
 
 RecipeOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--recipe", metavar="NAME|YAML", autocompletion=complete_recipe,
         help=f"A YAML file, or a recipe that comes with Kogata: {', '.join(RECIPES)}. Methods of other packages are named "
-        "package.module:Class; install the package, or name its folder in PYTHONPATH.",
+        "package.module:Class; install the package, or name its folder in PYTHONPATH. Default with --bytes: budget; with "
+        "--drop alone: small.",
     ),
 ]  # fmt: skip
 OutputOption = Annotated[
@@ -50,8 +51,11 @@ OutputOption = Annotated[
 
 def run(
     task: TaskArgument,
-    recipe: RecipeOption,
     output: OutputOption,
+    recipe: RecipeOption = None,
+    bytes_: Annotated[
+        str | None, typer.Option("--bytes", metavar="SIZE", help="Size of the whole file to aim at, such as 2.3MB, 1/20 or 5%.")
+    ] = None,
     seed: SeedOption = 0,
     data: DataOption = None,
     engine: EngineOption = EngineName.ONNXRUNTIME,
@@ -71,16 +75,16 @@ def run(
     code is 3.
     """
     from kogata.flow import compress
-    from kogata.recipes.recipe import open_recipe
     from kogata.storage.folder import Folder
     from kogata.tasks.taskfile import open_task
 
     asked = {goal: text for goal, text in (("size", size), ("drop", drop), ("latency", latency)) if text is not None}
-    plan = _with_targets(open_recipe(recipe), asked)
+    plan = _with_targets(_opened(recipe, bytes_, drop), asked)
     if dry_run:
         _preview(*open_task(task, seed, data), plan, seed, engine, as_json)
         return
-    command = _command(task, recipe, output, seed, data, engine, asked, explain)
+    goals = ({} if bytes_ is None else {"bytes": bytes_}) | asked
+    command = _command(task, recipe, output, seed, data, engine, goals, explain)
 
     def start() -> Report:
         model, opened = open_task(task, seed, data)
@@ -119,6 +123,23 @@ def carry_out(
         raise TargetMissed(f"the result misses what was asked for: {'; '.join(report.missed)}.")
 
 
+def _opened(recipe: str | None, size: str | None, drop: str | None) -> Recipe:
+    """The recipe, with the goal of its quantizer. Raises UsageError when nothing says what to do."""
+    from kogata.methods import RateOBS
+    from kogata.recipes.budgets import with_goal
+    from kogata.recipes.recipe import open_recipe
+
+    if size is not None:
+        return with_goal(open_recipe(recipe or "budget"), RateOBS(bytes=size))
+    if recipe is None and drop is not None:
+        return with_goal(open_recipe("small"), RateOBS(drop=drop))
+    if recipe is None:
+        raise UsageError(
+            f"give --recipe ({', '.join(RECIPES)}, or a YAML file), or a goal alone: --bytes 2.3MB or --drop 0.5pt."
+        )
+    return open_recipe(recipe)
+
+
 def _with_targets(recipe: Recipe, asked: dict[str, str]) -> Recipe:
     from kogata.recipes import targets
 
@@ -127,14 +148,15 @@ def _with_targets(recipe: Recipe, asked: dict[str, str]) -> Recipe:
 
 
 def _command(
-    task: str, recipe: str, output: Path, seed: int, data: Path | None, engine: EngineName, asked: dict[str, str], explain: bool
-) -> str:
+    task: str, recipe: str | None, output: Path, seed: int, data: Path | None, engine: EngineName, goals: dict[str, str],
+    explain: bool,
+) -> str:  # fmt: skip
     """The command line that gives the same bytes again."""
-    words = ["kogata", "compress", task, "--recipe", recipe, "-o", str(output)]
+    words = ["kogata", "compress", task, *(["--recipe", recipe] if recipe is not None else []), "-o", str(output)]
     words += ["--seed", str(seed), "--engine", engine]
     if data is not None:
         words += ["--data", str(data)]
-    for goal, text in asked.items():
+    for goal, text in goals.items():
         words += [f"--{goal}", text]
     words += ["--explain"] if explain else []
     return shlex.join(words)

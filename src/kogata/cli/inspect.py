@@ -68,7 +68,7 @@ def run(
 def _model(reference: str, data: Path | None, seed: int, as_json: bool) -> None:
     from kogata.calibration.batches import first_batch
     from kogata.measure import sizes
-    from kogata.measure.sizes import dense_bytes
+    from kogata.storage.dense import dense_bytes
     from kogata.tasks.taskfile import open_task
 
     model, task = open_task(reference, seed, data)

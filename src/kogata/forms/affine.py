@@ -20,9 +20,9 @@ MAX_BITS = 16
 class Affine(Form):
     """Uniform quantization of a tensor whose rows ``[shape[0], -1]`` are cut into groups; a vector is one row.
 
-    ``code`` has the shape of the tensor; ``scale`` and ``zero`` have shape ``[rows, groups]``. The last group of a row may be
-    shorter. ``code`` and ``zero`` are in ``[0, 2**bits)``, ``bits`` at most ``MAX_BITS``, and stored in the narrowest integer
-    dtype that holds them. The scales are trainable, the codes are not.
+    ``code`` has the shape of the tensor; ``scale`` and ``zero`` are ``[rows, groups]``, or ``[1, groups]`` where all rows share
+    them. The last group of a row may be shorter. ``code`` and ``zero`` are in ``[0, 2**bits)``, ``bits`` at most ``MAX_BITS``,
+    and stored in the narrowest integer dtype that holds them. The scales are trainable, the codes are not.
 
     >>> import torch
     >>> from kogata.forms import Affine
@@ -82,9 +82,10 @@ class Affine(Form):
         if not (isinstance(bits, int) and 1 <= bits <= MAX_BITS and isinstance(group, int) and group >= 1):
             raise ValueError(f"bits {bits!r} and group {group!r}")
         rows, columns = as_rows(code).shape
-        expected = (rows, -(-columns // group))
-        if tuple(scale.shape) != expected or tuple(zero.shape) != expected:
-            raise ValueError(f"scales {tuple(scale.shape)}, zero points {tuple(zero.shape)}, expected {expected}")
+        groups = -(-columns // group)
+        if tuple(scale.shape) != tuple(zero.shape) or tuple(scale.shape) not in ((rows, groups), (1, groups)):
+            found = f"scales {tuple(scale.shape)}, zero points {tuple(zero.shape)}"
+            raise ValueError(f"{found}, expected {(rows, groups)} or {(1, groups)} of both")
         if any(part.numel() and not 0 <= int(part.min()) <= int(part.max()) < 2**bits for part in (code, zero)):
             raise ValueError(f"codes or zero points outside of {bits} bits")
         dtype = index_dtype(2**bits)

@@ -21,7 +21,6 @@ from kogata.errors import DataError, EngineError
 from kogata.forms import Role
 from kogata.job import Job, Row, Step, Task
 from kogata.measure.latency import interleaved
-from kogata.measure.sizes import dense_bytes
 from kogata.measure.times import layer_times
 from kogata.methods.base.selection import by_reason
 from kogata.network import surgery
@@ -30,6 +29,7 @@ from kogata.network.rows import first_rows
 from kogata.network.sites import form_at, left_alone, sites_of
 from kogata.recipes.recipe import Recipe
 from kogata.report.data import Latency, Layer, PlaneLine, Report, Side
+from kogata.storage.dense import dense_bytes
 from kogata.storage.extra import extra_states
 from kogata.storage.folder import Folder
 from kogata.storage.layout import Artifact, EngineGraph, PackedFile, Stored
@@ -132,7 +132,7 @@ def report(
         layers=layers(job, original, packed, sample, engine), rest_bytes=rest(packed, job.model),
         steps=tuple(steps),
         notes=(
-            *notes, *_idle(steps), *_renewed(steps), *_extra(job.model), *_whole(sample, inputs), *_left(job),
+            *notes, *_idle(steps), *_remarks(steps), *_renewed(steps), *_extra(job.model), *_whole(sample, inputs), *_left(job),
         ),
         targets={target.goal: target.text for target in recipe.targets},
     )  # fmt: skip
@@ -165,13 +165,14 @@ def layers(job: Job, original: nn.Module, packed: PackedFile, sample: Any, engin
         )  # fmt: skip
         losses = [row.loss for row in changes[site.name] if row.loss is not None]
         errors = [row.predicted for row in changes[site.name] if row.predicted is not None]
+        increases = [row.increase for row in changes[site.name] if row.increase is not None]
         dense = cast("Tensor", getattr(original.get_submodule(site.module), site.parameter))
         found.append(Layer(
             site=site.name, kind=site.kind, shape=site.shape, form=form.describe(), parameters=form.kept(),
             macs=costs.get(site.name), dense_bytes=dense.numel() * dense.itemsize,
             bytes=sum(plane.bytes for plane in planes), dense_ms=spent["dense"].get(site.module),
             ms=spent["ours"].get(site.module), loss=sum(losses) if losses else None, planes=planes,
-            error=sum(errors) if errors else None,
+            error=sum(errors) if errors else None, increase=sum(increases) if increases else None,
         ))  # fmt: skip
     return tuple(found)
 
@@ -189,6 +190,11 @@ def rest(packed: PackedFile, loaded: nn.Module) -> dict[str, int]:
 def _idle(steps: Sequence[Step]) -> list[str]:
     """The steps that changed nothing, each with the reason."""
     return [f"step {number} changed nothing: {step.note}" for number, step in enumerate(steps, 1) if step.note]
+
+
+def _remarks(steps: Sequence[Step]) -> list[str]:
+    """What the steps assumed, predicted and measured."""
+    return [f"step {number} ({step.name}): {text}" for number, step in enumerate(steps, 1) for text in step.remarks]
 
 
 def _renewed(steps: Sequence[Step]) -> list[str]:

@@ -47,6 +47,7 @@ from kogata.methods.quantization.gptq import GPTQ
 from kogata.methods.quantization.half import Half
 from kogata.methods.quantization.lab import LAB
 from kogata.methods.quantization.lsq import LSQ
+from kogata.methods.quantization.rate_obs import RateOBS
 from kogata.methods.quantization.round_to_nearest import RoundToNearest
 from kogata.methods.quantization.ternary import Ternary
 from kogata.methods.quantization.xnor_net import XNORNet
@@ -90,6 +91,7 @@ METHODS: tuple[type[Method], ...] = (
     SoftWeightSharing,
     RoundToNearest,
     GPTQ,
+    RateOBS,
     AdaRound,
     BRECQ,
     LSQ,
@@ -182,6 +184,7 @@ __all__ = [
     "ProductQuantization",
     "Range",
     "RankAllocation",
+    "RateOBS",
     "Recover",
     "ResidualQuantization",
     "RoundToNearest",

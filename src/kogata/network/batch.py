@@ -59,7 +59,12 @@ def count_of(batches: Iterable[Any]) -> int | None:
 
 def row(value: Any, n: int) -> Any:
     """Row ``n`` of every tensor in a nesting, as a batch of one."""
-    return mapped(lambda part: part[n : n + 1] if isinstance(part, Tensor) and part.ndim else part, value)
+    return part(value, n, n + 1)
+
+
+def part(value: Any, start: int, stop: int) -> Any:
+    """The rows from ``start`` to ``stop`` of every tensor in a nesting; a tensor with one row, which is broadcast, stays."""
+    return mapped(lambda each: each[start:stop] if isinstance(each, Tensor) and each.ndim and len(each) > 1 else each, value)
 
 
 def length(value: Any) -> int:

@@ -52,8 +52,8 @@ class Placement:
         grouped = self.use.kind is Kind.CONV  # the groups of a convolution are channels one after another
         return self.layout.count == 1 and all(a.count == a.size and (grouped or a.role in "oi") for a in self.axes)
 
-    def rows(self) -> Iterator[Rows]:
-        """Pieces of the inputs, in the order of the layout's rows and columns."""
+    def spans(self) -> list[tuple[int, int]]:
+        """The rows of the layout that the call uses, as the start and the end of each stretch of them."""
         outer = [axis for axis in self.axes if axis.role in "sb"]
         outputs = math.prod(axis.size for axis in self.axes if axis.role == "o")
         used = math.prod(axis.count for axis in self.axes if axis.role == "o")
@@ -61,14 +61,19 @@ class Placement:
         groups = [0]
         for axis in outer:
             groups = [group * axis.size + n for group in groups for n in range(axis.start, axis.start + axis.count)]
-        consecutive = used == outputs and groups == list(range(groups[0], groups[0] + len(groups)))
+        if used == outputs and groups == list(range(groups[0], groups[0] + len(groups))):
+            return [(groups[0] * outputs, (groups[-1] + 1) * outputs)]
+        return [(group * outputs + first, group * outputs + first + used) for group in groups]
+
+    def rows(self) -> Iterator[Rows]:
+        """Pieces of the inputs, in the order of the layout's rows and columns."""
+        spans = self.spans()
         for x_GNI in self._pieces():
-            if consecutive:
-                yield Rows(groups[0] * outputs, (groups[-1] + 1) * outputs, x_GNI)
+            if len(spans) == 1:
+                yield Rows(*spans[0], x_GNI)
                 continue
-            for n, group in enumerate(groups):
-                start = group * outputs + first
-                yield Rows(start, start + used, x_GNI[n : n + 1] if len(x_GNI) > 1 else x_GNI)
+            for n, (start, stop) in enumerate(spans):
+                yield Rows(start, stop, x_GNI[n : n + 1] if len(x_GNI) > 1 else x_GNI)
 
     def _pieces(self) -> Iterator[Tensor]:
         """The inputs ``[G, rows, columns]``: one group, or one for each combination of the axes before the outputs."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from kogata.errors import UsageError
 from kogata.report.data import Report
+from kogata.settings import BYTES, POINTS, amount
 
 Goal = Literal["size", "drop", "latency"]
-_NUMBER = r"(\d+(?:\.\d+)?)"
 _FORMS: dict[str, str] = {
     "size": "such as 20kB, 1.5MB, 1/20 or 5% (of the dense file)",
     "drop": "such as 0.5pt (points of the score)",
     "latency": "such as 3ms, 1/2 or 60% (of the dense latency)",
 }
-_UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "ms": 1.0, "pt": 1.0}
-_ALLOWED: dict[str, tuple[str, ...]] = {"size": ("B", "kB", "MB", "GB"), "drop": ("pt",), "latency": ("ms",)}
+_UNITS: Mapping[str, Mapping[str, float]] = {"size": BYTES, "drop": POINTS, "latency": {"ms": 1.0}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +68,7 @@ def check_measurable(targets: Iterable[Target], *, scored: bool, timed: bool) ->
 def _one(goal: str, text: str) -> Target:
     if goal not in get_args(Goal):
         raise UsageError(f"targets: {goal!r} is none of {', '.join(get_args(Goal))}.")
-    if goal != "drop":
-        if match := re.fullmatch(rf"{_NUMBER}\s*%", text):
-            return Target(goal=goal, text=text, value=float(match[1]) / 100, relative=True)  # type: ignore[arg-type]
-        if (match := re.fullmatch(rf"{_NUMBER}/{_NUMBER}", text)) and float(match[2]):
-            return Target(goal=goal, text=text, value=float(match[1]) / float(match[2]), relative=True)  # type: ignore[arg-type]
-    if (match := re.fullmatch(rf"{_NUMBER}\s*([a-zA-Z]+)", text)) and match[2] in _ALLOWED[goal]:
-        return Target(goal=goal, text=text, value=float(match[1]) * _UNITS[match[2]], relative=False)  # type: ignore[arg-type]
+    found = amount(text, _UNITS[goal])
+    if found is not None and not (goal == "drop" and found[1]):
+        return Target(goal=goal, text=text, value=found[0], relative=found[1])  # type: ignore[arg-type]
     raise UsageError(f"targets: {goal}: {text!r} cannot be read; write it {_FORMS[goal]}.")

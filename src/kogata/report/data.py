@@ -82,6 +82,7 @@ class Layer:
     loss: float | None  # increase of the calibration loss when only this layer is changed, summed over steps; with explain
     planes: tuple[PlaneLine, ...]
     error: float | None = None  # relative squared error of the weights that the steps replaced, summed over the steps
+    increase: float | None = None  # predicted increase of the loss of a sample, summed over the steps that predict it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +126,15 @@ class Report:
     def latencies(self) -> dict[str, Latency | None]:
         """The latency of each of the two models by its name."""
         return {self.names[0]: self.dense.latency_ms, self.names[1]: self.compressed.latency_ms}
+
+    @property
+    def changes(self) -> Literal["loss", "predicted loss", "error", ""]:
+        """What is known of what became of each layer: the best measure of it that there is; empty where nothing is."""
+        if self.explained:
+            return "loss"
+        if any(layer.increase is not None for layer in self.layers):
+            return "predicted loss"
+        return "error" if any(layer.error is not None for layer in self.layers) else ""
 
     @property
     def alpha(self) -> float:

@@ -59,9 +59,8 @@ def write(report: Report, path: Path) -> None:
         charts=charts(report),
         rows=layer_rows(report, None),
         total=total_row(report),
-        explained=report.explained,
         # the heading of the column that says what became of each layer; none where nothing is known
-        changes="Loss" if report.explained else "Error" if any(layer.error is not None for layer in report.layers) else "",
+        changes=report.changes.capitalize(),
         drawn=LIMIT,
         planes=_plane_totals(report),
         recipe=_pretty(report.recipe),

@@ -27,6 +27,7 @@ class TableRow:
     ms: float | None
     loss: float | None
     error: float | None
+    increase: float | None
     planes: dict[str, int]  # bytes by plane name; they sum to ``bytes`` unless the planes hold more than that
 
     @property
@@ -69,6 +70,7 @@ def _row(layer: Layer) -> TableRow:
         ms=layer.ms,
         loss=layer.loss,
         error=layer.error,
+        increase=layer.increase,
         planes=dict(planes),
     )
 
@@ -89,6 +91,7 @@ def _sum(name: str, rows: list[TableRow]) -> TableRow:
         ms=_known(row.ms for row in rows),
         loss=_known(row.loss for row in rows),
         error=None,  # each is relative to its own weight: they do not add up
+        increase=_known(row.increase for row in rows),
         planes=dict(planes),
     )
 

@@ -12,7 +12,7 @@ from kogata.report.data import Report, Side
 from kogata.report.rows import TableRow, layer_rows, total_row
 from kogata.report.words import (
     NOTHING,
-    loss_or_error,
+    change,
     notes,
     number,
     rate,
@@ -107,7 +107,7 @@ def _layers(report: Report, console: Console) -> Table:
     wide = console.width >= WIDE
     columns = ("site", "form", "values", "bytes", "bits/w", "ms")
     narrow = ("site", "values", "bytes", "ms")  # a form such as masked(codebook) needs the room of one column
-    last = ("loss",) if report.explained else ("error",) if any(layer.error is not None for layer in report.layers) else ()
+    last = (report.changes,) if report.changes else ()
     table = grid(console, "Layers", *(columns if wide else narrow), *last)
     narrow = ("site", "values", "bytes", "ms", "loss")  # the form is shown below the site, as there is no room for a column
     if wide:
@@ -136,7 +136,7 @@ def _cells(row: TableRow, console: Console, wide: bool) -> list[Text]:
 
 def _change(row: TableRow, console: Console, columns: tuple[str, ...]) -> list[Text]:
     """The cell of the last column, if there is one."""
-    return [safe(console, loss_or_error(row.loss, row.error, explained=name == "loss")) for name in columns]
+    return [safe(console, change(name, row.loss, row.increase, row.error)) for name in columns]
 
 
 def _rest(report: Report, console: Console) -> Table:

@@ -31,15 +31,15 @@ def number(value: float | None, *, signed: bool = False) -> str:
     return text.replace("-", MINUS, 1) if value < 0 else text
 
 
-def loss_or_error(loss: float | None, error: float | None, *, explained: bool) -> str:
-    """What a layer's change did: to the loss where that was measured, or as error of its weight.
+def change(measure: str, loss: float | None, increase: float | None, error: float | None) -> str:
+    """What a layer's change did, in the ``measure`` that the report shows: loss, predicted loss, or error of its weight.
 
-    >>> loss_or_error(None, 0.01, explained=True)
-    'not measured'
+    >>> change("loss", None, None, 0.01), change("predicted loss", None, 2e-4, 0.01), change("error", None, None, 0.01)
+    ('not measured', '+0.0002', '0.01')
     """
-    if not explained:
-        return number(error)
-    return "not measured" if loss is None and error is not None else number(loss, signed=True)
+    if measure == "loss":
+        return "not measured" if loss is None and error is not None else number(loss, signed=True)
+    return number(increase, signed=True) if measure == "predicted loss" else number(error)
 
 
 def size(value: float) -> str:

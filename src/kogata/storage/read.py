@@ -82,7 +82,7 @@ def read_file(
         raise FileFormatError(f"{path}: is damaged or not a .kogata file: {reason}.") from error
 
 
-def _known(forms: Sequence[type[Form]]) -> dict[str, type[Form]]:
+def _known(forms: Sequence[object]) -> dict[str, type[Form]]:
     """All known form classes by tag."""
     known = {form.TAG: form for form in FORMS}
     for form in forms:

@@ -26,11 +26,12 @@ Plan = TypeVar("Plan")
 class PlannedLeaf:
     """A leaf that a plan decides on, with its statistics in the model before any layer is changed.
 
-    ``site`` is the weight that the leaf belongs to. ``part`` is the same site with the shape of the tensor that the leaf stands
-    for. ``weight`` holds the values of the leaf, float32 on the CPU.
+    ``site`` is the weight that the leaf belongs to, ``path`` its place in the tree, and ``part`` the same site with the shape
+    of the tensor that the leaf stands for. ``weight`` holds the values of the leaf, float32 on the CPU.
     """
 
     site: Site
+    path: str
     part: Site
     weight: Tensor
     stats: Stats
@@ -57,18 +58,19 @@ class PlannedMethod(WeightMethod, Generic[Plan]):
     @final
     def encoder(self, job: Job, sites: Sequence[Site], gradients: Mapping[str, Gradients]) -> Encode:
         """Visit all leaves of ``sites``, make the plan, and return the function that encodes a leaf by it."""
-        with closing(self._leaves(job, sites, gradients)) as leaves:
+        with closing(planned_leaves(self, job, sites, gradients)) as leaves:
             return partial(self.encode_planned, self.decide(job, leaves))
 
-    def _leaves(
-        self, job: Job, sites: Sequence[Site], gradients: Mapping[str, Gradients]
-    ) -> Generator[PlannedLeaf, None, None]:
-        """Each leaf that the method accepts."""
-        needs = self.needs - {Stat.CROSS}  # no layer has changed yet, so both models have the same inputs
-        with closing(gather(job, dict.fromkeys(sites, needs), job.model, gradients)) as gathered:
-            for site, found in gathered:
-                root = form_at(job.model, site)
-                for path, leaf, part in leaves_of(root, site):
-                    if not reason_against(self, site, {leaf.role}):
-                        weight = leaf.values.detach().float().cpu()
-                        yield PlannedLeaf(site=site, part=part, weight=weight, stats=found.of(root, path))
+
+def planned_leaves(
+    method: WeightMethod, job: Job, sites: Sequence[Site], gradients: Mapping[str, Gradients]
+) -> Generator[PlannedLeaf, None, None]:
+    """Each leaf of ``sites`` that the method accepts, in the model before any layer is changed."""
+    needs = method.needs - {Stat.CROSS}  # no layer has changed yet, so both models have the same inputs
+    with closing(gather(job, dict.fromkeys(sites, needs), job.model, gradients)) as gathered:
+        for site, found in gathered:
+            root = form_at(job.model, site)
+            for path, leaf, part in leaves_of(root, site):
+                if not reason_against(method, site, {leaf.role}):
+                    weight = leaf.values.detach().float().cpu()
+                    yield PlannedLeaf(site=site, path=path, part=part, weight=weight, stats=found.of(root, path))

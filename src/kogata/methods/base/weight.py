@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kogata.calibration.gather import gather, gradients_of
 from kogata.calibration.normalization import renewed
 from kogata.calibration.probe import Probe, most_changed
-from kogata.calibration.stats import Gathered, Gradients, Stats
+from kogata.calibration.stats import Gathered, Gradients, Stats, power
 from kogata.errors import DataError, NotApplicable
 from kogata.forms import Dense, Form, Role
 from kogata.forms.base import squared_distance
@@ -52,16 +52,19 @@ class WeightMethod(Method):
         return follow(self, roles, selected_sites(job))
 
 
-def encode_sites(job: Job, plan: Sequence[tuple[WeightMethod, Sequence[Site]]]) -> Job:
+def encode_sites(
+    job: Job, plan: Sequence[tuple[WeightMethod, Sequence[Site]]], gradients: Mapping[str, Gradients] | None = None
+) -> Job:
     """The job after each method of ``plan`` has encoded its sites.
 
     One pass over the calibration data gathers, for each site, the statistics that its method needs. The inputs of a layer are
-    those produced by the already compressed layers before it, and batch normalization follows them. No site may belong to two
-    methods. Raises NotApplicable, listing all reasons, when no site changes.
+    those produced by the already compressed layers before it, and batch normalization follows them. Gradients are the given
+    ones, by the name of the site, or gathered before. No site may belong to two methods. Raises NotApplicable, listing all
+    reasons, when no site changes.
     """
     model = surgery.clone(job.model)
     needs = {site: method.needs for method, sites in plan for site in sites}
-    gradients = gradients_of(job, needs)
+    gradients = gradients_of(job, needs) if gradients is None else gradients
     encoders = [(method, method.encoder(job, sites, gradients), sites) for method, sites in plan]
     by_site = {site: (method, encode) for method, encode, sites in encoders for site in sites}
     rows, changes = list[Row](), dict[Site, float]()
@@ -80,23 +83,37 @@ def _encode_site(
 ) -> tuple[Row, float]:
     """Encode the leaves of one site in ``model``; return its row of the ledger and the squared error of its weight."""
     before, form = form_at(job.model, site), form_at(model, site)
-    note, done, errors, norm = "", False, 0.0, 0.0
+    note, done, errors, norm, increase = "", False, 0.0, 0.0, None
     for path, leaf, part in list(leaves_of(form, site)):
         weight = leaf.values.detach().float().cpu()  # methods encode on the CPU; the form then moves to the leaf's device
         norm += float(torch.linalg.vector_norm(weight)) ** 2
-        smaller, reason = _encode_leaf(method, encode, weight, leaf, part, found.of(before, path))
+        stats = found.of(before, path)
+        smaller, reason = _encode_leaf(method, encode, weight, leaf, part, stats)
         if smaller is None:
             note = note or reason
             continue
         surgery.replace(model, site, path, smaller)
         now = smaller if path else form_at(model, site)  # of a whole weight, with a padding row that stays zero
         with torch.no_grad():
-            errors += squared_distance(now.dense().cpu(), weight)
+            changed = now.dense().cpu()
+            errors += squared_distance(changed, weight)
+            if stats.sensitivity is not None:
+                increase = (increase or 0.0) + _increase(changed - weight, part, stats, stats.sensitivity)
         done = True
     if not done:
         return row_of(method.ABOUT.name, site, before, before, note), 0.0
     predicted = errors / norm if norm else 0.0
-    return row_of(method.ABOUT.name, site, before, form_at(model, site), predicted=predicted), errors
+    row = row_of(method.ABOUT.name, site, before, form_at(model, site), predicted=predicted)
+    return replace(row, increase=increase), errors
+
+
+def _increase(error: Tensor, part: Site, stats: Stats, sensitivity: float) -> float:
+    """The predicted increase of the loss of a sample from an error of a leaf, ½ F tr(E G Eᵀ)."""
+    if stats.gram_GII is None:
+        return sensitivity / 2 * float(error.double().square().sum())
+    if stats.position is not None:
+        error = error.new_zeros(torch.Size(part.shape).numel()).scatter(0, stats.position, error.flatten())
+    return sensitivity / 2 * power(error, stats.gram_GII)
 
 
 def _encode_leaf(

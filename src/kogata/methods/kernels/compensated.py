@@ -65,12 +65,17 @@ def layer_of(weight: Tensor, site: Site, stats: Stats, damping: float) -> Rounde
     )  # fmt: skip
 
 
+def factors_of(layer: RoundedLayer) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """For each group of the layer, the order of its columns (large inputs first), and ``obq.pivots`` in that order."""
+    orders = [gram_II.diagonal().argsort(descending=True, stable=True) for gram_II in layer.gram_GII]
+    return orders, [obq.pivots(gram_II, order) for gram_II, order in zip(layer.gram_GII, orders, strict=True)]
+
+
 def rounded(layer: RoundedLayer, shape: torch.Size, *, bits: int, group: int | None, symmetric: bool, rounds: int) -> Affine:
     """The leaf of ``layer`` rounded to ``bits``, as codes of ``shape``. Entries that are not kept get the code of zero."""
     rows_RC = layer.rows(layer.weight_GOI)
     group = min(group or rows_RC.shape[1], rows_RC.shape[1])
-    orders = [gram_II.diagonal().argsort(descending=True, stable=True) for gram_II in layer.gram_GII]
-    factors = [obq.pivots(gram_II, order) for gram_II, order in zip(layer.gram_GII, orders, strict=True)]
+    orders, factors = factors_of(layer)
     cost_GI = torch.stack([pivot[order.argsort()] for (_, pivot), order in zip(factors, orders, strict=True)])
     importance_RC = layer.rows(cost_GI[:, None] * layer.kept_GOI)
     scale, zero = obq.search(rows_RC, importance_RC, bits=bits, group=group, symmetric=symmetric)

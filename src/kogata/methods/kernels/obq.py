@@ -87,6 +87,25 @@ def successive(weight_OI: Tensor, transfer_II: Tensor, grid: Grid) -> Tensor:
     return code_OI
 
 
+def priced(weight_OI: Tensor, transfer_II: Tensor, cost_I: Tensor, kept_OI: Tensor, step: float, price: Tensor) -> Tensor:
+    """Codes ``[O, I]`` (float32) of multiples of ``step``, rounded as in ``successive``, but each with its price.
+
+    The cost of a code c in column j is cost_j · (target / step − c)² + price[c + most], in float32; ``price`` has
+    2 · most + 1 entries. Entries that are not ``kept`` get the code 0.
+    """
+    from kogata.methods.kernels import obq_loops  # numba takes long to import
+
+    error_OI, code_OI = torch.zeros_like(weight_OI), torch.empty_like(weight_OI)
+    for start in range(0, weight_OI.shape[1], BLOCK):
+        stop = min(start + BLOCK, weight_OI.shape[1])
+        carried_OB = error_OI[:, :start] @ transfer_II[start:stop, :start].T
+        obq_loops.priced(
+            weight_OI.numpy(), carried_OB.numpy(), transfer_II.numpy(), cost_I.numpy(), step, kept_OI.numpy(), price.numpy(),
+            error_OI.numpy(), code_OI.numpy(), start,
+        )  # fmt: skip
+    return code_OI
+
+
 def descend(weight_OI: Tensor, gram_II: Tensor, grid: Grid, code_OI: Tensor, sweeps: int) -> Tensor:
     """Improve codes ``[O, I]`` by coordinate descent: each in turn becomes the best one given all others.
 

@@ -36,6 +36,35 @@ def successive(
 
 
 @cached_njit(parallel=True, fastmath=True)
+def priced(
+    weight: Floats, carried: Floats, transfer: Floats, cost: Floats, step: float, kept: Bools, price: Floats, error: Floats,
+    code: Floats, start: int,
+) -> None:  # fmt: skip
+    """Like ``successive``, on the grid of the multiples of ``step``, with a price for each code.
+
+    A code c costs ``cost[j] (target / step − c)² + price[c + most]``; ``price`` has 2 · most + 1 entries. The nearest code, the
+    next one towards zero, and zero compete.
+    """
+    most = len(price) // 2
+    for r in prange(weight.shape[0]):
+        for j in range(start, start + carried.shape[1]):
+            target = weight[r, j] + carried[r, j - start]
+            for i in range(start, j):
+                target += transfer[j, i] * error[r, i]
+            chosen = np.float32(0)
+            if kept[r, j]:
+                x = target / np.float32(step)
+                nearest = min(max(np.rint(x), np.float32(-most)), np.float32(most))
+                least = np.float32(np.inf)
+                for option in (nearest, nearest - np.sign(nearest), np.float32(0)):
+                    total = cost[j] * (x - option) ** 2 + price[int(option) + most]
+                    if total < least:
+                        least, chosen = total, option
+            code[r, j] = chosen
+            error[r, j] = weight[r, j] - np.float32(step) * chosen
+
+
+@cached_njit(parallel=True, fastmath=True)
 def descend(
     gradient: Floats, gram: Floats, scale: Floats, zero: Floats, kept: Bools, top: int, code: Floats, sweeps: int
 ) -> None:
