@@ -334,3 +334,20 @@ def test_what_is_done_after_training_moves_trained_statistics(monkeypatch: pytes
         ):  # fmt: skip
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
             assert not torch.allclose(found, start, rtol=0.05)
+
+
+def test_statistics_of_half_precision_stay_such() -> None:
+    """Otherwise a file whose vectors were rounded would grow again; whole numbers, as a fresh layer has, say nothing of it."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
+    norm = model.get_submodule("1")
+    job = prepare(model, Task(calibration=[3 * torch.randn(500, 6) + 1]))
+    fresh = RoundToNearest(bits=2).apply(job).model.get_submodule("1").get_buffer("running_mean")
+    assert not torch.equal(fresh.half().float(), fresh)
+    for name in ("running_mean", "running_var"):
+        norm.get_buffer(name).uniform_(0.5, 2)
+        norm.get_buffer(name).copy_(norm.get_buffer(name).half())
+    job = prepare(model, Task(calibration=[3 * torch.randn(500, 6) + 1]))
+    moved = RoundToNearest(bits=2).apply(job).model.get_submodule("1")
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(moved.get_buffer(name).half().float(), moved.get_buffer(name))
+        assert not torch.equal(moved.get_buffer(name), norm.get_buffer(name))

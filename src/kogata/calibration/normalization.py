@@ -119,8 +119,8 @@ def move(layer: nn.Module, before: Moments, after: Moments) -> bool:
 def _as_exact(value_C: Tensor, old_C: Tensor) -> Tensor:
     """The values in the dtype of the old ones; numbers of half precision where those are such, so that a file stays small."""
     half_C = value_C.half().to(old_C)
-    exact = torch.equal(old_C.half().to(old_C), old_C) and half_C.isfinite().all() and (half_C != 0).eq(value_C != 0).all()
-    return half_C if exact else value_C.to(old_C)
+    chosen = torch.equal(old_C.half().to(old_C), old_C) and not torch.equal(old_C.round(), old_C)  # not those of a fresh layer
+    return half_C if chosen and half_C.isfinite().all() and (half_C != 0).eq(value_C != 0).all() else value_C.to(old_C)
 
 
 def renewed(before: Job, after: Job, kept: Mapping[str, Tensor] | None = None) -> Job:
