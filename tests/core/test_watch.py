@@ -414,3 +414,29 @@ def test_the_size_of_a_normalized_weight_is_a_weight_of_its_own() -> None:
     assert found["weight_v"].gram_GII is not None
     assert_near(found["weight_v"].gram_GII[0], of_rows(*batches), 1e-5)
     assert "makes another weight of it" in found["weight_g"].unseen
+
+
+CHOOSING: dict[str, Forward] = {
+    "bmm": lambda m, x: torch.bmm(x[:, None], m.w[(x[:, 0] > 0).long()])[:, 0],
+    "select": lambda m, x: (m.w.index_select(0, (x[:, 0] > 0).long()).mT @ x[:, :, None])[..., 0],
+    "einsum": lambda m, x: torch.einsum("ni,nio->no", x, m.w[(x[:, 0] > 0).long()]),
+    "scaled": lambda m, x: torch.einsum("ni,nio->no", x / m.each, (m.w * m.each[:, None])[(x[:, 0] > 0).long()]),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_matrices_that_the_data_choose_have_the_inputs_that_chose_them(name: str) -> None:
+    model, batches = Weight(CHOOSING[name], (3, SIZE, SIZE)), inputs()
+    found = gathered(model, batches)["w"]
+    assert found.gram_GII is not None
+    assert found.reached_G is not None
+    assert found.reached_G.tolist() == [True, True, False]
+    for number in range(2):
+        rows = [x[(x[:, 0] > 0) == bool(number)] for x in batches]
+        assert_near(found.gram_GII[number], of_rows(*rows), 1e-5)
+    rounds_better(model, batches)
+
+
+def test_a_layer_whose_products_cannot_be_watched_is_not_said_to_be_unused() -> None:
+    model = Weight(lambda m, x: x @ torch.from_numpy(m.w.detach().numpy().copy()))
+    assert "its layer is called, but nothing that PyTorch lets one watch multiplies it" in gathered(model, inputs())["w"].unseen
