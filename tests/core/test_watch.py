@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,155 +10,11 @@ from torch.nn import functional
 from kogata import Task
 from kogata.calibration.gather import gather
 from kogata.calibration.prepare import prepare
-from kogata.calibration.stats import Gathered, Stat
-from kogata.methods import GPTQ, RoundToNearest
-from kogata.methods.base.method import Method
+from kogata.calibration.stats import Stat
 from kogata.network import surgery
 from kogata.network.sites import selected_sites
 from kogata.testing.comparisons import assert_near
-
-SIZE = 16
-Forward = Callable[["Weight", Tensor], Tensor]
-
-
-class Weight(nn.Module):
-    """One weight, with constants beside it, in a forward that is given."""
-
-    def __init__(self, forward: Forward, shape: tuple[int, ...] = (SIZE, SIZE)) -> None:
-        super().__init__()
-        self.w, self.run = nn.Parameter(torch.randn(*shape) / 4), forward
-        self.register_buffer("each", torch.logspace(-1, 1, SIZE)[torch.randperm(SIZE)])
-        self.register_buffer("mask", (torch.rand(SIZE, SIZE) < 0.5).float())
-        self.each: Tensor
-        self.mask: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def inputs(count: int = 3, rows: int = 32) -> list[Tensor]:
-    """Correlated inputs ``[rows, SIZE]``, on which compensated rounding pays."""
-    mix = torch.randn(SIZE, SIZE) * torch.logspace(0, -1.5, SIZE)[:, None] @ torch.randn(SIZE, SIZE)
-    return [torch.randn(rows, SIZE) @ mix for _ in range(count)]
-
-
-def gathered(model: nn.Module, batches: list[Any]) -> dict[str, Gathered]:
-    """What one pass tells of each weight."""
-    job = prepare(model.eval(), Task(calibration=batches))
-    needs = dict.fromkeys(selected_sites(job), frozenset({Stat.GRAM}))
-    return {site.name: found for site, found in gather(job, needs, surgery.clone(job.model))}
-
-
-def gram(model: nn.Module, batches: list[Any], name: str = "w") -> Tensor:
-    """The Gram matrices of one weight."""
-    found = gathered(model, batches)[name]
-    assert found.gram_GII is not None, found.unseen
-    return found.gram_GII
-
-
-def of_rows(*rows: Tensor) -> Tensor:
-    """``XᵀX / rows``."""
-    x_NI = torch.cat(rows).detach()
-    return x_NI.T @ x_NI / len(x_NI)
-
-
-def error(method: Method, model: nn.Module, batches: list[Any]) -> float:
-    """The relative squared error of the outputs."""
-    job = prepare(model.eval(), Task(calibration=batches))
-    after = method.apply(job).model
-    with torch.no_grad():
-        wanted, found = (torch.cat([each(x) for x in batches]) for each in (job.model, after))
-    return float((found - wanted).square().sum() / wanted.square().sum())
-
-
-def rounds_better(model: nn.Module, batches: list[Any]) -> None:
-    assert error(GPTQ(bits=3), model, batches) < 0.7 * error(RoundToNearest(bits=3), model, batches)
-
-
-FACTORS: dict[str, tuple[Forward, Callable[[Weight], Tensor]]] = {
-    "input": (lambda m, x: functional.linear(x, m.w * m.each), lambda m: m.each),
-    "divided": (lambda m, x: functional.linear(x, m.w.div(m.each)), lambda m: 1 / m.each),
-    "transposed": (lambda m, x: x @ (m.w.T * m.each[:, None]).contiguous(), lambda m: m.each),
-    "in_place": (lambda m, x: functional.linear(x, m.w.clone().mul_(m.each)), lambda m: m.each),
-    "uniform": (lambda m, x: functional.linear(x, 3 * m.w), lambda m: torch.full((SIZE,), 3.0)),
-    "columns": (lambda m, x: functional.linear(x, m.w.masked_fill(m.each < 1, 0)), lambda m: (m.each >= 1).float()),
-    "shifted": (lambda m, x: functional.linear(x, m.w + m.mask), lambda m: torch.ones(SIZE)),
-    "straight_through": (lambda m, x: functional.linear(x, m.w + (m.w.tanh() - m.w).detach()), lambda m: torch.ones(SIZE)),
-    "output": (lambda m, x: functional.linear(x, m.w * m.each[:, None]), lambda m: torch.ones(SIZE)),
-    "normalized": (lambda m, x: functional.linear(x, functional.normalize(m.w, dim=1)), lambda m: torch.ones(SIZE)),
-    "normalized_inputs": (
-        lambda m, x: functional.linear(x, functional.normalize(m.w, dim=0)), lambda m: 1 / m.w.detach().norm(dim=0),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FACTORS)
-def test_factors_of_inputs_are_part_of_them(name: str) -> None:
-    forward, factor = FACTORS[name]
-    model, batches = Weight(forward), inputs()
-    assert_near(gram(model, batches)[0], of_rows(*(x * factor(model) for x in batches)), 1e-5)
-    rounds_better(model, batches)
-
-
-def test_factors_of_inputs_and_outputs_together() -> None:
-    model, batches = Weight(lambda m, x: functional.linear(x, m.each[:, None] * m.w * m.each.flip(0))), inputs()
-    found, wanted = gram(model, batches)[0], of_rows(*(x * model.each.flip(0) for x in batches))
-    assert_near(found / found.trace(), wanted / wanted.trace(), 1e-5)  # how much each row weighs is no matter
-    rounds_better(model, batches)
-
-
-def test_each_use_has_factors_of_its_own() -> None:
-    model = Weight(lambda m, x: functional.linear(x, m.w * m.each) + functional.linear(x.flip(1), m.w * 2))
-    batches = inputs()
-    assert_near(gram(model, batches)[0], of_rows(*(x * model.each for x in batches), *(2 * x.flip(1) for x in batches)), 1e-5)
-
-
-def test_factors_of_a_grouped_convolution() -> None:
-    model = Weight(lambda m, x: functional.conv2d(x, m.w * m.get_buffer("places"), groups=2), (4, 2, 3, 3))
-    model.register_buffer("places", factor := torch.rand(2, 3, 3) + 0.5)  # of the channels of a group and of the kernel
-    x = torch.randn(2, 4, 5, 5)
-    patches = functional.unfold(x, 3).view(2, 2, 18, 9).permute(1, 0, 3, 2).flatten(1, 2) * factor.flatten()
-    assert_near(gram(model, [x]), patches.mT @ patches / 18, 1e-5)
-
-
-MASKS: dict[str, Forward] = {
-    "mask": lambda m, x: functional.linear(x, m.w * m.mask),
-    "filled": lambda m, x: functional.linear(x, m.w.masked_fill(m.mask > 0, 0)),
-    "where": lambda m, x: functional.linear(x, torch.where(m.mask > 0, m.w, 0.0)),
-    "lower": lambda m, x: functional.linear(x, m.w.tril()),
-    "its_own": lambda m, x: functional.linear(x, m.w * (m.w.abs() > 0.1)),
-    "one_use": lambda m, x: functional.linear(x, m.w) + functional.linear(x, m.w * m.mask),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_a_mask_of_single_entries_leaves_no_common_gram(name: str) -> None:
-    found = gathered(Weight(MASKS[name]), inputs())["w"]
-    assert found.gram_GII is None
-    assert "masks or scales its entries one by one, so that no one Gram matrix describes its inputs" in found.unseen
-
-
-def test_a_weight_added_to_its_transpose_has_no_common_gram() -> None:
-    found = gathered(Weight(lambda m, x: functional.linear(x, m.w + m.w.T)), inputs())["w"]
-    assert found.gram_GII is None
-    assert "adds or multiplies several of its entries into one" in found.unseen
-
-
-def test_another_weight_in_it_counts_as_a_constant() -> None:
-    class Adapted(Weight):
-        def __init__(self) -> None:
-            super().__init__(lambda m, x: x)
-            self.down, self.up = nn.Parameter(torch.randn(2, SIZE)), nn.Parameter(torch.randn(SIZE, 2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return functional.linear(x, self.w + self.up @ self.down)
-
-    batches = inputs()
-    found = gathered(Adapted(), batches)
-    assert found["w"].gram_GII is not None
-    assert_near(found["w"].gram_GII[0], of_rows(*batches), 1e-5)
-    assert "makes another weight of it" in found["down"].unseen
-    assert "makes another weight of it" in found["up"].unseen
+from tests.core.watched import SIZE, Forward, Weight, gathered, gram, inputs, of_rows, rounds_better
 
 
 def test_a_weight_used_in_two_layouts_is_left_alone_and_named() -> None:
@@ -414,3 +267,29 @@ def test_the_size_of_a_normalized_weight_is_a_weight_of_its_own() -> None:
     assert found["weight_v"].gram_GII is not None
     assert_near(found["weight_v"].gram_GII[0], of_rows(*batches), 1e-5)
     assert "makes another weight of it" in found["weight_g"].unseen
+
+
+CHOOSING: dict[str, Forward] = {
+    "bmm": lambda m, x: torch.bmm(x[:, None], m.w[(x[:, 0] > 0).long()])[:, 0],
+    "select": lambda m, x: (m.w.index_select(0, (x[:, 0] > 0).long()).mT @ x[:, :, None])[..., 0],
+    "einsum": lambda m, x: torch.einsum("ni,nio->no", x, m.w[(x[:, 0] > 0).long()]),
+    "scaled": lambda m, x: torch.einsum("ni,nio->no", x / m.each, (m.w * m.each[:, None])[(x[:, 0] > 0).long()]),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_matrices_that_the_data_choose_have_the_inputs_that_chose_them(name: str) -> None:
+    model, batches = Weight(CHOOSING[name], (3, SIZE, SIZE)), inputs()
+    found = gathered(model, batches)["w"]
+    assert found.gram_GII is not None
+    assert found.reached_G is not None
+    assert found.reached_G.tolist() == [True, True, False]
+    for number in range(2):
+        rows = [x[(x[:, 0] > 0) == bool(number)] for x in batches]
+        assert_near(found.gram_GII[number], of_rows(*rows), 1e-5)
+    rounds_better(model, batches)
+
+
+def test_a_layer_whose_products_cannot_be_watched_is_not_said_to_be_unused() -> None:
+    model = Weight(lambda m, x: x @ torch.from_numpy(m.w.detach().numpy().copy()))
+    assert "its layer is called, but nothing that PyTorch lets one watch multiplies it" in gathered(model, inputs())["w"].unseen

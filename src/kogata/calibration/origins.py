@@ -34,6 +34,9 @@ SCALED = frozenset({
 LINEAR = ADDED | SCALED
 """Those of them that are linear in a weight, where the rest of the arguments does not depend on it; factors by ``SCALED``."""
 
+CHOICES = frozenset({Tensor.__getitem__, Tensor.index_select, torch.index_select})
+"""Functions that may choose matrices of a stack."""
+
 REARRANGED = "the forward rearranges it in a way that cannot be followed"
 MIXED = "the forward adds or multiplies several of its entries into one, so that no one Gram matrix describes its inputs"
 JOINED = "the forward makes another weight of it"
@@ -48,6 +51,8 @@ class Origin:
     are no entries of the weight, such as a mean, or of more than one weight; ``lost`` is the reason then. Other weights that
     the call takes count as constants; ``names`` has these too. ``item`` is the tensor's place among the call's outputs.
     ``scaled`` says whether the entries may have got factors, ``viewed`` whether the call only made a view.
+    Where the data choose among matrices, as ``e`` of shape ``[N]`` does in ``w[e]``, ``chosen`` is ``e``, and the shadow has
+    the first matrix N times.
     No dataclass: as an argument of a call it is one leaf.
     """
 
@@ -60,6 +65,7 @@ class Origin:
         sources = self.operands()
         self.names = {name}.union(*(part.names for part in sources))
         whole = [part for part in sources if part.shadow is not None and part.name == name]
+        self.chosen: Tensor | None = next((part.chosen for part in whole if part.chosen is not None), None)
         self.scaled = any(part.scaled for part in whole)
         if not viewed:
             self.scaled |= name_of(func) in SCALED or (len(whole) > 1 and name_of(func) in ADDED)
@@ -113,6 +119,22 @@ def derived(
         name, shadow, lost = _entrywise(func, output, whole) if whole else (None, None, sources[0].lost)
         found.append(Origin(name or sources[0].name, shadow, func, args, kwargs, item, lost=lost))
     return found
+
+
+def gathered(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Origin | None:
+    """The origin of matrices ``w[e]`` that the data choose, one for each of ``[N]`` numbers; None for other calls."""
+    known = dict(zip(("input", "dim", "index"), args, strict=False)) | dict(kwargs)
+    index = args[1] if func is Tensor.__getitem__ else known.get("index") if known.get("dim") == 0 else None
+    source = known.get("input")
+    if not isinstance(index, Tensor) or not isinstance(source, Origin) or source.shadow is None or source.chosen is not None:
+        return None
+    if index.ndim != 1 or index.dtype not in (torch.int32, torch.int64) or source.shadow.ndim < 3:
+        return None
+    first = source.shadow[0]
+    shadow = first.as_strided((len(index), *first.shape), (0, *first.stride()), first.storage_offset())
+    origin = Origin(source.name, shadow, func, args, kwargs, viewed=True)
+    origin.chosen = index % len(source.shadow)
+    return origin
 
 
 def _views(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

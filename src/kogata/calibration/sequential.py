@@ -173,10 +173,11 @@ def count(
     Each is run for it: how often a layer is called, or which of several experts, may depend on the data.
     """
     found: list[Counter[str]] = []
+    attributes = [Apart(models) for _ in forwards]
     with _listening(lambda name, _: found[-1].update((name,)), layers, watches), torch.no_grad():
-        for forward in forwards:
+        for forward, own in zip(forwards, attributes, strict=True):
             found.append(Counter())
-            with Apart(models).installed():
+            with own.installed():
                 forward()
             memory.release()
     return found

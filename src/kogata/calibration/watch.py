@@ -22,7 +22,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kogata.calibration.factors import factors, weighed
-from kogata.calibration.origins import JOINED, VMAP, WRITTEN, Origin, derived, opened, storage, tensors_in, version
+from kogata.calibration.origins import (
+    CHOICES,
+    JOINED,
+    VMAP,
+    WRITTEN,
+    Origin,
+    derived,
+    gathered,
+    opened,
+    storage,
+    tensors_in,
+    version,
+)
 from kogata.calibration.recurrent import RECURRENT, recurrent_uses
 from kogata.forms import Separate, Transposed
 from kogata.job import Kind, Layout, Seen, Site
@@ -51,6 +63,7 @@ class Watch:
         self.layouts: dict[str, Layout] = {}
         self.kinds: dict[str, Kind] = {}
         self.others: dict[str, str] = {}  # what else is done with a weight
+        self.called: set[str] = set()  # weights of modules that have been called
         self.refused: dict[str, str] = {}  # why the uses of a weight cannot all enter into its statistics
         self.reach: Reach = lambda name, look: look()
         self.result: Callable[[str, Placement, Tensor], None] | None = None
@@ -86,6 +99,8 @@ class Watch:
         self.reach = reach
         held = [(name, form) for name, form in self._holders.items() if not isinstance(form, nn.Parameter)]
         handles = [form.register_forward_hook(self._mark(name)) for name, form in held]
+        for name, (module, _) in self._owners.items():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.called.add(name)))
         compiled = "torch._dynamo" in sys.modules  # importing it takes seconds, and without it nothing is compiled
         try:
             with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
@@ -113,6 +128,8 @@ class Watch:
         for other in origin.names - {name}:
             self.others.setdefault(other, JOINED)
         found = None if origin.shadow is None else self._placement(name, use, origin.shadow)
+        if found is not None and origin.shadow is not None and origin.chosen is not None:
+            found = found.choosing(origin.chosen, origin.shadow)
         if found is None:
             self.refused.setdefault(name, origin.lost)
             return None
@@ -150,7 +167,11 @@ class Watch:
 
     def unseen(self, name: str) -> str:
         """Why the inputs of a weight could not be seen."""
-        return self.refused.get(name) or self.others.get(name, "no calibration batch calls its layer")
+        if name in self.refused or name in self.others:
+            return self.refused.get(name) or self.others[name]
+        if name in self.called:
+            return "its layer is called, but nothing that PyTorch lets one watch multiplies it"
+        return "no calibration batch calls its layer"
 
     def _placement(self, name: str, use: Use, shadow: Tensor) -> Placement | None:
         """The placement of a use, found once for all uses that are alike."""
@@ -209,6 +230,10 @@ class _Mode(TorchFunctionMode):
         elif func in RECURRENT:
             args, kwargs = self._recurrent(func, args, kwargs)
             result = func(*args, **kwargs)
+        elif func in CHOICES and (chosen := gathered(func, *self._recipe(args, kwargs))) is not None:
+            result = func(*args, **kwargs)
+            self.know(result, chosen)
+            return result
         else:
             result = self._multiplied(func, args, kwargs, given, origins)
         for tensor, count in zip(given, before, strict=True):
@@ -246,6 +271,10 @@ class _Mode(TorchFunctionMode):
     def _origin(self, tensor: Tensor) -> Origin | None:
         return self._source(tensor)[0]
 
+    def _recipe(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments of a call with origins in the place of what comes from weights."""
+        return mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
+
     def _layer(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], given: Sequence[Tensor],
         origins: Sequence[Origin | None],
@@ -256,7 +285,7 @@ class _Mode(TorchFunctionMode):
 
     def _derived(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], before: Sequence[int]) -> Any:
         """Run a call of weights and constants, and remember its results by it, and what it has written to other tensors."""
-        recipe = mapped(lambda part: (self._origin(part) or part) if isinstance(part, Tensor) else part, (args, kwargs))
+        recipe = self._recipe(args, kwargs)
         result = func(*args, **kwargs)
         outputs = tensors_in(result)
         found = derived(func, recipe[0], recipe[1], outputs, single=isinstance(result, Tensor))

@@ -8,8 +8,9 @@ outputs and which are inputs. That gives the layout of the weight's matrices, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -46,6 +47,8 @@ class Placement:
     use: Use
     layout: Layout
     axes: tuple[Axis, ...]  # in the order of the layout: the axis of matrices, other axes without sums, outputs, inputs
+    chosen: Tensor | None = None  # [N]: for each entry of one axis of the operand the matrix that it is
+    along: int = 0  # that axis, among those that inputs and outputs have too
 
     def whole(self) -> bool:
         """Whether the call uses all of the weight as one matrix."""
@@ -54,6 +57,9 @@ class Placement:
 
     def spans(self) -> list[tuple[int, int]]:
         """The rows of the layout that the call uses, as the start and the end of each stretch of them."""
+        if self.chosen is not None:
+            each = [replace(self.axes[0], start=matrix) for matrix in self.chosen.unique().tolist()]
+            return [span for axis in each for span in replace(self, axes=(axis, *self.axes[1:]), chosen=None).spans()]
         outer = [axis for axis in self.axes if axis.role in "sb"]
         outputs = math.prod(axis.size for axis in self.axes if axis.role == "o")
         used = math.prod(axis.count for axis in self.axes if axis.role == "o")
@@ -67,6 +73,9 @@ class Placement:
 
     def rows(self) -> Iterator[Rows]:
         """Pieces of the inputs, in the order of the layout's rows and columns."""
+        if self.chosen is not None:
+            yield from self._of_chosen(self.chosen)
+            return
         spans = self.spans()
         for x_GNI in self._pieces():
             if len(spans) == 1:
@@ -74,6 +83,21 @@ class Placement:
                 continue
             for n, (start, stop) in enumerate(spans):
                 yield Rows(start, stop, x_GNI[n : n + 1] if len(x_GNI) > 1 else x_GNI)
+
+    def choosing(self, chosen: Tensor, shadow: Tensor) -> Placement | None:
+        """The same where the operand has, N times along an axis of stride 0, another one of the matrices each time."""
+        batch = [n for n, role in enumerate(self.use.roles) if role == "b"]
+        along = [at for at, n in enumerate(batch) if shadow.stride(n) == 0 and shadow.shape[n] == len(chosen)]
+        if len(along) != 1 or self.axes[0].role != "s" or self.axes[0].count != 1 or self.use.view is not None:
+            return None
+        return replace(self, chosen=chosen, along=along[0])
+
+    def _of_chosen(self, chosen: Tensor) -> Iterator[Rows]:
+        for matrix in chosen.unique().tolist():
+            places = (chosen == matrix).nonzero()[:, 0]
+            use = replace(self.use, rows=partial(_selected, self.use.rows, self.along, places))
+            axes = (replace(self.axes[0], start=matrix), *self.axes[1:])
+            yield from replace(self, use=use, axes=axes, chosen=None).rows()
 
     def _pieces(self) -> Iterator[Tensor]:
         """The inputs ``[G, rows, columns]``: one group, or one for each combination of the axes before the outputs."""
@@ -98,6 +122,11 @@ class Placement:
                     if axis.source not in place:
                         moved = moved.unsqueeze(at).expand(*moved.shape[:at], axis.count, *moved.shape[at:])
             yield moved.reshape(-1, *moved.shape[-2:])
+
+
+def _selected(rows: Callable[[], Iterator[Tensor]], axis: int, places: Tensor) -> Iterator[Tensor]:
+    for piece in rows():
+        yield piece.index_select(axis, places)
 
 
 def placed(use: Use, shadow: Tensor, shape: Sequence[int]) -> Placement | None:
