@@ -97,12 +97,6 @@ def test_a_price_of_bits_saves_bits_and_in_the_end_leaves_zeros() -> None:
     assert not codes(encode(RateOBS(slope=5, rate=1e9), weight, stats)).any()
 
 
-def test_bits_of_a_convolution_have_no_price_unless_asked() -> None:
-    weight, stats = torch.randn(8, 4, 3, 3), Stats(gram_GII=gram(36), sensitivity=1.0)
-    plain, free = (encode(RateOBS(slope=0.1, rate=rate), weight, stats, Kind.CONV) for rate in (None, 0.0))
-    np.testing.assert_array_equal(codes(plain), codes(free))
-
-
 def test_entries_that_a_mask_removes_stay_zero() -> None:
     job = MagnitudePruning(sparsity=0.5).apply(job_of("conv"))
     after = RateOBS(slope=1e-8).apply(job)

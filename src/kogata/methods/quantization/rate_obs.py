@@ -27,7 +27,7 @@ from kogata.calibration.sensitivity import class_axis
 from kogata.calibration.stats import Gradients, Stat, Stats
 from kogata.errors import NotApplicable, UsageError
 from kogata.forms import Form, Role
-from kogata.job import Job, Kind, Site
+from kogata.job import Job, Site
 from kogata.methods.base.goals import Survey, within_bytes, within_drop
 from kogata.methods.base.guards import Damping
 from kogata.methods.base.method import About
@@ -41,8 +41,6 @@ from kogata.network.batch import call, evaluating
 from kogata.network.sites import selected_sites
 from kogata.settings import BYTES, POINTS, Range, amount
 
-LINEAR_RATE = 0.1  # λ of linear layers; in convolutions a coarser step saves the same bits at less loss
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +52,9 @@ class RateOBS(WeightMethod):
     ("2.3MB"), or as a share of the dense file ("1/20", "5%"); the file lands within 1 % below it. ``drop`` is the largest
     expected drop of accuracy in points ("0.5pt"), measured on the calibration data, for models whose outputs are class scores.
 
-    ``rate`` is λ, the price of a bit while rounding, in units of step²; null is 0 for convolutions. ``damping``, above 0, is
-    added to the diagonal of the Gram matrix of the inputs, relative to its mean. Without ``data`` nothing is calibrated: every
-    error of a layer counts the same, relative to the mean square of its weights.
+    ``rate`` is λ, the price of a bit while rounding, in units of step²; 0 leaves the choice to the step alone. ``damping``,
+    above 0, is added to the diagonal of the Gram matrix of the inputs, relative to its mean. Without ``data`` nothing is
+    calibrated: every error of a layer counts the same, relative to the mean square of its weights.
 
     Raises UsageError for a budget that cannot be met, and NotApplicable for ``drop`` without class scores.
 
@@ -71,7 +69,7 @@ class RateOBS(WeightMethod):
     slope: Annotated[float, Range(gt=0, example=1e-5)] | None = None
     bytes: Annotated[int, Range(ge=1)] | str | None = None
     drop: Annotated[float, Range(gt=0)] | str | None = None
-    rate: Annotated[float, Range(ge=0)] | None = None
+    rate: Annotated[float, Range(ge=0)] = 0.0
     damping: Damping = 0.01
     data: bool = True
 
@@ -116,7 +114,7 @@ class RateOBS(WeightMethod):
         grid, sensitivity = self._problem(weight, site, stats)
         finest = float(weight.abs().max()) / MOST
         step = half(torch.tensor(max(math.sqrt(self.slope / (grid.cost * sensitivity)), finest)))
-        return grid.form(grid.codes(float(step), self._rate(site)), step, weight.shape)
+        return grid.form(grid.codes(float(step), self.rate), step, weight.shape)
 
     def apply(self, job: Job) -> Job:
         """Encode every selected layer by one slope: the given one, or that which meets the budget."""
@@ -129,9 +127,6 @@ class RateOBS(WeightMethod):
         rows = after.ledger[len(job.ledger) :]
         predicted = sum(row.increase or 0.0 for row in rows)
         return replace(after, remarks=(*after.remarks, *self._assumed(job), f"{found}, predicted loss {predicted:+.3g}"))
-
-    def _rate(self, site: Site) -> float:
-        return self.rate if self.rate is not None else 0.0 if site.kind is Kind.CONV else LINEAR_RATE
 
     def _problem(self, weight: Tensor, site: Site, stats: Stats) -> tuple[OneGrid, float]:
         """The layer with its factors, and F. Raises NotApplicable when nothing tells how exact it must be."""
@@ -169,7 +164,7 @@ class RateOBS(WeightMethod):
                     grid, sensitivity = self._problem(leaf.weight, leaf.part, leaf.stats)
                 except NotApplicable:
                     continue  # it stays as it is, and the report says why
-                parts.append(CurvePart.of(grid, self._rate(leaf.part), grid.cost * sensitivity))
+                parts.append(CurvePart.of(grid, self.rate, grid.cost * sensitivity))
                 zero = grid.form(torch.zeros_like(grid.layer.weight_GOI), torch.tensor(1.0), leaf.weight.shape)
                 surgery.replace(empty, leaf.site, leaf.path, zero)
         return Survey(parts=tuple(parts), empty=empty)
