@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kogata.calibration.batches import calibration_batches
 from kogata.calibration.gradients import gradient_statistics
-from kogata.calibration.normalization import Moments, follows, moments_of, move
+from kogata.calibration.normalization import Moments, following, move, recording
 from kogata.calibration.sensitivity import sensitivities
 from kogata.calibration.sequential import Visit, count, in_turn
 from kogata.calibration.stats import GRADIENTS, INPUTS, Gathered, Gradients, Stat
@@ -87,17 +87,17 @@ def _arrivals(
     """
     model, sums = watch.model, {site.name: _Sums(wanted & INPUTS) for site, wanted in needs.items()}
     watch.visit = lambda name, placement: None if name in watch.refused else sums[name].add(placement)
-    norms = {name: (module, Moments()) for name, module in model.named_modules() if follows(module)}
+    norms = {name: (module, Moments()) for name, module in following(model).items()}
     layers: list[tuple[str, nn.Module, Visit]] = [(name, module, moments) for name, (module, moments) in norms.items()]
     changed, watches = False, [watch]
-    were: dict[str, Moments] | None = None  # the moments of the unchanged model, once they are needed
     crossed = [site for site, wanted in needs.items() if Stat.CROSS in wanted]
     if crossed:  # the unchanged run of a batch arrives just before the changed one
         first = Watch(job.model, crossed, lambda name, placement: sums[name].unchanged(placement))
         watches = [first, watch]
     with memory.returned(), evaluating(job.model), evaluating(model):
         batches = [inputs for inputs, _ in calibration_batches(model, job.task)]
-        found = count([partial(watch.run, inputs) for inputs in batches], [model], layers, [watch])
+        with recording(model) as were:  # nobody has changed it yet
+            found = count([partial(watch.run, inputs) for inputs in batches], [model], layers, [watch])
         used = {name for calls in found for name in calls}
         for name, site in watch.sites.items():
             if name not in used:
@@ -108,9 +108,7 @@ def _arrivals(
             for name in names:
                 if name in norms:
                     if changed:
-                        were = moments_of(job.model, batches) if were is None else were
-                        if name in were:
-                            move(norms[name][0], were[name], norms[name][1])
+                        move(norms[name][0], were[name], norms[name][1])
                     continue
                 if name in used and watch.fits(name):
                     yield watch.sites[name], sums[name]

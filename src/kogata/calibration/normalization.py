@@ -10,8 +10,9 @@ for the layers that are encoded after them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from kogata.job import Job
 from kogata.network import depth
 from kogata.network.batch import call, evaluating, length
 from kogata.network.nesting import mapped
+from kogata.network.sharing import place_of
 from kogata.system import memory
 
 ENOUGH = 1024  # samples that both models run on: more would change what the statistics move by no more than a few percent
@@ -36,25 +38,42 @@ def follows(layer: nn.Module) -> bool:
     return isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None  # pyright: ignore[reportPrivateUsage] - the only common base
 
 
+def following(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of ``model`` whose running statistics follow a step, by name.
+
+    Statistics that several layers share stay as they are: what reaches one of these layers says nothing of the others.
+    """
+    found = {name: module for name, module in model.named_modules() if follows(module)}
+    users = Counter(place_of(module.get_buffer("running_mean")) for module in found.values())
+    return {name: module for name, module in found.items() if users[place_of(module.get_buffer("running_mean"))] == 1}
+
+
 class Moments:
     """Running sums of the inputs ``[N, C, ...]`` of one such layer; a visit of :mod:`kogata.calibration.sequential`.
 
-    ``samples`` counts N: the values of one image depend on each other. Where maps share statistics in groups, as in
-    :class:`kogata.nn.filters.GroupBatchNorm2d`, those of a group are consecutive.
+    ``samples`` counts N: the values of one image depend on each other. ``uses`` counts calls. Where maps share statistics in
+    groups, as in :class:`kogata.nn.filters.GroupBatchNorm2d`, those of a group are consecutive.
     """
 
     def __init__(self) -> None:
-        self.samples, self.rows = 0, 0
+        self.samples, self.rows, self.uses = 0, 0, 0
         self.sum_C, self.square_C = torch.zeros(()), torch.zeros(())
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add the inputs of one call."""
         inputs: Tensor = args[0] if args else kwargs["input"]
-        x_CN = inputs.double().transpose(0, 1).reshape(len(layer.get_buffer("running_mean")), -1)
+        self.uses += 1
+        if not inputs.numel():
+            return
+        x = inputs if inputs.dtype in (torch.float32, torch.float64) else inputs.float()
+        # of one call in the precision of the inputs, over all calls in float64: a copy of large maps would take longer
+        spread_M, mean_M = (part.double() for part in torch.var_mean(x, [n for n in range(x.ndim) if n != 1], correction=0))
+        places = x.numel() // len(mean_M)
+        mean_CG, spread_CG = (part.reshape(len(layer.get_buffer("running_mean")), -1) for part in (mean_M, spread_M))
         self.samples += len(inputs)
-        self.rows += x_CN.shape[1]
-        self.sum_C = self.sum_C.to(x_CN) + x_CN.sum(1)
-        self.square_C = self.square_C.to(x_CN) + x_CN.square().sum(1)
+        self.rows += places * mean_CG.shape[1]
+        self.sum_C = self.sum_C.to(mean_CG) + places * mean_CG.sum(1)
+        self.square_C = self.square_C.to(mean_CG) + places * (spread_CG + mean_CG.square()).sum(1)
 
     def of(self, channels: Tensor) -> Moments:
         """Those of some of the channels."""
@@ -70,15 +89,14 @@ class Moments:
         return mean_C, (self.square_C / self.rows - mean_C.square()).clamp_min(0)
 
 
-def moments_of(model: nn.Module, inputs: Iterable[Any]) -> dict[str, Moments]:
-    """The moments of the inputs of each normalization layer of ``model``, by its name. The model is in evaluation mode."""
-    found = {name: Moments() for name, module in model.named_modules() if follows(module)}
+@contextmanager
+def recording(model: nn.Module) -> Generator[dict[str, Moments], None, None]:
+    """The moments of the inputs of each normalization layer of ``model``, by its name, over the forwards within the body."""
+    found = {name: Moments() for name in following(model)}
     with ExitStack() as stack:
         for name, moments in found.items():
             stack.callback(model.get_submodule(name).register_forward_pre_hook(moments, with_kwargs=True).remove)
-        for each in inputs:
-            _run(model, each)
-    return {name: moments for name, moments in found.items() if moments.rows}
+        yield found
 
 
 def move(layer: nn.Module, before: Moments, after: Moments) -> bool:
@@ -133,7 +151,7 @@ def renewed(before: Job, after: Job, kept: Mapping[str, Tensor] | None = None) -
     :param kept: the channels that are left, where a step removed some, by the name of the layer.
     """
     old, model = before.model, after.model
-    layers = {name: module for name, module in model.named_modules() if follows(module)}
+    layers = following(model)
     if not layers:
         return after
     for name, layer in layers.items():
@@ -151,21 +169,31 @@ def move_within(
     ``old`` runs on ``inputs``, and ``model`` on ``changed``, which are the same batches where nothing before the two models
     differs. The changed one runs layer by layer, so that each layer gets its inputs from those already moved.
     """
-    layers = {name: (module, Moments()) for name, module in model.named_modules() if follows(module)}
+    layers = {name: (module, Moments()) for name, module in following(model).items()}
     moved = list[str]()
     if not layers:
         return moved
+    origins = {name: depth.origin(name, model, old) for name in layers}
     with memory.returned(), evaluating(old), evaluating(model):
-        were = moments_of(old, inputs)
+        with recording(old) as were:
+            calls = [_uses(old, each, were) for each in inputs]
+        expected = [{name: uses.get(origin, 0) for name, origin in origins.items()} for uses in calls]
         visits = [(name, module, moments) for name, (module, moments) in layers.items()]
-        with closing(in_turn([partial(_run, model, each) for each in changed], [model], visits)) as names:
+        with closing(in_turn([partial(_run, model, each) for each in changed], [model], visits, (), expected)) as names:
             for name in names:
-                was, (layer, now) = were.get(depth.origin(name, model, old)), layers[name]
+                was, (layer, now) = were.get(origins[name]), layers[name]
                 if was is not None and name in kept:
                     was = was.of(kept[name])
                 if was is not None and move(layer, was, now):
                     moved.append(name)
     return moved
+
+
+def _uses(model: nn.Module, inputs: Any, moments: Mapping[str, Moments]) -> dict[str, int]:
+    """Run the model, and say how often it calls each layer whose moments are recorded."""
+    before = {name: each.uses for name, each in moments.items()}
+    _run(model, inputs)
+    return {name: each.uses - before[name] for name, each in moments.items()}
 
 
 def _restore(layer: nn.Module, old: nn.Module) -> None:

@@ -106,10 +106,9 @@ def _median(side: Side) -> str:
 def _layers(report: Report, console: Console) -> Table:
     wide = console.width >= WIDE
     columns = ("site", "form", "values", "bytes", "bits/w", "ms")
-    narrow = ("site", "values", "bytes", "ms")  # a form such as masked(codebook) needs the room of one column
+    narrow = ("site", "values", "bytes", "ms")  # the form is shown below the site, as there is no room for a column
     last = (report.changes,) if report.changes else ()
     table = grid(console, "Layers", *(columns if wide else narrow), *last)
-    narrow = ("site", "values", "bytes", "ms", "loss")  # the form is shown below the site, as there is no room for a column
     if wide:
         table.columns[1].justify = "left"
         table.columns[1].no_wrap = False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kogata.calibration.batches import first_batch
-from kogata.calibration.normalization import follows, renewed
+from kogata.calibration.normalization import following, renewed
 from kogata.calibration.probe import Probe, most_changed
 from kogata.errors import NotApplicable
 from kogata.forms import Role
@@ -76,7 +76,7 @@ class ChannelMethod(Method):
         rows = _rows(name, given, model, _losses(job, cuts, plan), notes)
         left = {
             path: cut_tensor(f"{path}.running_mean", torch.arange(len(layer.get_buffer("running_mean"))), cuts)
-            for path, layer in job.model.named_modules() if follows(layer)
+            for path, layer in following(job.model).items()
         }  # fmt: skip
         return renewed(job, replace(job, model=model, ledger=(*job.ledger, *rows)), left)
 
