@@ -38,28 +38,50 @@ def find() -> str | None:
 
 
 @dataclass
-class Page:
-    """A page that has loaded, what it logged as an error and what it asked the network for."""
+class Pipe:
+    """The two ends of a browser's pipe. Messages end with a zero byte."""
 
     send_fd: int
     receive_fd: int
+    buffer: bytes = b""
+    last_id: int = 0
+
+    def send(self, message: dict[str, Any]) -> int:
+        """Send a call; its number, which the answer repeats."""
+        self.last_id += 1
+        os.write(self.send_fd, json.dumps(message | {"id": self.last_id}).encode() + b"\0")
+        return self.last_id
+
+    def receive(self) -> dict[str, Any]:
+        """The next answer or event."""
+        end = time.monotonic() + DEADLINE_S
+        while b"\0" not in self.buffer:
+            ready, _, _ = select([self.receive_fd], [], [], max(0.0, end - time.monotonic()))
+            chunk = os.read(self.receive_fd, 1 << 20) if ready else b""
+            assert chunk, f"the browser closed its pipe, or said nothing for {DEADLINE_S} s"
+            self.buffer += chunk
+        line, self.buffer = self.buffer.split(b"\0", 1)
+        return json.loads(line)
+
+
+@dataclass
+class Page:
+    """A page that has loaded, what it logged as an error and what it asked the network for; without a session the browser."""
+
+    pipe: Pipe
     session: str | None = None
     errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     loaded: bool = False
-    buffer: bytes = b""
-    last_id: int = 0
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One protocol call and its answer."""
-        self.last_id += 1
-        message = {"id": self.last_id, "method": method, "params": parameters}
-        if self.session:
-            message["sessionId"] = self.session
-        os.write(self.send_fd, json.dumps(message).encode() + b"\0")
+        number = self.pipe.send(
+            {"method": method, "params": parameters} | ({"sessionId": self.session} if self.session else {})
+        )
         while True:
             reply = self._receive()
-            if reply.get("id") == self.last_id:
+            if reply.get("id") == number:
                 assert "error" not in reply, f"{method}: {reply['error']}"
                 return reply["result"]
 
@@ -76,15 +98,9 @@ class Page:
             self._receive()
 
     def _receive(self) -> dict[str, Any]:
-        end = time.monotonic() + DEADLINE_S
-        while b"\0" not in self.buffer:
-            ready, _, _ = select([self.receive_fd], [], [], max(0.0, end - time.monotonic()))
-            chunk = os.read(self.receive_fd, 1 << 20) if ready else b""
-            assert chunk, f"the browser closed its pipe, or said nothing for {DEADLINE_S} s"
-            self.buffer += chunk
-        line, self.buffer = self.buffer.split(b"\0", 1)
-        message = json.loads(line)
-        self._note(message.get("method", ""), message.get("params", {}))
+        message = self.pipe.receive()
+        if message.get("sessionId") == self.session:  # not an event of a page before this one
+            self._note(message.get("method", ""), message.get("params", {}))
         return message
 
     def _note(self, method: str, event: dict[str, Any]) -> None:
@@ -101,8 +117,8 @@ class Page:
 
 
 @contextmanager
-def opened(html: Path, width: int, height: int, dark: bool) -> Generator[Page, None, None]:
-    """The file in a fresh browser, with a viewport of ``width`` by ``height`` CSS pixels."""
+def started() -> Generator[Pipe, None, None]:
+    """A browser with a profile of its own. Starting it takes longer than most pages, so that many may share it."""
     browser = find()
     assert browser is not None
     commands_r, commands_w = os.pipe()
@@ -118,22 +134,31 @@ def opened(html: Path, width: int, height: int, dark: bool) -> Generator[Page, N
         os.close(commands_r)
         os.close(replies_w)
         try:
-            page = Page(send_fd=commands_w, receive_fd=replies_r)
-            target = page.call("Target.createTarget", url="about:blank")["targetId"]
-            page.session = page.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Runtime", "Log", "Network"):
-                page.call(f"{domain}.enable")
-            phone = width < 600
-            page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
-            scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-            page.call("Emulation.setEmulatedMedia", features=[scheme])
-            page.open(html.resolve().as_uri())
-            yield page
+            yield Pipe(send_fd=commands_w, receive_fd=replies_r)
         finally:
             process.terminate()
             process.wait(timeout=DEADLINE_S)
             os.close(commands_w)
             os.close(replies_r)
+
+
+@contextmanager
+def opened(pipe: Pipe, html: Path, width: int, height: int, dark: bool) -> Generator[Page, None, None]:
+    """The file in a new tab, with a viewport of ``width`` by ``height`` CSS pixels."""
+    browser = Page(pipe)
+    target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+    try:
+        page = Page(pipe, browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            page.call(f"{domain}.enable")
+        phone = width < 600
+        page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        page.call("Emulation.setEmulatedMedia", features=[scheme])
+        page.open(html.resolve().as_uri())
+        yield page
+    finally:
+        browser.call("Target.closeTarget", targetId=target)
 
 
 def capture(page: Page, png: Path) -> None:
@@ -144,8 +169,8 @@ def capture(page: Page, png: Path) -> None:
     png.write_bytes(base64.b64decode(shot["data"]))
 
 
-def screenshot(html: Path, png: Path, width: int, height: int, dark: bool) -> None:
+def screenshot(pipe: Pipe, html: Path, png: Path, width: int, height: int, dark: bool) -> None:
     """A picture of what a person sees on opening the file: ``width`` by ``height`` CSS pixels."""
-    with opened(html, width, height, dark) as page:
+    with opened(pipe, html, width, height, dark) as page:
         shot = page.call("Page.captureScreenshot", format="png")
     png.write_bytes(base64.b64decode(shot["data"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from kogata.report.html import write
 from tests.report import browser
 
 pytestmark = pytest.mark.skipif(browser.find() is None, reason="no Chromium or Chrome is installed")
+
 
 HEIGHTS = {1280: 900, 390: 844}
 POINTS = "Object.fromEntries([...document.querySelectorAll('[id^=chart-]')]" + (
@@ -28,6 +30,13 @@ CUT = """[...document.querySelectorAll('[id^=chart-]')].flatMap(chart => {
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
+@pytest.fixture(scope="module")
+def pipe() -> Iterator[browser.Pipe]:
+    """One browser for all pages; each has a tab of its own."""
+    with browser.started() as started:
+        yield started
+
+
 def drawn_points(report: Report) -> dict[str, int]:
     """What must be drawn, counted from the report's figures: a bar or a dot for each number that is not None."""
     return {
@@ -38,10 +47,10 @@ def drawn_points(report: Report) -> dict[str, int]:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", HEIGHTS)
-def test_the_page_renders(lenet: Report, width: int, dark: bool, tmp_path: Path) -> None:
+def test_the_page_renders(lenet: Report, width: int, dark: bool, pipe: browser.Pipe, tmp_path: Path) -> None:
     html = tmp_path / "report.html"
     write(lenet, html)
-    with browser.opened(html, width, HEIGHTS[width], dark) as page:
+    with browser.opened(pipe, html, width, HEIGHTS[width], dark) as page:
         points = page.evaluate(POINTS)
         assert points["chart-bytes"] == points["chart-ms"] == 2
         assert {name: points[name] for name in ("chart-dense", "chart-time", "chart-loss")} == {
@@ -62,11 +71,11 @@ def test_the_page_renders(lenet: Report, width: int, dark: bool, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["deep", "slight", "bare", "empty", "hostile"])
-def test_hard_cases_render_on_a_phone(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_hard_cases_render_on_a_phone(name: str, request: pytest.FixtureRequest, pipe: browser.Pipe, tmp_path: Path) -> None:
     report: Report = request.getfixturevalue(name)
     html = tmp_path / "report.html"
     write(report, html)
-    with browser.opened(html, 390, 844, dark=False) as page:
+    with browser.opened(pipe, html, 390, 844, dark=False) as page:
         assert page.evaluate(POINTS) == drawn_points(report)
         assert page.evaluate(OVERFLOW) <= 0
         assert page.evaluate(CUT) == []
@@ -75,10 +84,10 @@ def test_hard_cases_render_on_a_phone(name: str, request: pytest.FixtureRequest,
         assert page.requests == [html.as_uri()]
 
 
-def test_a_chart_shows_a_hostile_name_as_it_is(hostile: Report, tmp_path: Path) -> None:
+def test_a_chart_shows_a_hostile_name_as_it_is(hostile: Report, pipe: browser.Pipe, tmp_path: Path) -> None:
     html = tmp_path / "report.html"
     write(hostile, html)
-    with browser.opened(html, 1280, 900, dark=False) as page:
+    with browser.opened(pipe, html, 1280, 900, dark=False) as page:
         assert hostile.layers[1].site in page.evaluate("document.querySelector('#chart-dense').textContent")
 
 
@@ -90,38 +99,38 @@ def test_a_chart_shows_a_hostile_name_as_it_is(hostile: Report, tmp_path: Path) 
         "<img src='http://127.0.0.1:9/pixel.png' alt=''>",  # refused by the page's policy, and reported
     ],
 )
-def test_a_fault_is_seen(lenet: Report, fault: str, tmp_path: Path) -> None:
+def test_a_fault_is_seen(lenet: Report, fault: str, pipe: browser.Pipe, tmp_path: Path) -> None:
     html = tmp_path / "report.html"
     write(lenet, html)
     html.write_text(html.read_text(encoding="utf-8").replace("</main>", f"{fault}</main>"), encoding="utf-8")
-    with browser.opened(html, 390, 844, dark=False) as page:
+    with browser.opened(pipe, html, 390, 844, dark=False) as page:
         page.evaluate("1")
         assert page.errors != []
 
 
-def test_overflow_and_cut_text_are_seen(lenet: Report, tmp_path: Path) -> None:
+def test_overflow_and_cut_text_are_seen(lenet: Report, pipe: browser.Pipe, tmp_path: Path) -> None:
     html = tmp_path / "report.html"
     write(lenet, html)
-    with browser.opened(html, 390, 844, dark=False) as page:
+    with browser.opened(pipe, html, 390, 844, dark=False) as page:
         page.evaluate("document.querySelector('#chart-bytes text').setAttribute('transform', 'translate(500, 0)')")
         assert page.evaluate(CUT) != []
         page.evaluate("document.body.insertAdjacentHTML('beforeend', '<div style=\"width: 600px\">wide</div>')")
         assert page.evaluate(OVERFLOW) > 0
 
 
-def test_a_change_of_scheme_recolours_the_charts(lenet: Report, tmp_path: Path) -> None:
+def test_a_change_of_scheme_recolours_the_charts(lenet: Report, pipe: browser.Pipe, tmp_path: Path) -> None:
     html = tmp_path / "report.html"
     write(lenet, html)
     colour = "getComputedStyle(document.querySelector('#chart-dense .point path')).fill"
-    with browser.opened(html, 1280, 900, dark=False) as page:
+    with browser.opened(pipe, html, 1280, 900, dark=False) as page:
         light = page.evaluate(colour)
         page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
         page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         assert page.evaluate(colour) != light
 
 
-def test_a_screenshot_has_the_size_asked_for(lenet: Report, tmp_path: Path) -> None:
+def test_a_screenshot_has_the_size_asked_for(lenet: Report, pipe: browser.Pipe, tmp_path: Path) -> None:
     write(lenet, tmp_path / "report.html")
-    browser.screenshot(tmp_path / "report.html", tmp_path / "shot.png", 1280, 900, dark=False)
+    browser.screenshot(pipe, tmp_path / "report.html", tmp_path / "shot.png", 1280, 900, dark=False)
     header = (tmp_path / "shot.png").read_bytes()[:24]
     assert (int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")) == (1280, 900)
