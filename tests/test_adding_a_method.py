@@ -48,9 +48,7 @@ def test_its_recipe_compresses_and_its_file_opens(package: Path) -> None:
         ["-m", "kogata", "compress", "examples/my_task.py", "--recipe", str(package / "my_powers.yaml"), "-o", str(out)],
         package, ROOT,
     )  # fmt: skip
-    file = str(out / "model.kogata")
-    assert done(["use_it.py", file], package, package) == "OnnxSession\n"
-    assert "powers" in done(["-m", "kogata", "inspect", file, "--form", "my_powers:PowersOfTwo"], package, ROOT)
+    assert done(["use_it.py", str(out / "model.kogata")], package, package) == "OnnxSession\n"
 
 
 def test_its_oracle_can_fail(package: Path) -> None:

@@ -14,7 +14,7 @@ from kogata.methods.base.method import Method
 from kogata.network.quantizers import quantizers_of
 from kogata.network.sites import form_at, sites_of
 from kogata.testing.models import job_of
-from tests.contract.cases import CASES, REFUSED
+from tests.contract.cases import REFUSED
 from tests.contract.subjects import applied
 
 
@@ -43,12 +43,3 @@ def first_steps() -> Sequence[type[Method]]:
     for kind in METHODS:
         found.setdefault(kind if (kind, "conv") in REFUSED else marks(applied(kind, "conv")), kind)
     return [kind for kind in found.values() if kind is not None]
-
-
-@cache
-def second_steps() -> Sequence[type[Method]]:
-    """One method for each way to take up what a first step left: by base classes, accepted roles and statistics."""
-    found: dict[Hashable, type[Method]] = {}
-    for kind, case in CASES.items():
-        found.setdefault((kind.__bases__, case.accepts, case.needs), kind)
-    return list(found.values())

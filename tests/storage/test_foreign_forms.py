@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import kogata
+from kogata.cli import app
 from kogata.coding.plane import Plane
 from kogata.engines import OnnxRuntime
 from kogata.errors import FileFormatError, UsageError
@@ -142,6 +145,20 @@ def test_two_classes_of_one_tag_are_not_stored() -> None:
 def test_a_class_without_a_tag_of_its_own_is_not_taken(forms: tuple[type[Form], ...], path: Path) -> None:
     with pytest.raises(UsageError, match="has the TAG"):
         read_file(path, forms=forms)
+
+
+def test_commands_take_it_by_name(path: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    named = ["--form", f"{__name__}:Steps"]
+    shown = CliRunner().invoke(app, ["inspect", str(path), "--json", *named])
+    assert shown.exit_code == 0, shown.output
+    assert "steps" in json.loads(shown.stdout)["layers"][0]["form"]
+    assert CliRunner().invoke(app, ["unpack", str(path), "-o", str(weights), *named]).exit_code == 0
+    assert weights.exists()
+    with pytest.raises(FileFormatError, match=rf"--form {__name__}:Steps"):
+        CliRunner().invoke(app, ["inspect", str(path)], catch_exceptions=False)
+    with pytest.raises(UsageError, match="expected a subclass of"):
+        CliRunner().invoke(app, ["inspect", str(path), "--form", "torch.nn:Linear"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("wrong", ["acme:Steps", nn.Linear, RoundToNearest(bits=4)])
