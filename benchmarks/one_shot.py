@@ -30,7 +30,7 @@ from benchmarks import harness
 from benchmarks.harness import Row
 from benchmarks.spine import optional, resident
 from kogata.calibration.gather import gather
-from kogata.calibration.prepare import prepare
+from kogata.calibration.prepare import first_job
 from kogata.calibration.stats import Stats
 from kogata.job import Task, Where
 from kogata.methods import GPTQ, OBS, MagnitudePruning, RoundToNearest, SparseGPT
@@ -126,7 +126,7 @@ class Sentences:
 
 def encoded(dense: nn.Module, task: Task, method: WeightMethod) -> tuple[nn.Module, float]:
     """The model with all encoder layers compressed, and the time of encoding relative to the calibration pass."""
-    job = prepare(dense, task).within(Where(layers=("encoder.*",)))
+    job = first_job(dense, task).within(Where(layers=("encoder.*",)))
     model, encoding, started = surgery.clone(job.model), 0.0, time.perf_counter()
     with closing(gather(job, dict.fromkeys(selected_sites(job), method.needs), model)) as gathered:
         for site, found in gathered:
