@@ -27,9 +27,8 @@ class Stat(StrEnum):
     CROSS = "cross"  # YᵀX / rows, where Y are the inputs in the net before the method, X those in the net it has changed so far
     FISHER = "fisher"  # mean over samples of the squared gradient of each weight
     GRADIENT = "gradient"  # mean over samples of gᵀg, g the gradient of the layer's outputs
-    SENSITIVITY = (
-        "sensitivity"  # mean over samples of g² at one output, summed over its positions, for labels of the model's own
-    )
+    # mean over samples of g² at one output, summed over its positions, for labels drawn from the model
+    SENSITIVITY = "sensitivity"
 
 
 INPUTS = frozenset({Stat.SQUARE, Stat.GRAM, Stat.CROSS})

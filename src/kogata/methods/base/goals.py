@@ -22,9 +22,8 @@ log = logging.getLogger("kogata")
 
 NEAR = 0.99  # share of a budget that a file should at least use
 AIM = 0.995  # share of a budget that the next pass tries to use
-MOST = (
-    6  # passes for a budget of bytes: it takes three, but for files of a few kB, whose size is no smooth function of the slope
-)
+# Passes for a budget of bytes. Three are enough but for files of a few kB, whose size is no smooth function of the slope.
+MOST = 6
 ENOUGH = 0.7  # share of the allowed drop that need not be improved
 DROP_PASSES = 5
 
