@@ -34,7 +34,7 @@ from kogata.methods import GPTQ, Half
 from kogata.methods.base.compose import chain, only
 from kogata.system.atomic import writing
 
-MINUTES = 25
+MINUTES = 60
 SEED = 0
 RUNS = harness.runs("rate")
 SHARES = (4, 6, 8, 10, 12, 14, 16, 20, 25, 30, 40, 60)  # budgets: the dense file over these
