@@ -20,7 +20,7 @@ import importlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -41,7 +41,6 @@ from kogata.network import surgery
 from kogata.recipes.recipe import open_recipe
 from kogata.storage.load import load
 from kogata.storage.write import save
-from kogata.system.atomic import writing
 from kogata.tasks.batches import Batches
 from kogata.tasks.data import named_folder
 from kogata.tasks.taskfile import open_task
@@ -181,23 +180,16 @@ CASES: Mapping[str, Opened] = {
 }
 
 
-def measured(case: str, data: Path | None) -> list[Row]:
-    """The rows of one case, measured unless they are stored already."""
-    kept = RUNS / f"{case.replace(', ', '-').replace(' ', '-')}.json"
-    if not kept.exists():
-        rows = rows_of(case, CASES[case](data))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with writing(kept) as file:
-            file.write(json.dumps([asdict(row) for row in rows]).encode())
-    return [Row(**row) for row in json.loads(kept.read_bytes())]
-
-
 def main() -> int:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of cifar10.tar.xz and photos/; default: $KOGATA_DATA")
     data: Path | None = parser.parse_args().data
-    return harness.run("half_vectors", [row for case in CASES for row in measured(case, data)], [SEED])
+    rows = list[Row]()
+    for case, opened in CASES.items():
+        path = RUNS / f"{case.replace(', ', '-').replace(' ', '-')}.json"
+        rows += harness.kept(path, lambda case=case, opened=opened: rows_of(case, opened(data)))
+    return harness.run("half_vectors", rows, [SEED])
 
 
 if __name__ == "__main__":

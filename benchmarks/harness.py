@@ -5,7 +5,7 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.provenance import ROOT, Code
+from kogata.system.atomic import writing
 from kogata.system.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,6 +89,16 @@ def runs(name: str) -> Path:
     Each state of the code that the benchmark depends on has its own, so that no result is put together from several.
     """
     return ROOT / "runs" / name / CODE.digest(name)[:12]
+
+
+def kept(path: Path, measure: Callable[[], Sequence[Row]]) -> list[Row]:
+    """The rows of one case, measured unless they are in the file ``path`` already."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = measure()
+        with writing(path) as file:
+            file.write(json.dumps([asdict(row) for row in rows]).encode())
+    return [Row(**row) for row in json.loads(path.read_bytes())]
 
 
 def run(name: str, rows: list[Row], seeds: Sequence[int]) -> int:

@@ -1,9 +1,9 @@
 """Rounding to a budget of bytes, without training: bytes of the whole file against the score, beside GPTQ at fixed bits.
 
 ``rate-obs`` gets calibration data only. Every file is written by ``compress``, engine graph and header included, and read back;
-scores are on test data. GPTQ rounds to 3 to 6 bits in groups of 64; both store vectors in half precision. For each net, the
-smallest file of each method that loses at most half a point is compared. Bytes of weights alone, as papers count them, stand
-beside.
+scores are on test data. GPTQ rounds to 3 to 6 bits, in groups of 32, 64 or whole rows: twelve files, as many as the budgets
+give. Both store vectors in half precision. For each net, the smallest file of each method that loses at most half a point is
+compared. Bytes of weights alone, as papers count them, stand beside.
 
 Twelve budgets from 1/4 to 1/60 of the dense file show whether files land within 1 % below them, and whether the predicted loss
 orders the files as the measured one does: the divergence (KL) from the dense model on held-out inputs, which the methods do not
@@ -16,9 +16,7 @@ and ``photos/``; EfficientNet-Lite0 needs the packages that ``half_vectors`` nam
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -32,13 +30,12 @@ from kogata.flow import Result
 from kogata.job import Where
 from kogata.methods import GPTQ, Half
 from kogata.methods.base.compose import chain, only
-from kogata.system.atomic import writing
 
 MINUTES = 60
 SEED = 0
 RUNS = harness.runs("rate")
 SHARES = (4, 6, 8, 10, 12, 14, 16, 20, 25, 30, 40, 60)  # budgets: the dense file over these
-BITS = (3, 4, 5, 6)
+TWINS = [GPTQ(bits=bits, group=group) for bits in (3, 4, 5, 6) for group in (32, 64, None)]  # as many as SHARES
 LOST = 0.5  # points of the score that the smallest file may lose
 NETS: Mapping[str, Callable[[Path | None], Subject]] = {
     "cifar-resnet20": partial(built_in, "cifar-resnet20"),
@@ -49,12 +46,19 @@ SMALL = {"2.7MB": 0.3, "2.2MB": 1.0}  # budgets for EfficientNet-Lite0, and the 
 SECONDS = 60.0  # for a budget of EfficientNet-Lite0
 
 
-def compressed(subject: Subject, size: str | None, bits: int = 0) -> Result:
-    """The net in a file of ``size``, or with weights of ``bits`` by GPTQ."""
-    if size is not None:
-        return kogata.compress(subject.model, subject.task, bytes=size, seed=SEED)
-    gptq = chain(GPTQ(bits=bits, group=64), only(Half(), Where(vectors=True)))
-    return kogata.compress(subject.model, subject.task, gptq, seed=SEED)
+def budgeted(subject: Subject, size: str) -> Result:
+    """The net in a file of ``size``."""
+    return kogata.compress(subject.model, subject.task, bytes=size, seed=SEED)
+
+
+def rounded(subject: Subject, gptq: GPTQ) -> Result:
+    """The net with weights rounded by GPTQ, and vectors in half precision as ``budgeted`` has them."""
+    return kogata.compress(subject.model, subject.task, chain(gptq, only(Half(), Where(vectors=True))), seed=SEED)
+
+
+def words(gptq: GPTQ) -> str:
+    """The case of a twin."""
+    return f"GPTQ {gptq.bits} bits, {'whole rows' if gptq.group is None else f'groups of {gptq.group}'}"
 
 
 def lost(result: Result) -> float:
@@ -76,12 +80,12 @@ def predicted(result: Result) -> float:
 
 
 def rows_of_net(net: str, data: Path | None) -> list[Row]:
-    """Twelve budgets and four numbers of bits on one net."""
+    """Twelve budgets and twelve twins on one net."""
     subject = NETS[net](data)
     dense_NC = log_probabilities(subject.model, subject.inputs)
     rows, files, told, found = list[Row](), list[tuple[int, float]](), list[float](), list[float]()
     for share in SHARES:
-        result = compressed(subject, f"1/{share}")
+        result = budgeted(subject, f"1/{share}")
         size, limit = result.report.compressed.bytes, result.report.dense.bytes // share
         files.append((size, lost(result)))
         told.append(predicted(result))
@@ -99,10 +103,10 @@ def rows_of_net(net: str, data: Path | None) -> list[Row]:
         Row(net, "rank correlation of predicted loss and divergence", ranks(told, found), "", 0.9, ">="),
     ]
     twins = list[tuple[int, float]]()
-    for bits in BITS:
-        result = compressed(subject, None, bits)
+    for twin in TWINS:
+        result = rounded(subject, twin)
         twins.append((result.report.compressed.bytes, lost(result)))
-        case = f"{net}, GPTQ {bits} bits"
+        case = f"{net}, {words(twin)}"
         rows += [
             Row(case, "file", twins[-1][0], "bytes"), Row(case, "weights alone", weight_bytes(result), "bytes"),
             Row(case, "points lost", twins[-1][1], "points"),
@@ -114,11 +118,11 @@ def rows_of_net(net: str, data: Path | None) -> list[Row]:
 
 
 def rows_of_lite0(data: Path | None) -> list[Row]:
-    """EfficientNet-Lite0 with ImageNet weights, at two budgets, and GPTQ at four bits."""
+    """EfficientNet-Lite0 with ImageNet weights, at two budgets, and GPTQ at 3 to 5 bits in groups of 64."""
     subject = lite0(data)
     rows = list[Row]()
     for size, points in SMALL.items():
-        result = compressed(subject, size)
+        result = budgeted(subject, size)
         seconds = sum(step.seconds for step in result.report.steps)
         case = f"EfficientNet-Lite0, {size}"
         rows += [
@@ -127,12 +131,11 @@ def rows_of_lite0(data: Path | None) -> list[Row]:
             Row(case, "points lost", lost(result), "points", points, "<="),
             Row(case, "time of compression", seconds, "s", SECONDS, "<="),
         ]
-    result = compressed(subject, None, 4)
-    return [
-        *rows,
-        Row("EfficientNet-Lite0, GPTQ 4 bits", "file", result.report.compressed.bytes, "bytes"),
-        Row("EfficientNet-Lite0, GPTQ 4 bits", "points lost", lost(result), "points"),
-    ]
+    for twin in (GPTQ(bits=bits, group=64) for bits in (3, 4, 5)):
+        result = rounded(subject, twin)
+        case = f"EfficientNet-Lite0, {words(twin)}"
+        rows += [Row(case, "file", result.report.compressed.bytes, "bytes"), Row(case, "points lost", lost(result), "points")]
+    return rows
 
 
 def ranks(one: Sequence[float], other: Sequence[float]) -> float:
@@ -147,23 +150,13 @@ CASES: Mapping[str, Callable[[Path | None], list[Row]]] = {
 }
 
 
-def measured(case: str, data: Path | None) -> list[Row]:
-    """The rows of one case, measured unless they are stored already."""
-    kept = RUNS / f"{case}.json"
-    if not kept.exists():
-        rows = CASES[case](data)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with writing(kept) as file:
-            file.write(json.dumps([asdict(row) for row in rows]).encode())
-    return [Row(**row) for row in json.loads(kept.read_bytes())]
-
-
 def main() -> int:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder of mnist/, cifar10.tar.xz and photos/; default: $KOGATA_DATA")
     data: Path | None = parser.parse_args().data
-    return harness.run("rate", [row for case in CASES for row in measured(case, data)], [SEED])
+    rows = [row for case, rows_of in CASES.items() for row in harness.kept(RUNS / f"{case}.json", partial(rows_of, data))]
+    return harness.run("rate", rows, [SEED])
 
 
 if __name__ == "__main__":
